@@ -1,0 +1,54 @@
+// One fixed-size event, as a producer thread writes it into its ring and the collector reads it.
+// Plain data: copied by value, no constructor, 32 bytes so that two share a cache line.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+namespace pertoken {
+
+enum class RecordType : uint8_t { kSpan, kStepBegin, kStepEnd, kCommit, kRowValid };
+
+enum class StepKind : uint8_t { kPrefill, kDecode, kVerify, kDraft, kMixed, kOther };
+inline constexpr int kStepKinds = 6;
+
+inline constexpr uint32_t kNone32 = 0xFFFFFFFFu;  // no step, no generation, unknown length
+inline constexpr uint32_t kSiteMask = 0x00FFFFFFu;
+
+// Bits of a step's detail word (low 24 bits of `tag` in kStepBegin and kStepEnd).
+inline constexpr uint32_t kStepKindMask = 0xFFu;
+inline constexpr uint32_t kStepMaskUnread = 1u << 8;  // a padding mask was there, not readable here
+inline constexpr uint32_t kStepFailed = 1u << 9;      // forward raised
+inline constexpr uint32_t kStepBare = 1u << 10;       // no other span began inside
+
+// In kCommit: the numbers are those of all rows together, not of each.
+inline constexpr uint32_t kCommitTotal = 1u << 0;
+
+// Meaning of the fields by type:
+//              start_ticks  end_ticks                 low 24 of tag  seq         parent_seq  step
+//   kSpan      begin        end                       site           own         enclosing   its step
+//   kStepBegin begin        rows << 32 | query_len    kind | flags   generation  past        own
+//   kStepEnd   end          0                         flags          0           0           own
+//   kCommit    tokens       tokens now                flags          0           0           which
+//              before
+//   kRowValid  row          valid tokens of the row   0              0           0           which
+struct Record {
+  uint64_t start_ticks;
+  uint64_t end_ticks;
+  uint32_t tag;  // RecordType << 24 | detail
+  uint32_t seq;
+  uint32_t parent_seq;
+  uint32_t step;
+
+  RecordType type() const noexcept { return static_cast<RecordType>(tag >> 24); }
+  uint32_t detail() const noexcept { return tag & kSiteMask; }
+};
+
+constexpr uint32_t make_tag(RecordType type, uint32_t detail) noexcept {
+  return static_cast<uint32_t>(type) << 24 | (detail & kSiteMask);
+}
+
+static_assert(sizeof(Record) == 32);
+static_assert(std::is_trivially_copyable_v<Record>);
+
+}  // namespace pertoken

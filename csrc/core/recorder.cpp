@@ -1,0 +1,331 @@
+#include "core/recorder.h"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+
+namespace pertoken {
+
+namespace {
+
+// Never destroyed: threads may end, and records arrive, while the process is being torn down.
+struct Registry {
+  std::mutex mutex;
+  std::array<Recorder*, kMaxRecorders> recorders{};
+  uint64_t last_uid = 0;
+};
+
+Registry& registry() {
+  static Registry* const instance = new Registry;
+  return *instance;
+}
+
+// The 64-bit number nearest to `reference` whose low half is `low`.
+int64_t widen(int64_t reference, uint32_t low) {
+  return reference + static_cast<int32_t>(low - static_cast<uint32_t>(reference));
+}
+
+constexpr std::chrono::milliseconds kShortestWait{1};
+// At three million records a second, more than Python can call, a ring of 65,536 fills in 21 ms.
+constexpr std::chrono::milliseconds kLongestWait{20};
+
+}  // namespace
+
+// A forked child has none of our threads, but a copy of every mutex as it was. Holding them over
+// the fork leaves the child's copies usable; its recorders are switched off for good.
+struct ForkHandlers {
+  static void prepare() {
+    registry().mutex.lock();
+    for (Recorder* recorder : registry().recorders) {
+      if (recorder != nullptr) recorder->mutex_.lock();
+    }
+  }
+  static void in_parent() {
+    for (Recorder* recorder : registry().recorders) {
+      if (recorder != nullptr) recorder->mutex_.unlock();
+    }
+    registry().mutex.unlock();
+  }
+  static void in_child() {
+    for (Recorder* recorder : registry().recorders) {
+      if (recorder == nullptr) continue;
+      recorder->active_.store(false, std::memory_order_relaxed);
+      recorder->in_forked_child_ = true;
+      recorder->mutex_.unlock();
+    }
+    registry().mutex.unlock();
+  }
+  static void install() {
+    static const int installed = pthread_atfork(prepare, in_parent, in_child);
+    static_cast<void>(installed);
+  }
+};
+
+std::shared_ptr<Recorder> Recorder::create(const RecorderOptions& options) {
+  ForkHandlers::install();
+  Registry& all = registry();
+  const std::lock_guard lock(all.mutex);
+  const auto free_slot = std::find(all.recorders.begin(), all.recorders.end(), nullptr);
+  if (free_slot == all.recorders.end()) return nullptr;
+  const int slot = static_cast<int>(free_slot - all.recorders.begin());
+  // In a forked child the drain thread does not exist and its condition variable may count a
+  // waiter that never leaves: destroying it would hang, so the child lets it be.
+  std::shared_ptr<Recorder> recorder(new Recorder(options, slot, ++all.last_uid),
+                                     [](Recorder* dead) {
+                                       if (!dead->in_forked_child_) delete dead;
+                                     });
+  *free_slot = recorder.get();
+  return recorder;
+}
+
+Recorder::Recorder(const RecorderOptions& options, int slot, uint64_t uid)
+    : options_(options), slot_(slot), uid_(uid), store_(options.store_limit_bytes) {}
+
+Recorder::~Recorder() {
+  stop();
+  if (thread_.joinable()) thread_.join();
+  const std::lock_guard lock(registry().mutex);
+  registry().recorders[static_cast<size_t>(slot_)] = nullptr;
+}
+
+Recorder* Recorder::at(int slot) noexcept {
+  return registry().recorders[static_cast<size_t>(slot)];
+}
+
+void Recorder::start() {
+  if (in_forked_child_) return;
+  std::thread finished;
+  {
+    const std::lock_guard lock(mutex_);
+    if (active()) return;
+    finished = std::move(thread_);
+  }
+  if (finished.joinable()) finished.join();
+  const std::lock_guard lock(mutex_);
+  clock_.sample();
+  stopping_ = false;
+  thread_ = std::thread([this] { run(); });
+  active_.store(true, std::memory_order_relaxed);
+}
+
+void Recorder::stop() noexcept {
+  active_.store(false, std::memory_order_relaxed);
+  if (in_forked_child_) return;
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  wake_.notify_all();
+}
+
+ThreadBuffer* Recorder::attach_thread() noexcept {
+  ThreadState* state = ensure_thread_state();
+  if (state == nullptr || in_forked_child_) {
+    unattached_.fetch_add(1, std::memory_order_relaxed);
+    return nullptr;
+  }
+  try {
+    const std::lock_guard lock(mutex_);
+    const auto track = static_cast<int32_t>(tracks_.size());
+    auto buffer = std::make_unique<ThreadBuffer>(options_.ring_capacity, track, system_thread_id(),
+                                                 system_thread_name());
+    tracks_.push_back({track, buffer->tid, buffer->name});
+    progress_.emplace_back();
+    buffers_.push_back(std::move(buffer));
+    state->entries[slot_] = {uid_, buffers_.back().get()};
+    return buffers_.back().get();
+  } catch (...) {
+    unattached_.fetch_add(1, std::memory_order_relaxed);
+    return nullptr;
+  }
+}
+
+void Recorder::detach_thread(ThreadState* state) noexcept {
+  const std::lock_guard lock(registry().mutex);
+  for (int slot = 0; slot < kMaxRecorders; ++slot) {
+    const ThreadState::Entry& entry = state->entries[slot];
+    const Recorder* recorder = registry().recorders[static_cast<size_t>(slot)];
+    if (recorder == nullptr || recorder->uid_ != entry.recorder_uid) continue;
+    // Pairs with the acquire load in drain_locked(): the last pushes come before it.
+    entry.buffer->thread_exited.store(true, std::memory_order_release);
+  }
+}
+
+void Recorder::run() noexcept {
+  pthread_setname_np(pthread_self(), "pertoken-drain");
+  std::chrono::microseconds wait = kLongestWait;
+  std::unique_lock lock(mutex_);
+  while (true) {
+    const bool last_round = stopping_;
+    size_t fullest = 0;
+    try {
+      fullest = drain_locked();
+      clock_.sample();
+    } catch (...) {
+      ++collector_faults_;
+    }
+    if (last_round) return;
+    // Come back when a ring that fills as fast as the fullest one did would be a quarter full.
+    const size_t quarter = options_.ring_capacity / 4;
+    wait = std::clamp<std::chrono::microseconds>(wait * quarter / std::max<size_t>(fullest, 1),
+                                                 kShortestWait, kLongestWait);
+    wake_.wait_for(lock, wait, [this] { return stopping_; });
+  }
+}
+
+void Recorder::drain() {
+  const std::lock_guard lock(mutex_);
+  drain_locked();
+}
+
+// The rate moves by parts in a million: for durations, once a second is more than enough.
+void Recorder::refresh_rate_locked() {
+  constexpr double kRefreshNs = 1e9;
+  const uint64_t now = now_ticks();
+  if (static_cast<double>(now - rate_ticks_) * ns_per_tick_ < kRefreshNs && rate_ticks_ != 0) return;
+  rate_ticks_ = now;
+  clock_.trim(store_.oldest_ticks(now));
+  ns_per_tick_ = 1e9 / clock_.map().ticks_per_second();
+}
+
+// Returns the largest number of records that one buffer held.
+size_t Recorder::drain_locked() {
+  refresh_rate_locked();
+  size_t fullest = 0;
+  for (size_t i = 0; i < buffers_.size();) {
+    ThreadBuffer& buffer = *buffers_[i];
+    // Pairs with the release store in detach_thread(); read before the ring, so that an exited
+    // thread's ring is empty for good once it is drained.
+    const bool exited = buffer.thread_exited.load(std::memory_order_acquire);
+    fullest = std::max(fullest, drain_buffer_locked(buffer));
+    if (!exited) {
+      ++i;
+      continue;
+    }
+    dropped_by_gone_threads_ += buffer.dropped.load(std::memory_order_relaxed);
+    store_.close_track(buffer.track);
+    buffers_.erase(buffers_.begin() + static_cast<std::ptrdiff_t>(i));
+  }
+  store_.evict();
+  return fullest;
+}
+
+size_t Recorder::drain_buffer_locked(ThreadBuffer& buffer) {
+  size_t drained = 0;
+  // Bounded, so that one busy thread cannot keep the collector from the others.
+  while (drained < buffer.ring.capacity()) {
+    const std::span<const Record> records = buffer.ring.readable();
+    if (records.empty()) break;
+    size_t done = 0;
+    try {
+      for (; done < records.size(); ++done) collect(records[done], buffer.track);
+    } catch (...) {
+      ++collector_faults_;
+    }
+    // A record that could not be stored is lost and counted; the rest of its batch is not.
+    buffer.ring.release(std::min(done + 1, records.size()));
+    drained += records.size();
+    if (drained % 16384 < records.size()) store_.evict();
+  }
+  return drained;
+}
+
+void Recorder::collect(const Record& record, int32_t track) {
+  TrackProgress& progress = progress_[static_cast<size_t>(track)];
+  const int64_t step =
+      record.step == kNone32 ? kNoStep : (last_step_ = widen(last_step_, record.step));
+  switch (record.type()) {
+    case RecordType::kSpan: {
+      const int64_t seq = progress.last_seq = widen(progress.last_seq, record.seq);
+      const int64_t parent_seq =
+          record.parent_seq == 0 ? 0 : seq - static_cast<uint32_t>(record.seq - record.parent_seq);
+      const uint64_t dur_ticks = record.end_ticks - record.start_ticks;
+      store_.add_span(
+          {record.start_ticks, dur_ticks, seq, parent_seq, step, record.detail(), track});
+      const uint8_t kind = step == kNoStep             ? kOutsideSteps
+                           : step == progress.step     ? progress.kind
+                                                       : static_cast<uint8_t>(StepKind::kOther);
+      aggregates_.add_span(record.detail(), kind, to_ns(dur_ticks));
+      break;
+    }
+    case RecordType::kStepBegin: {
+      const auto kind = static_cast<StepKind>(record.detail() & kStepKindMask);
+      progress.step = step;
+      progress.kind = static_cast<uint8_t>(kind);
+      const auto rows = static_cast<uint32_t>(record.end_ticks >> 32);
+      const auto query_len = static_cast<uint32_t>(record.end_ticks);
+      aggregates_.add_step_begin(kind, rows, query_len);
+      if (StepRow* row = store_.step(step)) {
+        row->start_ticks = record.start_ticks;
+        row->rows = rows;
+        row->query_len = query_len;
+        row->past = record.parent_seq;
+        row->generation = record.seq;
+        row->track = track;
+        row->detail = record.detail();
+        row->begun = true;
+      }
+      break;
+    }
+    case RecordType::kStepEnd: {
+      StepRow* row = store_.step(step);
+      if (row == nullptr || !row->begun) break;
+      row->end_ticks = record.start_ticks;
+      row->detail |= record.detail() & (kStepFailed | kStepBare);
+      aggregates_.add_step_end(static_cast<StepKind>(row->detail & kStepKindMask),
+                               to_ns(row->end_ticks - row->start_ticks),
+                               (record.detail() & kStepFailed) != 0);
+      break;
+    }
+    case RecordType::kCommit:
+      if (StepRow* row = store_.step(step)) {
+        row->committed = static_cast<uint32_t>(record.end_ticks);
+        row->committed_before = static_cast<uint32_t>(record.start_ticks);
+        row->committed_is_total = (record.detail() & kCommitTotal) != 0;
+      }
+      break;
+    case RecordType::kRowValid:
+      store_.add_row_valid({step, static_cast<uint32_t>(record.start_ticks),
+                            static_cast<uint32_t>(record.end_ticks)});
+      break;
+  }
+}
+
+RecorderSnapshot Recorder::snapshot() {
+  const std::lock_guard lock(mutex_);
+  drain_locked();
+  RecorderSnapshot snapshot;
+  snapshot.clock = clock_.map();
+  snapshot.store = store_.snapshot();
+  snapshot.tracks = tracks_;
+  snapshot.losses.records_dropped =
+      dropped_by_gone_threads_ + unattached_.load(std::memory_order_relaxed);
+  for (const auto& buffer : buffers_) {
+    snapshot.losses.records_dropped += buffer->dropped.load(std::memory_order_relaxed);
+  }
+  snapshot.losses.recording_faults = faults_.load(std::memory_order_relaxed);
+  snapshot.losses.collector_faults = collector_faults_;
+  snapshot.losses.spans_evicted = store_.spans_evicted();
+  snapshot.losses.steps_evicted = store_.steps_evicted();
+  return snapshot;
+}
+
+AggregateSnapshot Recorder::totals() {
+  const std::lock_guard lock(mutex_);
+  drain_locked();
+  return aggregates_.snapshot();
+}
+
+int64_t Recorder::first_step() {
+  const std::lock_guard lock(mutex_);
+  return store_.first_step();
+}
+
+size_t Recorder::store_bytes() {
+  const std::lock_guard lock(mutex_);
+  return store_.bytes();
+}
+
+}  // namespace pertoken

@@ -1,0 +1,141 @@
+// A recorder: the native side of one recording. Producers (model threads) push records through
+// their thread buffers; one drain thread moves them into the trace store and the aggregates.
+// Everything here but `active`, `next_step` and `buffer()` is cold.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/aggregates.h"
+#include "core/clock_calibrator.h"
+#include "core/thread_buffer.h"
+#include "core/trace_store.h"
+
+namespace pertoken {
+
+struct RecorderOptions {
+  size_t store_limit_bytes = size_t{256} << 20;
+  size_t ring_capacity = size_t{1} << 16;  // records a thread
+};
+
+struct TrackInfo {
+  int32_t track;
+  int64_t tid;
+  std::string name;
+};
+
+struct RecorderLosses {
+  uint64_t records_dropped = 0;   // rings that were full, threads that could not be attached
+  uint64_t recording_faults = 0;  // on the model's threads: see count_fault()
+  uint64_t collector_faults = 0;  // records lost to a fault in the drain thread
+  uint64_t spans_evicted = 0;
+  uint64_t steps_evicted = 0;
+};
+
+struct RecorderSnapshot {
+  StoreSnapshot store;
+  ClockMap clock;
+  std::vector<TrackInfo> tracks;
+  RecorderLosses losses;
+};
+
+class Recorder {
+ public:
+  // Takes one of kMaxRecorders slots; nullptr when all are taken.
+  static std::shared_ptr<Recorder> create(const RecorderOptions& options);
+  ~Recorder();
+  Recorder(const Recorder&) = delete;
+  Recorder& operator=(const Recorder&) = delete;
+
+  // Hot: one relaxed load. Pairs with nothing: a record more or less round start() and stop() is
+  // harmless, since rings outlive both.
+  bool active() const noexcept { return active_.load(std::memory_order_relaxed); }
+
+  // Hot: the calling thread's buffer, or nullptr when it cannot have one (counted).
+  ThreadBuffer* buffer() noexcept {
+    ThreadState* state = tls_thread_state;
+    if (state != nullptr) [[likely]] {
+      const ThreadState::Entry& entry = state->entries[slot_];
+      if (entry.recorder_uid == uid_) [[likely]] return entry.buffer;
+    }
+    return attach_thread();
+  }
+
+  // A part of a record could not be found out and was left out or -1.
+  void count_fault() noexcept { faults_.fetch_add(1, std::memory_order_relaxed); }
+
+  // Hot: numbers the steps of the recording. Relaxed: only uniqueness matters.
+  uint32_t next_step() noexcept { return next_step_.fetch_add(1, std::memory_order_relaxed); }
+
+  void start();
+  // Returns as soon as nothing more is recorded; what is in the rings is drained behind.
+  void stop() noexcept;
+  // Moves everything pushed so far into the store.
+  void drain();
+  RecorderSnapshot snapshot();
+  AggregateSnapshot totals();
+  int64_t first_step();
+  size_t store_bytes();
+  int slot() const noexcept { return slot_; }
+  uint64_t uid() const noexcept { return uid_; }
+
+  // The recorder in a slot, or nullptr. Under the registry's mutex or the GIL only.
+  static Recorder* at(int slot) noexcept;
+  // Called in a thread that ends.
+  static void detach_thread(ThreadState* state) noexcept;
+
+ private:
+  friend struct ForkHandlers;
+
+  // How far the collector is in a track.
+  struct TrackProgress {
+    int64_t last_seq = 0;
+    int64_t step = kNoStep;  // the last one begun on this track, and its kind
+    uint8_t kind = static_cast<uint8_t>(StepKind::kOther);
+  };
+
+  Recorder(const RecorderOptions& options, int slot, uint64_t uid);
+  ThreadBuffer* attach_thread() noexcept;
+  void run() noexcept;
+  void refresh_rate_locked();
+  size_t drain_locked();
+  size_t drain_buffer_locked(ThreadBuffer& buffer);
+  void collect(const Record& record, int32_t track);
+  uint64_t to_ns(uint64_t dur_ticks) const noexcept {
+    return static_cast<uint64_t>(static_cast<double>(dur_ticks) * ns_per_tick_);
+  }
+
+  const RecorderOptions options_;
+  const int slot_;
+  const uint64_t uid_;
+  std::atomic<bool> active_{false};
+  std::atomic<uint32_t> next_step_{0};
+  std::atomic<uint64_t> faults_{0};      // a statistic
+  std::atomic<uint64_t> unattached_{0};  // records of threads without a buffer; a statistic
+  bool in_forked_child_ = false;         // written by the child's only thread
+
+  std::mutex mutex_;  // guards everything below; never taken on the hot path
+  std::vector<std::unique_ptr<ThreadBuffer>> buffers_;
+  std::vector<TrackInfo> tracks_;
+  std::vector<TrackProgress> progress_;  // by track
+  int64_t last_step_ = 0;                // the reference for widening step numbers
+  uint64_t dropped_by_gone_threads_ = 0;
+  uint64_t collector_faults_ = 0;
+  TraceStore store_;
+  Aggregates aggregates_;
+  ClockCalibrator clock_;
+  double ns_per_tick_ = 1.0;
+  uint64_t rate_ticks_ = 0;  // when ns_per_tick_ was read
+
+  std::condition_variable wake_;
+  bool stopping_ = false;
+  std::thread thread_;
+};
+
+}  // namespace pertoken

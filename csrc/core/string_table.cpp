@@ -1,0 +1,42 @@
+#include "core/string_table.h"
+
+#include <deque>
+#include <mutex>
+#include <unordered_map>
+
+namespace pertoken {
+
+namespace {
+
+struct StringTable {
+  std::mutex mutex;
+  std::deque<SiteName> names;  // a deque, so that the keys below stay where they are
+  std::unordered_map<std::string_view, uint32_t> codes[3];
+};
+
+StringTable& table() {
+  static StringTable* const instance = new StringTable;
+  return *instance;
+}
+
+}  // namespace
+
+uint32_t intern_site(SiteCategory category, std::string_view name) {
+  StringTable& strings = table();
+  const std::lock_guard lock(strings.mutex);
+  auto& codes = strings.codes[static_cast<size_t>(category)];
+  if (strings.names.size() >= kMaxSites && !codes.contains(name)) name = "(other)";
+  if (const auto known = codes.find(name); known != codes.end()) return known->second;
+  const auto code = static_cast<uint32_t>(strings.names.size());
+  strings.names.push_back({category, std::string(name)});
+  codes.emplace(strings.names.back().name, code);
+  return code;
+}
+
+std::vector<SiteName> site_names() {
+  StringTable& strings = table();
+  const std::lock_guard lock(strings.mutex);
+  return {strings.names.begin(), strings.names.end()};
+}
+
+}  // namespace pertoken

@@ -1,0 +1,29 @@
+// The names of sites, interned once a process and shared by all recorders. A name is interned when
+// a module is instrumented or a region is made, never on the hot path, which carries its code.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace pertoken {
+
+enum class SiteCategory : uint8_t { kModule, kRegion, kGenerate };
+
+struct SiteName {
+  SiteCategory category;
+  std::string name;
+};
+
+// The code of (category, name). Codes are dense from 0. Once kMaxSites names are held, further ones
+// share the code of "(other)", so that names made up at run time cannot fill the memory.
+// Throws std::bad_alloc.
+uint32_t intern_site(SiteCategory category, std::string_view name);
+
+inline constexpr uint32_t kMaxSites = 1u << 17;
+
+// All names, by code.
+std::vector<SiteName> site_names();
+
+}  // namespace pertoken

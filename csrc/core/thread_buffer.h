@@ -1,0 +1,76 @@
+// What one thread holds for one recorder: its ring and its open span and step. The thread finds it
+// through one thread-local pointer; the recorder owns it and frees it once the thread is gone and
+// the ring is drained.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <string>
+
+#include "core/record.h"
+#include "core/spsc_ring.h"
+
+namespace pertoken {
+
+inline constexpr int kMaxRecorders = 8;  // at once, in one process
+
+struct ThreadBuffer {
+  ThreadBuffer(size_t capacity, int32_t track_number, int64_t system_tid, std::string thread_name)
+      : ring(capacity), track(track_number), tid(system_tid), name(std::move(thread_name)) {}
+
+  SpscRing<Record> ring;
+
+  // The owning thread only.
+  uint32_t open_seq = 0;  // innermost open span, 0 when none
+  uint32_t open_step = kNone32;
+
+  // Written by the owning thread, read by the collector; a statistic, so relaxed on both sides.
+  std::atomic<uint64_t> dropped{0};
+  // Release by the exiting thread, acquire by the collector before it frees the buffer.
+  std::atomic<bool> thread_exited{false};
+
+  const int32_t track;
+  const int64_t tid;
+  const std::string name;
+
+  void push(const Record& record) noexcept {
+    if (!ring.try_push(record)) [[unlikely]] {
+      dropped.store(dropped.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+    }
+  }
+};
+
+// One a thread, shared by all recorders. Allocated the first time a thread records.
+struct ThreadState {
+  explicit ThreadState(uint64_t number) : uid(number) {}
+
+  struct Entry {
+    uint64_t recorder_uid = 0;  // 0 matches no recorder
+    ThreadBuffer* buffer = nullptr;
+  };
+  Entry entries[kMaxRecorders];
+  const uint64_t uid;     // never 0, never used again
+  uint32_t last_seq = 0;  // span numbers of this thread, common to all recorders; 0 is never used
+
+  uint32_t next_seq() noexcept {
+    if (++last_seq == 0) [[unlikely]] last_seq = 1;
+    return last_seq;
+  }
+};
+
+// Initial-exec: one load from the thread pointer instead of a call. The variable is eight bytes,
+// which fits the reserve that glibc keeps for libraries loaded at run time.
+#if defined(__GLIBC__) && defined(__GNUC__)
+#define PERTOKEN_TLS_MODEL __attribute__((tls_model("initial-exec")))
+#else
+#define PERTOKEN_TLS_MODEL
+#endif
+extern thread_local constinit ThreadState* tls_thread_state PERTOKEN_TLS_MODEL;
+
+// The calling thread's state, made on first use; nullptr when there is no memory. Cold.
+ThreadState* ensure_thread_state() noexcept;
+
+int64_t system_thread_id() noexcept;
+std::string system_thread_name();
+
+}  // namespace pertoken

@@ -1,0 +1,171 @@
+#include "core/trace_store.h"
+
+#include <algorithm>
+
+namespace pertoken {
+
+SpanChunk::SpanChunk(int32_t track, uint32_t capacity)
+    : track_(track), capacity_(capacity), rows_(new Row[capacity]) {}
+
+bool SpanChunk::try_append(const StoredSpan& span) {
+  if (size_ == capacity_) return false;
+  if (size_ == 0) {
+    base_seq_ = span.seq;
+    base_step_ = span.step == kNoStep ? 0 : span.step;
+  } else if (base_step_ == 0 && last_step_ == kNoStep && span.step != kNoStep) {
+    base_step_ = span.step;  // the first span of the chunk that belongs to a step
+  }
+  const int64_t seq_delta = span.seq - base_seq_;
+  const int64_t step_delta = span.step == kNoStep ? kNoStepDelta : span.step - base_step_;
+  if (seq_delta != static_cast<int32_t>(seq_delta)) return false;
+  if (step_delta != static_cast<int32_t>(step_delta)) return false;
+
+  // A record names its parent by 32 bits, so the two are less than 2^32 apart.
+  const uint32_t parent_distance =
+      span.parent_seq == 0 ? 0 : static_cast<uint32_t>(span.seq - span.parent_seq);
+  if (span.dur_ticks >= kLong) long_durations_.emplace(size_, span.dur_ticks);
+  rows_[size_] = Row{span.start_ticks,
+                     static_cast<uint32_t>(std::min<uint64_t>(span.dur_ticks, kLong)),
+                     span.site,
+                     static_cast<int32_t>(seq_delta),
+                     parent_distance,
+                     static_cast<int32_t>(step_delta)};
+  ++size_;
+  last_step_ = std::max(last_step_, span.step);
+  if (span.step != kNoStep) earliest_step_ = std::min(earliest_step_, span.step);
+  return true;
+}
+
+StoredSpan SpanChunk::at(uint32_t index) const {
+  const Row& row = rows_[index];
+  StoredSpan span{};
+  span.start_ticks = row.start_ticks;
+  span.dur_ticks = row.dur_ticks == kLong ? long_durations_.at(index) : row.dur_ticks;
+  span.seq = base_seq_ + row.seq_delta;
+  span.parent_seq = row.parent_distance == 0 ? 0 : span.seq - row.parent_distance;
+  span.step = row.step_delta == kNoStepDelta ? kNoStep : base_step_ + row.step_delta;
+  span.site = row.site;
+  span.track = track_;
+  return span;
+}
+
+std::shared_ptr<const SpanChunk> SpanChunk::copy() const {
+  auto chunk = std::make_shared<SpanChunk>(track_, size_);
+  std::copy_n(rows_.get(), size_, chunk->rows_.get());
+  chunk->size_ = size_;
+  chunk->base_seq_ = base_seq_;
+  chunk->base_step_ = base_step_;
+  chunk->last_step_ = last_step_;
+  chunk->earliest_step_ = earliest_step_;
+  chunk->long_durations_ = long_durations_;
+  return chunk;
+}
+
+size_t SpanChunk::bytes() const { return sizeof(SpanChunk) + size_t{capacity_} * sizeof(Row); }
+
+void TraceStore::add_span(const StoredSpan& span) {
+  if (span.step != kNoStep && span.step < first_step_) {
+    ++spans_dropped_;
+    return;
+  }
+  std::shared_ptr<SpanChunk>& open = open_chunks_[span.track];
+  if (open != nullptr && open->try_append(span)) return;
+  const uint32_t capacity =
+      open == nullptr ? kMinChunkRows : std::min(open->capacity() * 2, kMaxChunkRows);
+  auto chunk = std::make_shared<SpanChunk>(span.track, capacity);
+  chunk->try_append(span);
+  chunks_.push_back(chunk);
+  bytes_ += chunk->bytes();
+  open = std::move(chunk);
+}
+
+StepRow* TraceStore::step(int64_t number) {
+  if (number < first_step_) return nullptr;
+  while (first_step_ + static_cast<int64_t>(steps_.size()) <= number) {
+    StepRow& row = steps_.emplace_back();
+    row.step = first_step_ + static_cast<int64_t>(steps_.size()) - 1;
+    bytes_ += sizeof(StepRow);
+  }
+  return &steps_[static_cast<size_t>(number - first_step_)];
+}
+
+void TraceStore::add_row_valid(const RowValid& row) {
+  if (row.step < first_step_) return;
+  row_valid_.push_back(row);
+  bytes_ += sizeof(RowValid);
+}
+
+void TraceStore::evict() {
+  while (bytes_ > limit_bytes_ && !chunks_.empty()) {
+    evict_steps_below(chunks_.front()->last_step() + 1);
+    drop_front_chunk();
+    while (!chunks_.empty() && chunks_.front()->last_step() != kNoStep &&
+           chunks_.front()->last_step() < first_step_) {
+      drop_front_chunk();
+    }
+  }
+}
+
+void TraceStore::evict_steps_below(int64_t first) {
+  while (first_step_ < first && !steps_.empty()) {
+    if (steps_.front().begun) ++steps_evicted_;
+    steps_.pop_front();
+    bytes_ -= sizeof(StepRow);
+    ++first_step_;
+  }
+  first_step_ = std::max(first_step_, first);
+  while (!row_valid_.empty() && row_valid_.front().step < first_step_) {
+    row_valid_.pop_front();
+    bytes_ -= sizeof(RowValid);
+  }
+}
+
+void TraceStore::drop_front_chunk() {
+  const std::shared_ptr<SpanChunk> chunk = std::move(chunks_.front());
+  chunks_.pop_front();
+  bytes_ -= chunk->bytes();
+  spans_dropped_ += chunk->size();
+  const auto open = open_chunks_.find(chunk->track());
+  if (open != open_chunks_.end() && open->second == chunk) open_chunks_.erase(open);
+}
+
+StoreSnapshot TraceStore::snapshot() const {
+  StoreSnapshot snapshot;
+  snapshot.first_step = first_step_;
+  snapshot.chunks.reserve(chunks_.size());
+  for (const auto& chunk : chunks_) {
+    const auto open = open_chunks_.find(chunk->track());
+    const bool still_written = open != open_chunks_.end() && open->second == chunk;
+    snapshot.chunks.push_back(still_written ? chunk->copy() : chunk);
+  }
+  snapshot.steps.assign(steps_.begin(), steps_.end());
+  snapshot.row_valid.assign(row_valid_.begin(), row_valid_.end());
+  return snapshot;
+}
+
+uint64_t TraceStore::spans_evicted() const {
+  uint64_t count = spans_dropped_;
+  for (const auto& chunk : chunks_) {
+    if (!chunk->holds_steps_below(first_step_)) continue;
+    for (uint32_t i = 0; i < chunk->size(); ++i) {
+      const int64_t step = chunk->at(i).step;
+      if (step != kNoStep && step < first_step_) ++count;
+    }
+  }
+  return count;
+}
+
+uint64_t TraceStore::oldest_ticks(uint64_t otherwise) const {
+  uint64_t oldest = otherwise;
+  if (!steps_.empty() && steps_.front().begun) {
+    oldest = std::min(oldest, steps_.front().start_ticks);
+  }
+  // A chunk is in order of completion, so its first span need not have begun first; the spans
+  // that enclose it are at most as old as the store is deep, and the clock keeps a margin.
+  for (const auto& chunk : chunks_) {
+    if (chunk->size() > 0) oldest = std::min(oldest, chunk->at(0).start_ticks);
+  }
+  return oldest;
+}
+
+}  // namespace pertoken

@@ -1,0 +1,144 @@
+// The last steps of a recording, whole, within a limit in bytes. Written by the collector, read by
+// snapshots, both under the recorder's mutex; full chunks are immutable and shared with snapshots.
+//
+// Spans are kept in chunks, one track a chunk, 28 bytes a span. When the limit is passed, the
+// oldest chunk goes and with it every step that has a span in it, so that what is left is whole.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <limits>
+#include <memory>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "core/record.h"
+
+namespace pertoken {
+
+inline constexpr int64_t kNoStep = -1;
+
+// A span with its numbers widened to 64 bits. `seq` counts the spans of its track from 1.
+struct StoredSpan {
+  uint64_t start_ticks;
+  uint64_t dur_ticks;
+  int64_t seq;
+  int64_t parent_seq;  // 0 when none
+  int64_t step;        // kNoStep when outside any
+  uint32_t site;
+  int32_t track;
+};
+
+class SpanChunk {
+ public:
+  SpanChunk(int32_t track, uint32_t capacity);
+
+  // False when the chunk is full or a number lies too far from the chunk's own to be packed.
+  bool try_append(const StoredSpan& span);
+  StoredSpan at(uint32_t index) const;
+  // A copy that shares nothing with this chunk, as large as its contents.
+  std::shared_ptr<const SpanChunk> copy() const;
+
+  uint32_t size() const { return size_; }
+  uint32_t capacity() const { return capacity_; }
+  int32_t track() const { return track_; }
+  int64_t last_step() const { return last_step_; }  // the highest step in it, kNoStep when none
+  bool holds_steps_below(int64_t step) const { return earliest_step_ < step; }
+  size_t bytes() const;
+
+ private:
+  static constexpr uint32_t kLong = std::numeric_limits<uint32_t>::max();
+  static constexpr int32_t kNoStepDelta = std::numeric_limits<int32_t>::min();
+
+  struct Row {
+    uint64_t start_ticks;
+    uint32_t dur_ticks;  // kLong: in long_durations_
+    uint32_t site;
+    int32_t seq_delta;         // from base_seq_
+    uint32_t parent_distance;  // seq - parent_seq, 0 when none
+    int32_t step_delta;        // from base_step_
+  } __attribute__((packed));
+  static_assert(sizeof(Row) == 28);
+
+  const int32_t track_;
+  const uint32_t capacity_;
+  uint32_t size_ = 0;
+  int64_t base_seq_ = 0;
+  int64_t base_step_ = 0;
+  int64_t last_step_ = kNoStep;
+  int64_t earliest_step_ = std::numeric_limits<int64_t>::max();
+  std::unique_ptr<Row[]> rows_;
+  std::unordered_map<uint32_t, uint64_t> long_durations_;  // over 2^32 ticks, about a second
+};
+
+struct StepRow {
+  uint64_t start_ticks = 0;
+  uint64_t end_ticks = 0;  // 0 while it runs
+  int64_t step = 0;
+  uint32_t rows = kNone32;
+  uint32_t query_len = kNone32;
+  uint32_t past = kNone32;
+  uint32_t committed = kNone32;  // tokens: of each row, or of all when committed_is_total
+  uint32_t committed_before = 0;  // tokens of each row, by earlier steps of the generation
+  uint32_t generation = kNone32;
+  int32_t track = -1;
+  uint32_t detail = static_cast<uint32_t>(StepKind::kOther);  // kind and flags, see record.h
+  bool committed_is_total = false;
+  bool begun = false;  // false: only a gap in the numbers
+};
+
+struct RowValid {
+  int64_t step;
+  uint32_t row;
+  uint32_t valid_tokens;
+};
+
+struct StoreSnapshot {
+  std::vector<std::shared_ptr<const SpanChunk>> chunks;
+  std::vector<StepRow> steps;
+  std::vector<RowValid> row_valid;
+  int64_t first_step = 0;  // steps below it are gone, and so are their spans
+};
+
+class TraceStore {
+ public:
+  explicit TraceStore(size_t limit_bytes) : limit_bytes_(limit_bytes) {}
+
+  void add_span(const StoredSpan& span);
+  // The row of a step, made when it is new; nullptr when the step was evicted already.
+  StepRow* step(int64_t number);
+  void add_row_valid(const RowValid& row);
+  // No more spans of this track will come.
+  void close_track(int32_t track) { open_chunks_.erase(track); }
+  // Drops the oldest whole steps until the store fits its limit.
+  void evict();
+
+  StoreSnapshot snapshot() const;
+  size_t bytes() const { return bytes_; }
+  int64_t first_step() const { return first_step_; }
+  uint64_t steps_evicted() const { return steps_evicted_; }
+  // Spans that were stored and are no longer part of a snapshot.
+  uint64_t spans_evicted() const;
+  // The start of the oldest span or step still held; `otherwise` when there is none.
+  uint64_t oldest_ticks(uint64_t otherwise) const;
+
+ private:
+  static constexpr uint32_t kMinChunkRows = 256;
+  static constexpr uint32_t kMaxChunkRows = 8192;
+
+  void evict_steps_below(int64_t first);
+  void drop_front_chunk();
+
+  const size_t limit_bytes_;
+  size_t bytes_ = 0;
+  int64_t first_step_ = 0;
+  uint64_t steps_evicted_ = 0;
+  uint64_t spans_dropped_ = 0;  // in chunks that are gone, or on arrival
+  std::deque<std::shared_ptr<SpanChunk>> chunks_;  // oldest first
+  std::unordered_map<int32_t, std::shared_ptr<SpanChunk>> open_chunks_;  // by track
+  std::deque<StepRow> steps_;                                            // first_step_ and on
+  std::deque<RowValid> row_valid_;
+};
+
+}  // namespace pertoken
