@@ -1,0 +1,41 @@
+// How this module was built: `_native.build_info()`, read by `pertoken doctor` and by the metadata
+// of every profile. Called off the hot path, under the GIL.
+#include <pybind11/pybind11.h>
+
+#include "bindings/build_info.h"
+#include "bindings/module.h"
+
+namespace py = pybind11;
+
+namespace pertoken::bindings {
+namespace {
+
+py::dict build_info() {
+  py::dict info;
+  info["pertoken"] = kVersion;
+  info["compiler"] = kCompiler;
+  info["compiler_version"] = kCompilerVersion;
+  info["cxx_standard"] = py::int_(__cplusplus);
+  info["cmake"] = kCmakeVersion;
+  info["build_type"] = kBuildType;
+  info["system"] = kTargetSystem;
+  info["arch"] = kTargetArch;
+  info["python"] = PY_VERSION;
+  info["pybind11"] = kPybind11Version;
+  info["sanitizers"] = kSanitizers;
+  info["cuda_setting"] = kCudaSetting;
+  info["cuda_compiler"] = kNvccVersion;
+  info["cuda_reason"] = kCudaReason;
+  info["cuda_kernels"] = "none in this version";
+  return info;
+}
+
+}  // namespace
+
+void bind_build(py::module_& m) {
+  m.def("build_info", &build_info,
+        "How this module was built: a new dict of strings; `cxx_standard` is an int "
+        "(the value of __cplusplus). `cuda_reason` is empty when the CUDA compiler worked.");
+}
+
+}  // namespace pertoken::bindings

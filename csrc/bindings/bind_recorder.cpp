@@ -1,0 +1,122 @@
+// The recorder as Python sees it, and the types that stand on the hot path.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "bindings/module.h"
+#include "bindings/scope.h"
+#include "bindings/snapshot_columns.h"
+#include "bindings/span_call.h"
+#include "core/recorder.h"
+#include "core/string_table.h"
+
+namespace pertoken::bindings {
+
+namespace py = pybind11;
+
+namespace {
+
+std::shared_ptr<Recorder> make_recorder(size_t store_limit_bytes, size_t ring_capacity) {
+  std::shared_ptr<Recorder> recorder =
+      Recorder::create({.store_limit_bytes = store_limit_bytes, .ring_capacity = ring_capacity});
+  if (recorder == nullptr) {
+    throw std::runtime_error("at most " + std::to_string(kMaxRecorders) +
+                             " recordings can exist at once in a process; drop one first");
+  }
+  return recorder;
+}
+
+py::dict histogram_dict(const ExpHistogram& histogram) {
+  py::dict result;
+  result["count"] = histogram.count();
+  result["sum"] = histogram.sum();
+  result["min"] = histogram.min();
+  result["max"] = histogram.max();
+  result["p50"] = histogram.quantile(0.5);
+  result["p90"] = histogram.quantile(0.9);
+  result["p99"] = histogram.quantile(0.99);
+  return result;
+}
+
+// Rows of (kind, ...) with the kind as its number.
+py::dict totals(Recorder& recorder) {
+  AggregateSnapshot snapshot;
+  {
+    const py::gil_scoped_release unlocked;
+    snapshot = recorder.totals();
+  }
+  py::list steps;
+  for (int kind = 0; kind < kStepKinds; ++kind) {
+    const StepTotals& totals = snapshot.steps[static_cast<size_t>(kind)];
+    if (totals.begun == 0) continue;
+    py::dict row;
+    row["kind"] = kind;
+    row["begun"] = totals.begun;
+    row["failed"] = totals.failed;
+    row["rows"] = totals.rows;
+    row["tokens_in"] = totals.tokens_in;
+    row["wall_ns"] = histogram_dict(totals.wall_ns);
+    steps.append(row);
+  }
+  py::list sites;
+  for (const SiteTotals& totals : snapshot.sites) {
+    sites.append(py::make_tuple(totals.site, static_cast<int>(totals.kind),
+                                histogram_dict(totals.dur_ns)));
+  }
+  py::dict result;
+  result["steps"] = steps;
+  result["sites"] = sites;
+  return result;
+}
+
+}  // namespace
+
+Recorder* recorder_of(PyObject* object) {
+  try {
+    return py::cast<Recorder*>(py::handle(object));
+  } catch (const py::cast_error&) {
+    PyErr_SetString(PyExc_TypeError, "not a Recorder");
+    return nullptr;
+  }
+}
+
+void bind_recorder(py::module_& m) {
+  py::class_<Recorder, std::shared_ptr<Recorder>>(m, "Recorder")
+      .def(py::init(&make_recorder), py::arg("store_limit_bytes"), py::arg("ring_capacity"))
+      .def("start", &Recorder::start, py::call_guard<py::gil_scoped_release>())
+      .def("stop", &Recorder::stop, py::call_guard<py::gil_scoped_release>())
+      .def("drain", &Recorder::drain, py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("active", &Recorder::active)
+      .def_property_readonly("first_step", &Recorder::first_step)
+      .def_property_readonly("store_bytes", &Recorder::store_bytes)
+      .def("totals", &totals)
+      .def(
+          "snapshot",
+          [](Recorder& recorder, uint64_t origin_ticks, const py::array_t<uint64_t>& marks) {
+            RecorderSnapshot snapshot;
+            {
+              const py::gil_scoped_release unlocked;
+              snapshot = recorder.snapshot();
+            }
+            return snapshot_columns(snapshot, origin_ticks, marks);
+          },
+          py::arg("origin_ticks"), py::arg("marks"));
+  m.def(
+      "intern_module", [](const std::string& name) { return intern_site(SiteCategory::kModule, name); },
+      py::arg("name"));
+  m.def("site_names", [] {
+    py::list names;
+    for (const SiteName& site : site_names()) {
+      names.append(py::make_tuple(static_cast<int>(site.category), site.name));
+    }
+    return names;
+  });
+  m.def("unix_time_ns", &unix_time_ns);
+  m.attr("MAX_RECORDERS") = kMaxRecorders;
+  if (!add_scope_types(m.ptr()) || !add_span_call_type(m.ptr()) || !add_root_call_type(m.ptr()) ||
+      !add_generation_types(m.ptr()) || !add_method_call_type(m.ptr())) {
+    throw py::error_already_set();
+  }
+}
+
+}  // namespace pertoken::bindings

@@ -1,0 +1,55 @@
+// How far one generate() call is: what the root wrapper needs to name a step without asking
+// anybody. Made by Python at the entry of generate(), held in a context variable of the recording,
+// so that threads and tasks that generate at once do not meet. All under the GIL.
+//
+// The thread's time inside generate() is covered without a hole: a region for the whole call, and
+// in it, by turns, gaps (logits processing, sampling, stopping) and the steps.
+#pragma once
+
+#include <Python.h>
+
+#include <cstdint>
+
+#include "core/recorder.h"
+
+namespace pertoken::bindings {
+
+struct GenerationState {
+  PyObject_HEAD
+  PyObject* owner;
+  Recorder* recorder;
+  uint32_t generation;  // its number in the recording
+  uint32_t depth;       // 0: the outermost; deeper ones draft for it
+  bool fresh_cache;     // no cache was handed in, so the first step starts from nothing
+
+  uint32_t steps;
+  uint32_t commits;
+  uint32_t tokens;  // committed a row, so far
+  uint32_t last_step;
+  int64_t prompt_len;       // tokens in the cache at the first commit, -1 unknown
+  int64_t past;             // tokens in the cache before the next step, -1 unknown
+  int64_t last_past;        // and before the last one
+  int64_t last_query_len;
+  int64_t last_keep;
+  bool last_had_cache;
+
+  uint64_t last_end_ticks;      // of the last step
+  uint64_t first_commit_ticks;  // the end of the step that committed first, 0 none yet
+
+  uint64_t thread_uid;  // where the region and the gap are open, 0 when they are not
+  uint32_t region_seq;
+  uint32_t region_parent_seq;
+  uint32_t outer_seq;  // what was open on the thread before
+  uint32_t gap_seq;
+  uint64_t region_start_ticks;
+  uint64_t gap_start_ticks;
+};
+
+extern PyTypeObject* generation_state_type;
+
+// Called by the root wrapper at the border of a gap and a step, on any thread; does nothing where
+// the region is not open on this one.
+void close_gap(GenerationState& state, ThreadBuffer& buffer, uint64_t now, uint32_t next_step);
+void open_gap(GenerationState& state, ThreadBuffer& buffer, uint64_t now);
+
+}  // namespace pertoken::bindings

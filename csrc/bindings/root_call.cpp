@@ -1,0 +1,289 @@
+// The root's wrapper: times the forward as a span and describes it as a step. Under the GIL, on
+// the model's thread, once a step. It may cost a microsecond; it may not raise, block or disturb.
+#include <Python.h>
+#include <structmember.h>
+
+#include <cstddef>
+#include <new>
+
+#include "bindings/generation_state.h"
+#include "bindings/span_call.h"
+#include "bindings/step_inputs.h"
+
+namespace pertoken::bindings {
+
+namespace {
+
+struct RootCall {
+  SpanCall base;  // first, so that span_call_* work on it
+  PyObject* generation_var;
+  PyObject* request_hook;  // request object -> the number of its generation in this recording
+  ForwardSignature* signature;
+};
+
+struct StepPlan {
+  StepKind kind = StepKind::kOther;
+  int64_t rows = -1;
+  int64_t query_len = -1;
+  int64_t past = -1;
+  int64_t keep = 0;
+  bool has_cache = false;
+  uint32_t generation = kNone32;
+  uint32_t flags = 0;
+};
+
+uint32_t narrow(int64_t value) {
+  return value < 0 || value >= static_cast<int64_t>(kNone32) ? kNone32
+                                                             : static_cast<uint32_t>(value);
+}
+
+// Inside generate() its progress tells what the shapes do not: a chunk of the prefill that looks
+// like a decode, a draft on the root itself, a decode without a cache.
+StepKind kind_in_generation(const GenerationState& state, const StepPlan& plan) {
+  if (state.depth > 0) return StepKind::kDraft;
+  if (state.commits == 0) return StepKind::kPrefill;
+  if (plan.query_len == 1 || !plan.has_cache) return StepKind::kDecode;
+  return StepKind::kVerify;
+}
+
+// Outside, by the cache and the shapes alone, and only where they leave no doubt.
+StepKind kind_by_cache(const StepPlan& plan, bool asks_for_cache) {
+  if (!plan.has_cache) return asks_for_cache ? StepKind::kPrefill : StepKind::kOther;
+  if (plan.past == 0) return StepKind::kPrefill;
+  if (plan.past < 0) return StepKind::kOther;
+  if (plan.query_len == 1) return StepKind::kDecode;
+  return plan.keep > 1 && plan.keep == plan.query_len ? StepKind::kVerify : StepKind::kOther;
+}
+
+StepPlan plan_step(const RootCall& call, const GenerationState* state, PyObject* args,
+                   PyObject* kwargs) {
+  StepPlan plan;
+  bool failed = false;
+  const ForwardSignature& signature = *call.signature;
+  const InputShape shape = input_shape(signature, args, kwargs, failed);
+  plan.rows = shape.rows;
+  plan.query_len = shape.query_len;
+  plan.keep = integer_argument(signature.find(ArgumentRole::kKeep, args, kwargs), 0);
+  PyObject* cache = signature.find(ArgumentRole::kCache, args, kwargs);
+  plan.has_cache = cache != nullptr;
+  if (state != nullptr) {
+    plan.generation = state->generation;
+    if (state->steps == 0 && !state->fresh_cache && cache != nullptr) {
+      plan.past = cache_length(cache, failed);
+    } else {
+      plan.past = cache == nullptr ? 0 : state->past;
+    }
+    plan.kind = kind_in_generation(*state, plan);
+  } else {
+    if (cache != nullptr) {
+      plan.past = cache_length(cache, failed);
+    } else if (!signature.takes_first_positional) {
+      plan.past = 0;
+    }
+    const bool asks_for_cache =
+        signature.find(ArgumentRole::kUseCache, args, kwargs) == Py_True;
+    plan.kind = kind_by_cache(plan, asks_for_cache);
+  }
+  if (failed) call.base.recorder->count_fault();
+  return plan;
+}
+
+// The generation that stands for a request without generate(), asked for once and then kept.
+uint32_t request_generation(const RootCall& call, Scope* request) {
+  ScopeEntry& entry = request->entries[call.base.recorder->slot()];
+  if (entry.uid != call.base.recorder->uid()) {
+    entry.uid = call.base.recorder->uid();
+    PyObject* number = PyObject_CallOneArg(call.request_hook, request->owner);
+    if (number == nullptr) {
+      PyErr_Clear();
+      call.base.recorder->count_fault();
+    }
+    entry.generation = narrow(integer_argument(number, -1));
+    Py_XDECREF(number);
+  }
+  return entry.generation;
+}
+
+// What the padding mask says of each row. Inside generate() only the prefill is asked: padding
+// stays what it was.
+void push_padding(StepPlan& plan, PyObject* mask, ThreadBuffer& buffer,
+                  uint32_t step) {
+  std::vector<uint32_t> valid;
+  if (valid_tokens(mask, plan.rows, valid) != MaskReading::kRead) {
+    plan.flags |= kStepMaskUnread;
+    return;
+  }
+  for (uint32_t row = 0; row < valid.size(); ++row) {
+    buffer.push({row, valid[row], make_tag(RecordType::kRowValid, 0), 0, 0, step});
+  }
+}
+
+void note_step(GenerationState& state, const StepPlan& plan, uint32_t step) {
+  ++state.steps;
+  state.last_step = step;
+  state.last_past = plan.past;
+  state.last_query_len = plan.query_len;
+  state.last_keep = plan.keep;
+  state.last_had_cache = plan.has_cache;
+  const bool known = plan.past >= 0 && plan.query_len >= 0;
+  state.past = known ? plan.past + plan.query_len : -1;
+}
+
+PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyObject* kwargs,
+                    ThreadBuffer& buffer) {
+  Recorder& recorder = *call.base.recorder;
+  Scope* scope = current_scope();
+  StepPlan plan = plan_step(call, state, args, kwargs);
+  if (state == nullptr && scope != nullptr && scope->request != nullptr) {
+    plan.generation = request_generation(call, scope->request);
+  }
+  if (scope != nullptr && scope->step != nullptr) {
+    const uint32_t step = begin_step_region(scope->step, recorder, buffer, narrow(plan.query_len),
+                                            narrow(plan.past), plan.generation);
+    const uint32_t parent = buffer.open_seq != 0 ? buffer.open_seq : enclosing(recorder).seq;
+    return timed_call(call.base.inner, args, kwargs, recorder, buffer, call.base.site, parent,
+                      step);
+  }
+
+  const uint32_t step = recorder.next_step();
+  PyObject* mask = state == nullptr || state->commits == 0
+                       ? call.signature->find(ArgumentRole::kMask, args, kwargs)
+                       : nullptr;
+  if (mask != nullptr && plan.rows > 0) push_padding(plan, mask, buffer, step);
+
+  const uint64_t start_ticks = now_ticks();
+  buffer.push({start_ticks, uint64_t{narrow(plan.rows)} << 32 | narrow(plan.query_len),
+               make_tag(RecordType::kStepBegin, static_cast<uint32_t>(plan.kind) | plan.flags),
+               plan.generation, narrow(plan.past), step});
+  if (state != nullptr) close_gap(*state, buffer, start_ticks, step);
+  const uint32_t outer_seq = buffer.open_seq;
+  const uint32_t parent_seq = outer_seq != 0 ? outer_seq : enclosing(recorder).seq;
+  const uint32_t seq = tls_thread_state->next_seq();
+  buffer.open_seq = seq;
+  buffer.open_step = step;
+  PyObject* result = call_inner(call.base.inner, args, kwargs);
+  const uint64_t end_ticks = now_ticks();
+  buffer.open_seq = outer_seq;
+  buffer.open_step = kNone32;
+  if (recorder.active()) {
+    buffer.push({start_ticks, end_ticks, make_tag(RecordType::kSpan, call.base.site), seq,
+                 parent_seq, step});
+    const uint32_t flags = (result == nullptr ? kStepFailed : 0) |
+                           (tls_thread_state->last_seq == seq ? kStepBare : 0);
+    buffer.push({end_ticks, 0, make_tag(RecordType::kStepEnd, flags), 0, 0, step});
+  }
+  if (state != nullptr) {
+    note_step(*state, plan, step);
+    state->last_end_ticks = end_ticks;
+    open_gap(*state, buffer, end_ticks);
+  }
+  return result;
+}
+
+PyObject* root_call(PyObject* self, PyObject* args, PyObject* kwargs) {
+  auto& call = *reinterpret_cast<RootCall*>(self);
+  Recorder& recorder = *call.base.recorder;
+  ThreadBuffer* buffer = recorder.active() ? recorder.buffer() : nullptr;
+  // A root inside a root's forward, by recursion, is one more span of that step.
+  if (buffer == nullptr || buffer->open_step != kNone32) return span_call(self, args, kwargs);
+
+  PyObject* value = nullptr;
+  if (PyContextVar_Get(call.generation_var, nullptr, &value) < 0) PyErr_Clear();
+  GenerationState* state = nullptr;
+  if (value != nullptr && Py_IS_TYPE(value, generation_state_type)) {
+    state = reinterpret_cast<GenerationState*>(value);
+  }
+  PyObject* result = call_step(call, state, args, kwargs, *buffer);
+  Py_XDECREF(value);
+  return result;
+}
+
+int root_init(PyObject* self, PyObject* args, PyObject*) {
+  PyObject* inner = nullptr;
+  PyObject* recorder = nullptr;
+  PyObject* generation_var = nullptr;
+  PyObject* request_hook = nullptr;
+  PyObject* places = nullptr;  // a list of (role, keyword, position)
+  unsigned int site = 0;
+  int takes_first_positional = 0;
+  if (!PyArg_ParseTuple(args, "OOIOOO!p:RootCall", &inner, &recorder, &site, &generation_var,
+                        &request_hook, &PyList_Type, &places, &takes_first_positional)) {
+    return -1;
+  }
+  auto& call = *reinterpret_cast<RootCall*>(self);
+  if (span_call_init(&call.base, inner, recorder, site) < 0) return -1;
+  call.generation_var = Py_NewRef(generation_var);
+  call.request_hook = Py_NewRef(request_hook);
+  try {
+    call.signature = new ForwardSignature;
+    call.signature->takes_first_positional = takes_first_positional != 0;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(places); ++i) {
+      int role = 0;
+      int position = -1;
+      PyObject* keyword = nullptr;
+      if (!PyArg_ParseTuple(PyList_GET_ITEM(places, i), "iUi", &role, &keyword, &position)) {
+        return -1;
+      }
+      if (role < 0 || role >= kArgumentRoles) {
+        PyErr_SetString(PyExc_ValueError, "no such argument role");
+        return -1;
+      }
+      call.signature->add(static_cast<ArgumentRole>(role), keyword, position);
+    }
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+    return -1;
+  }
+  return 0;
+}
+
+int root_traverse(PyObject* self, visitproc visit, void* arg) {
+  auto& call = *reinterpret_cast<RootCall*>(self);
+  Py_VISIT(call.generation_var);
+  Py_VISIT(call.request_hook);
+  return span_call_traverse(self, visit, arg);
+}
+
+int root_clear(PyObject* self) {
+  Py_CLEAR(reinterpret_cast<RootCall*>(self)->request_hook);
+  return span_call_clear(self);
+}
+
+void root_dealloc(PyObject* self) {
+  PyObject_GC_UnTrack(self);
+  auto& call = *reinterpret_cast<RootCall*>(self);
+  Py_CLEAR(call.base.inner);
+  Py_CLEAR(call.base.owner);
+  Py_CLEAR(call.generation_var);
+  Py_CLEAR(call.request_hook);
+  delete call.signature;
+  PyTypeObject* type = Py_TYPE(self);
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+PyMemberDef members[] = {
+    {"inner", T_OBJECT, offsetof(RootCall, base.inner), 0, nullptr},
+    {"__wrapped__", T_OBJECT, offsetof(RootCall, base.inner), READONLY, nullptr},
+    {"site", T_UINT, offsetof(RootCall, base.site), READONLY, nullptr},
+    {nullptr, 0, 0, 0, nullptr}};
+
+PyType_Slot slots[] = {{Py_tp_init, reinterpret_cast<void*>(root_init)},
+                       {Py_tp_new, reinterpret_cast<void*>(PyType_GenericNew)},
+                       {Py_tp_dealloc, reinterpret_cast<void*>(root_dealloc)},
+                       {Py_tp_traverse, reinterpret_cast<void*>(root_traverse)},
+                       {Py_tp_clear, reinterpret_cast<void*>(root_clear)},
+                       {Py_tp_call, reinterpret_cast<void*>(root_call)},
+                       {Py_tp_members, members},
+                       {0, nullptr}};
+PyType_Spec spec = {"pertoken._native.RootCall", sizeof(RootCall), 0,
+                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE, slots};
+
+}  // namespace
+
+bool add_root_call_type(PyObject* module) {
+  PyObject* type = PyType_FromSpec(&spec);
+  return type != nullptr && PyModule_AddObject(module, "RootCall", type) == 0;
+}
+
+}  // namespace pertoken::bindings

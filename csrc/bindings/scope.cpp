@@ -1,0 +1,311 @@
+#include "bindings/scope.h"
+
+#include <cstring>
+#include <new>
+
+#include "bindings/span_call.h"
+#include "core/string_table.h"
+
+namespace pertoken::bindings {
+
+namespace {
+
+PyObject* scope_var = nullptr;     // the context variable
+PyTypeObject* scope_type = nullptr;
+int64_t scopes_entered = 0;  // 0 for as long as the user opened none, which spares the look-up
+
+void scope_dealloc(PyObject* self) {
+  auto* scope = reinterpret_cast<Scope*>(self);
+  Py_XDECREF(scope->owner);
+  Py_XDECREF(reinterpret_cast<PyObject*>(scope->outer));
+  PyTypeObject* type = Py_TYPE(self);
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+PyType_Slot scope_slots[] = {{Py_tp_dealloc, reinterpret_cast<void*>(scope_dealloc)}, {0, nullptr}};
+PyType_Spec scope_spec = {"pertoken._native.Scope", sizeof(Scope), 0, Py_TPFLAGS_DEFAULT,
+                          scope_slots};
+
+// What __enter__ is called on: a region, a step or a request as the user wrote it.
+struct Opener {
+  PyObject_HEAD
+  ScopeKind kind;
+  uint32_t site;
+  StepKind step_kind;
+  uint32_t step_rows;
+  uint32_t tokens_committed;
+};
+
+// Makes the scope and sets it in the running context. nullptr with an exception set on failure.
+Scope* enter_scope(Opener* opener) {
+  auto* scope = reinterpret_cast<Scope*>(scope_type->tp_alloc(scope_type, 0));
+  if (scope == nullptr) return nullptr;
+  Scope* outer = current_scope();
+  scope->kind = opener->kind;
+  scope->owner = Py_NewRef(reinterpret_cast<PyObject*>(opener));
+  scope->outer = reinterpret_cast<Scope*>(Py_XNewRef(reinterpret_cast<PyObject*>(outer)));
+  if (outer != nullptr) {
+    scope->region = outer->region;
+    scope->step = outer->step;
+    scope->request = outer->request;
+  }
+  switch (opener->kind) {
+    case ScopeKind::kRegion: scope->region = scope; break;
+    case ScopeKind::kStep: scope->step = scope; break;
+    case ScopeKind::kRequest: scope->request = scope; break;
+  }
+  scope->site = opener->site;
+  scope->step_kind = opener->step_kind;
+  scope->step_rows = opener->step_rows;
+  scope->tokens_committed = opener->tokens_committed;
+  const ThreadState* thread = ensure_thread_state();
+  scope->thread_uid = thread == nullptr ? 0 : thread->uid;
+  PyObject* token = PyContextVar_Set(scope_var, reinterpret_cast<PyObject*>(scope));
+  if (token == nullptr) {
+    Py_DECREF(scope);
+    return nullptr;
+  }
+  Py_DECREF(token);
+  Py_DECREF(scope);  // the context holds it now
+  ++scopes_entered;
+  return scope;
+}
+
+// The scope that this object's innermost entry made, taken out of the running context. A new
+// reference; nullptr when there is none, which happens when __exit__ runs in another context.
+Scope* leave_scope(PyObject* owner) {
+  Scope* scope = current_scope();
+  while (scope != nullptr && scope->owner != owner) scope = scope->outer;
+  if (scope == nullptr) return nullptr;
+  Py_INCREF(scope);
+  PyObject* outer = scope->outer == nullptr ? Py_None : reinterpret_cast<PyObject*>(scope->outer);
+  PyObject* token = PyContextVar_Set(scope_var, outer);
+  if (token == nullptr) PyErr_Clear();
+  Py_XDECREF(token);
+  return scope;
+}
+
+template <typename F>
+void for_each_active(F&& visit) {
+  for (int slot = 0; slot < kMaxRecorders; ++slot) {
+    Recorder* recorder = Recorder::at(slot);
+    if (recorder != nullptr && recorder->active()) visit(slot, *recorder);
+  }
+}
+
+void begin_region(Scope* scope) {
+  if (scope->thread_uid == 0) return;
+  scope->seq = tls_thread_state->next_seq();
+  for_each_active([&](int slot, Recorder& recorder) {
+    ThreadBuffer* buffer = recorder.buffer();
+    if (buffer == nullptr) return;
+    ScopeEntry& entry = scope->entries[slot];
+    entry.uid = recorder.uid();
+    entry.step = buffer->open_step;
+    entry.on_thread = buffer->open_seq != 0;
+    if (entry.on_thread) {
+      entry.parent_seq = entry.saved_seq = buffer->open_seq;
+      buffer->open_seq = scope->seq;
+    } else if (const Scope* outer = scope->outer) {
+      if (outer->region != nullptr && outer->region->thread_uid == scope->thread_uid &&
+          outer->region->entries[slot].uid == entry.uid) {
+        entry.parent_seq = outer->region->seq;
+      }
+      if (outer->step != nullptr && outer->step->entries[slot].uid == entry.uid) {
+        entry.step = outer->step->entries[slot].step;
+      }
+    }
+  });
+  scope->start_ticks = now_ticks();
+}
+
+void end_region(Scope* scope) {
+  const uint64_t end_ticks = now_ticks();
+  // A region that ends on another thread than it began on has no track to lie on.
+  if (tls_thread_state == nullptr || scope->thread_uid != tls_thread_state->uid) return;
+  for_each_active([&](int slot, Recorder& recorder) {
+    const ScopeEntry& entry = scope->entries[slot];
+    ThreadBuffer* buffer = entry.uid == recorder.uid() ? recorder.buffer() : nullptr;
+    if (buffer == nullptr) return;
+    if (entry.on_thread) buffer->open_seq = entry.saved_seq;
+    buffer->push({scope->start_ticks, end_ticks, make_tag(RecordType::kSpan, scope->site),
+                  scope->seq, entry.parent_seq, entry.step});
+  });
+}
+
+void end_step(Scope* scope, bool failed) {
+  const uint64_t end_ticks = now_ticks();
+  bool begun = false;
+  for_each_active([&](int slot, Recorder& recorder) {
+    begun = begun || scope->entries[slot].uid == recorder.uid();
+  });
+  for_each_active([&](int slot, Recorder& recorder) {
+    ThreadBuffer* buffer = recorder.buffer();
+    if (buffer == nullptr) return;
+    // No recorded model ran inside: the region itself is all there is to this step.
+    if (!begun) begin_step_region(scope, recorder, *buffer, kNone32, kNone32, kNone32);
+    const ScopeEntry& entry = scope->entries[slot];
+    if (entry.uid != recorder.uid()) return;
+    buffer->push({end_ticks, 0, make_tag(RecordType::kStepEnd, failed ? kStepFailed : 0), 0, 0,
+                  entry.step});
+    if (scope->tokens_committed == kNone32) return;
+    uint64_t before = 0;
+    if (scope->request != nullptr) {
+      before = scope->request->entries[slot].tokens;
+      scope->request->entries[slot].tokens += scope->tokens_committed;
+    }
+    buffer->push({before, scope->tokens_committed, make_tag(RecordType::kCommit, kCommitTotal), 0, 0,
+                  entry.step});
+  });
+}
+
+PyObject* opener_enter(PyObject* self, PyObject*) {
+  Scope* scope = enter_scope(reinterpret_cast<Opener*>(self));
+  if (scope == nullptr) return nullptr;
+  if (scope->kind == ScopeKind::kRegion) {
+    begin_region(scope);
+  } else {
+    scope->start_ticks = now_ticks();
+  }
+  return Py_NewRef(self);
+}
+
+PyObject* opener_exit(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+  const bool failed = count > 0 && args[0] != Py_None;
+  if (Scope* scope = leave_scope(self)) {
+    if (scope->kind == ScopeKind::kRegion) end_region(scope);
+    if (scope->kind == ScopeKind::kStep) end_step(scope, failed);
+    Py_DECREF(scope);
+  }
+  Py_RETURN_NONE;
+}
+
+int region_init(PyObject* self, PyObject* args, PyObject* kwargs) {
+  static const char* names[] = {"name", nullptr};
+  const char* name = nullptr;
+  Py_ssize_t length = 0;
+  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "s#:span", const_cast<char**>(names), &name,
+                                   &length)) {
+    return -1;
+  }
+  auto* opener = reinterpret_cast<Opener*>(self);
+  opener->kind = ScopeKind::kRegion;
+  try {
+    opener->site = intern_site(SiteCategory::kRegion, {name, static_cast<size_t>(length)});
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+    return -1;
+  }
+  return 0;
+}
+
+int step_init(PyObject* self, PyObject* args, PyObject*) {
+  int kind = 0;
+  long long rows = -1;
+  long long tokens = -1;
+  if (!PyArg_ParseTuple(args, "iLL:StepRegion", &kind, &rows, &tokens)) return -1;
+  auto* opener = reinterpret_cast<Opener*>(self);
+  opener->kind = ScopeKind::kStep;
+  opener->step_kind = static_cast<StepKind>(kind);
+  opener->step_rows = rows < 0 ? kNone32 : static_cast<uint32_t>(rows);
+  opener->tokens_committed = tokens < 0 ? kNone32 : static_cast<uint32_t>(tokens);
+  return 0;
+}
+
+int request_init(PyObject* self, PyObject*, PyObject*) {
+  reinterpret_cast<Opener*>(self)->kind = ScopeKind::kRequest;
+  return 0;
+}
+
+void opener_dealloc(PyObject* self) {
+  PyTypeObject* type = Py_TYPE(self);
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+PyMethodDef opener_methods[] = {
+    {"__enter__", opener_enter, METH_NOARGS, nullptr},
+    {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(opener_exit)),
+     METH_FASTCALL, nullptr},
+    {nullptr, nullptr, 0, nullptr}};
+
+PyObject* current_request(PyObject*, PyObject*) {
+  const Scope* scope = current_scope();
+  if (scope == nullptr || scope->request == nullptr) Py_RETURN_NONE;
+  return Py_NewRef(scope->request->owner);
+}
+
+PyMethodDef module_methods[] = {
+    {"current_request", current_request, METH_NOARGS,
+     "The request object round the running code, or None."},
+    {nullptr, nullptr, 0, nullptr}};
+
+bool add_opener(PyObject* module, const char* qualified, const char* name, initproc init) {
+  PyType_Slot slots[] = {{Py_tp_init, reinterpret_cast<void*>(init)},
+                         {Py_tp_new, reinterpret_cast<void*>(PyType_GenericNew)},
+                         {Py_tp_dealloc, reinterpret_cast<void*>(opener_dealloc)},
+                         {Py_tp_methods, opener_methods},
+                         {0, nullptr}};
+  PyType_Spec spec = {qualified, sizeof(Opener), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+                      slots};
+  PyObject* type = PyType_FromSpec(&spec);
+  if (type == nullptr) return false;
+  return PyModule_AddObject(module, name, type) == 0;
+}
+
+}  // namespace
+
+Scope* current_scope() noexcept {
+  if (scopes_entered == 0) return nullptr;
+  PyObject* value = nullptr;
+  if (PyContextVar_Get(scope_var, nullptr, &value) < 0) {
+    PyErr_Clear();
+    return nullptr;
+  }
+  if (value == nullptr) return nullptr;
+  Py_DECREF(value);  // the context keeps it alive
+  return value == Py_None ? nullptr : reinterpret_cast<Scope*>(value);
+}
+
+Enclosing enclosing(const Recorder& recorder) noexcept {
+  Enclosing result;
+  const Scope* scope = current_scope();
+  if (scope == nullptr) return result;
+  const int slot = recorder.slot();
+  const uint64_t thread_uid = tls_thread_state == nullptr ? 0 : tls_thread_state->uid;
+  if (scope->region != nullptr && scope->region->thread_uid == thread_uid &&
+      scope->region->entries[slot].uid == recorder.uid()) {
+    result.seq = scope->region->seq;
+  }
+  if (scope->step != nullptr && scope->step->entries[slot].uid == recorder.uid()) {
+    result.step = scope->step->entries[slot].step;
+  }
+  return result;
+}
+
+uint32_t begin_step_region(Scope* step, Recorder& recorder, ThreadBuffer& buffer,
+                           uint32_t query_len, uint32_t past, uint32_t generation) noexcept {
+  ScopeEntry& entry = step->entries[recorder.slot()];
+  if (entry.uid != recorder.uid()) {
+    entry.uid = recorder.uid();
+    entry.step = recorder.next_step();
+    const uint64_t lengths = uint64_t{step->step_rows} << 32 | query_len;
+    buffer.push({step->start_ticks, lengths,
+                 make_tag(RecordType::kStepBegin, static_cast<uint32_t>(step->step_kind)),
+                 generation, past, entry.step});
+  }
+  return entry.step;
+}
+
+bool add_scope_types(PyObject* module) {
+  scope_var = PyContextVar_New("pertoken_scope", nullptr);
+  scope_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&scope_spec));
+  return scope_var != nullptr && scope_type != nullptr &&
+         add_opener(module, "pertoken._native.Region", "Region", region_init) &&
+         add_opener(module, "pertoken._native.StepRegion", "StepRegion", step_init) &&
+         add_opener(module, "pertoken._native.RequestRegion", "RequestRegion", request_init) &&
+         PyModule_AddFunctions(module, module_methods) == 0;
+}
+
+}  // namespace pertoken::bindings

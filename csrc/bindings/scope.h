@@ -1,0 +1,64 @@
+// What the user opened round the running code: regions, a step, a request. Scopes live in one
+// context variable, so that asyncio tasks and threads each see their own; a scope is immutable in
+// its links and holds the state of one entry, so that one object can be entered many times.
+// All under the GIL.
+#pragma once
+
+#include <Python.h>
+
+#include <cstdint>
+
+#include "core/recorder.h"
+
+namespace pertoken::bindings {
+
+enum class ScopeKind : uint8_t { kRegion, kStep, kRequest };
+
+// How one scope stands in one recorder. `uid` 0: it has no part in it.
+struct ScopeEntry {
+  uint64_t uid;
+  uint32_t parent_seq;   // region: the enclosing span
+  uint32_t saved_seq;    // region: what was open on the thread, when `on_thread`
+  bool on_thread;        // region: opened inside a synchronous call
+  uint32_t step;         // step: its number here
+  uint32_t generation;   // request: its number here
+  uint32_t tokens;       // request: what its step regions have committed so far
+};
+
+struct Scope {
+  PyObject_HEAD
+  ScopeKind kind;
+  PyObject* owner;  // the object whose __enter__ made it
+  Scope* outer;     // strong, may be null
+  Scope* region;    // nearest enclosing of each kind, itself included; kept alive by `outer`
+  Scope* step;
+  Scope* request;
+  uint64_t thread_uid;  // where it was entered, 0 when that is unknown
+  uint64_t start_ticks;
+  uint32_t seq;   // region
+  uint32_t site;  // region
+  StepKind step_kind;
+  uint32_t step_rows;
+  uint32_t tokens_committed;
+  ScopeEntry entries[kMaxRecorders];
+};
+
+// The innermost scope of the running context, borrowed from it; nullptr when there is none.
+Scope* current_scope() noexcept;
+
+// The span and step that enclose a call which has none open on the calling thread.
+struct Enclosing {
+  uint32_t seq = 0;
+  uint32_t step = kNone32;
+};
+Enclosing enclosing(const Recorder& recorder) noexcept;
+
+// The number of the step region round the running code in this recorder, begun if it has not yet
+// been; kNone32 when there is none. The lengths are those of the forward that asks.
+uint32_t begin_step_region(Scope* step, Recorder& recorder, ThreadBuffer& buffer,
+                           uint32_t query_len, uint32_t past, uint32_t generation) noexcept;
+
+// Adds Region, StepRegion and RequestRegion to the module. Returns false with an exception set.
+bool add_scope_types(PyObject* module);
+
+}  // namespace pertoken::bindings

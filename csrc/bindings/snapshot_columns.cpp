@@ -1,0 +1,171 @@
+#include "bindings/snapshot_columns.h"
+
+#include "core/string_table.h"
+
+namespace pertoken::bindings {
+
+namespace py = pybind11;
+
+namespace {
+
+int64_t widened(uint32_t value) { return value == kNone32 ? -1 : int64_t{value}; }
+
+bool is_held(const StoredSpan& span, int64_t first_step) {
+  return span.step == kNoStep || span.step >= first_step;
+}
+
+py::dict span_columns(const RecorderSnapshot& snapshot, int64_t origin_ns) {
+  const int64_t first_step = snapshot.store.first_step;
+  size_t count = 0;
+  for (const auto& chunk : snapshot.store.chunks) {
+    if (!chunk->holds_steps_below(first_step)) {
+      count += chunk->size();
+      continue;
+    }
+    for (uint32_t i = 0; i < chunk->size(); ++i) count += is_held(chunk->at(i), first_step);
+  }
+  const auto length = static_cast<py::ssize_t>(count);
+  py::array_t<int64_t> ids(length), parents(length), steps(length), starts(length), durs(length);
+  py::array_t<int32_t> sites(length), tracks(length);
+  {
+    auto* id = ids.mutable_data();
+    auto* parent = parents.mutable_data();
+    auto* step = steps.mutable_data();
+    auto* start_ns = starts.mutable_data();
+    auto* dur_ns = durs.mutable_data();
+    auto* site = sites.mutable_data();
+    auto* track = tracks.mutable_data();
+    const py::gil_scoped_release unlocked;
+    size_t at = 0;
+    for (const auto& chunk : snapshot.store.chunks) {
+      for (uint32_t i = 0; i < chunk->size(); ++i) {
+        const StoredSpan span = chunk->at(i);
+        if (!is_held(span, first_step)) continue;
+        const int64_t begin_ns = snapshot.clock.to_ns(span.start_ticks);
+        const int64_t end_ns = snapshot.clock.to_ns(span.start_ticks + span.dur_ticks);
+        id[at] = span_id(span.track, span.seq);
+        parent[at] = span.parent_seq == 0 ? -1 : span_id(span.track, span.parent_seq);
+        step[at] = span.step;
+        start_ns[at] = begin_ns - origin_ns;
+        dur_ns[at] = end_ns - begin_ns;
+        site[at] = static_cast<int32_t>(span.site);
+        track[at] = span.track;
+        ++at;
+      }
+    }
+  }
+  py::dict columns;
+  columns["span"] = ids;
+  columns["parent"] = parents;
+  columns["step"] = steps;
+  columns["site"] = sites;
+  columns["track"] = tracks;
+  columns["start_ns"] = starts;
+  columns["dur_ns"] = durs;
+  return columns;
+}
+
+py::dict step_columns(const RecorderSnapshot& snapshot, int64_t origin_ns) {
+  size_t count = 0;
+  for (const StepRow& row : snapshot.store.steps) count += row.begun;
+  const auto length = static_cast<py::ssize_t>(count);
+  py::dict columns;
+  const auto column = [&](const char* name, auto&& value) {
+    py::array_t<int64_t> array(length);
+    auto* out = array.mutable_data();
+    for (const StepRow& row : snapshot.store.steps) {
+      if (row.begun) *out++ = value(row);
+    }
+    columns[name] = array;
+  };
+  const ClockMap& clock = snapshot.clock;
+  column("step", [](const StepRow& row) { return row.step; });
+  column("generation", [](const StepRow& row) { return widened(row.generation); });
+  column("kind", [](const StepRow& row) { return int64_t{row.detail & kStepKindMask}; });
+  column("failed", [](const StepRow& row) { return int64_t{(row.detail & kStepFailed) != 0}; });
+  column("mask_unread",
+         [](const StepRow& row) { return int64_t{(row.detail & kStepMaskUnread) != 0}; });
+  column("start_ns", [&](const StepRow& row) { return clock.to_ns(row.start_ticks) - origin_ns; });
+  column("wall_ns", [&](const StepRow& row) {
+    return row.end_ticks == 0 ? -1 : clock.to_ns(row.end_ticks) - clock.to_ns(row.start_ticks);
+  });
+  column("rows", [](const StepRow& row) { return widened(row.rows); });
+  column("query_len", [](const StepRow& row) { return widened(row.query_len); });
+  column("past", [](const StepRow& row) { return widened(row.past); });
+  column("committed", [](const StepRow& row) { return widened(row.committed); });
+  column("bare", [](const StepRow& row) { return int64_t{(row.detail & kStepBare) != 0}; });
+  column("committed_before", [](const StepRow& row) { return int64_t{row.committed_before}; });
+  column("committed_is_total",
+         [](const StepRow& row) { return int64_t{row.committed_is_total}; });
+  column("track", [](const StepRow& row) { return int64_t{row.track}; });
+  return columns;
+}
+
+py::dict row_valid_columns(const RecorderSnapshot& snapshot) {
+  const auto length = static_cast<py::ssize_t>(snapshot.store.row_valid.size());
+  py::array_t<int64_t> steps(length), rows(length), valid(length);
+  for (py::ssize_t i = 0; i < length; ++i) {
+    const RowValid& row = snapshot.store.row_valid[static_cast<size_t>(i)];
+    steps.mutable_at(i) = row.step;
+    rows.mutable_at(i) = row.row;
+    valid.mutable_at(i) = row.valid_tokens;
+  }
+  py::dict columns;
+  columns["step"] = steps;
+  columns["row"] = rows;
+  columns["valid_tokens"] = valid;
+  return columns;
+}
+
+py::object error_bound(const ClockMap& clock) {
+  if (clock.error_bound_ns() == kClockErrorUnknown) return py::none();
+  return py::int_(clock.error_bound_ns());
+}
+
+}  // namespace
+
+py::dict snapshot_columns(const RecorderSnapshot& snapshot, uint64_t origin_ticks,
+                          const py::array_t<uint64_t>& marks) {
+  const int64_t origin_ns = snapshot.clock.to_ns(origin_ticks);
+  py::dict result;
+  result["spans"] = span_columns(snapshot, origin_ns);
+  result["steps"] = step_columns(snapshot, origin_ns);
+  result["row_valid"] = row_valid_columns(snapshot);
+  result["first_step"] = snapshot.store.first_step;
+
+  py::array_t<int64_t> marks_ns(marks.size());
+  for (py::ssize_t i = 0; i < marks.size(); ++i) {
+    marks_ns.mutable_at(i) = snapshot.clock.to_ns(marks.at(i)) - origin_ns;
+  }
+  result["marks_ns"] = marks_ns;
+
+  py::list tracks;
+  for (const TrackInfo& track : snapshot.tracks) {
+    tracks.append(py::make_tuple(track.track, track.tid, track.name));
+  }
+  result["tracks"] = tracks;
+  py::list sites;
+  for (const SiteName& site : site_names()) {
+    sites.append(py::make_tuple(static_cast<int>(site.category), site.name));
+  }
+  result["sites"] = sites;
+
+  py::dict losses;
+  losses["records_dropped"] = snapshot.losses.records_dropped;
+  losses["recording_faults"] = snapshot.losses.recording_faults;
+  losses["collector_faults"] = snapshot.losses.collector_faults;
+  losses["spans_evicted"] = snapshot.losses.spans_evicted;
+  losses["steps_evicted"] = snapshot.losses.steps_evicted;
+  result["losses"] = losses;
+
+  py::dict clock;
+  clock["source"] = clock_source() == ClockSource::kTsc ? "tsc" : "steady";
+  clock["ticks_per_second"] = snapshot.clock.ticks_per_second();
+  clock["error_bound_ns"] = error_bound(snapshot.clock);
+  clock["boot_origin_ns"] = origin_ns;
+  clock["steps"] = snapshot.clock.steps();
+  result["clock"] = clock;
+  return result;
+}
+
+}  // namespace pertoken::bindings

@@ -1,0 +1,68 @@
+// The callables that stand in a module's call slot. SpanCall times one call and passes everything
+// through; RootCall does so for the root and describes the step as well. All under the GIL, on the
+// model's threads: this is the hot path.
+#pragma once
+
+#include <Python.h>
+
+#include <cstdint>
+
+#include "bindings/scope.h"
+#include "core/recorder.h"
+
+namespace pertoken::bindings {
+
+struct SpanCall {
+  PyObject_HEAD
+  PyObject* inner;  // what stood in the slot, or the module's own _call_impl
+  PyObject* owner;  // the Python object that keeps the recorder alive
+  Recorder* recorder;
+  uint32_t site;
+};
+
+// Calls `inner`, which may be replaced while it runs: another recording starts or stops.
+inline PyObject* call_inner(PyObject* inner, PyObject* args, PyObject* kwargs) {
+  Py_INCREF(inner);
+  PyObject* result = PyObject_Call(inner, args, kwargs);
+  Py_DECREF(inner);
+  return result;
+}
+
+// Calls `inner` inside a span of `site`. `step` is what the span and those inside it belong to.
+inline PyObject* timed_call(PyObject* inner, PyObject* args, PyObject* kwargs,
+                            const Recorder& recorder, ThreadBuffer& buffer, uint32_t site,
+                            uint32_t parent_seq, uint32_t step) {
+  const uint32_t outer_seq = buffer.open_seq;
+  const uint32_t outer_step = buffer.open_step;
+  const uint32_t seq = tls_thread_state->next_seq();
+  buffer.open_seq = seq;
+  buffer.open_step = step;
+  const uint64_t start_ticks = now_ticks();
+  PyObject* result = call_inner(inner, args, kwargs);
+  const uint64_t end_ticks = now_ticks();
+  buffer.open_seq = outer_seq;
+  buffer.open_step = outer_step;
+  if (recorder.active()) [[likely]] {
+    buffer.push({start_ticks, end_ticks, make_tag(RecordType::kSpan, site), seq, parent_seq, step});
+  }
+  return result;
+}
+
+PyObject* span_call(PyObject* self, PyObject* args, PyObject* kwargs);
+
+// The recorder that a Python object of type Recorder holds; nullptr with TypeError set if it is
+// not one.
+Recorder* recorder_of(PyObject* object);
+
+// Each adds its type to the module; false with an exception set.
+bool add_span_call_type(PyObject* module);
+bool add_root_call_type(PyObject* module);
+bool add_generation_types(PyObject* module);
+bool add_method_call_type(PyObject* module);
+
+// Shared by the two types, which begin with the same members.
+int span_call_init(SpanCall* self, PyObject* inner, PyObject* recorder, unsigned int site);
+int span_call_traverse(PyObject* self, visitproc visit, void* arg);
+int span_call_clear(PyObject* self);
+
+}  // namespace pertoken::bindings

@@ -1,0 +1,57 @@
+// Describes a step from the arguments of the root's forward: shapes, host integers and the
+// identity of the cache only. No tensor's value is read, except that of a padding mask which
+// already lies in host memory. Under the GIL, on the model's thread. Never leaves an exception set.
+#pragma once
+
+#include <Python.h>
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+namespace pertoken::bindings {
+
+// Where forward takes what we ask for: a keyword, and the position when it is passed so (-1 none).
+struct ArgumentPlace {
+  PyObject* keyword;  // interned, strong
+  int position;
+};
+
+enum class ArgumentRole : uint8_t { kIds, kEmbeds, kCache, kMask, kKeep, kUseCache };
+inline constexpr int kArgumentRoles = 6;
+
+class ForwardSignature {
+ public:
+  ~ForwardSignature();
+  void add(ArgumentRole role, PyObject* keyword, int position);
+  // Borrowed; nullptr when it was not passed or is None.
+  PyObject* find(ArgumentRole role, PyObject* args, PyObject* kwargs) const noexcept;
+  // Whether the first positional tensor is what the model works on, for want of a known name.
+  bool takes_first_positional = false;
+
+ private:
+  std::array<std::vector<ArgumentPlace>, kArgumentRoles> places_;
+};
+
+struct InputShape {
+  int64_t rows = -1;
+  int64_t query_len = -1;
+};
+
+// Of ids (rows, length) or (length,), of embeddings (rows, length, width), else of the first
+// dimension of anything that has a shape. `failed` is set when an attribute raised.
+InputShape input_shape(const ForwardSignature& signature, PyObject* args, PyObject* kwargs,
+                       bool& failed) noexcept;
+
+// Tokens in the cache, where the cache knows without reading a device tensor; else -1.
+int64_t cache_length(PyObject* cache, bool& failed) noexcept;
+
+// A host integer argument, or `otherwise`.
+int64_t integer_argument(PyObject* value, int64_t otherwise) noexcept;
+
+enum class MaskReading : uint8_t { kNone, kUnreadable, kRead };
+
+// How many tokens of each row a (rows, length) mask in host memory leaves valid.
+MaskReading valid_tokens(PyObject* mask, int64_t rows, std::vector<uint32_t>& valid) noexcept;
+
+}  // namespace pertoken::bindings
