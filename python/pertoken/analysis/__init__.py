@@ -1,0 +1,1 @@
+"""Pure functions over a `Profile`: what its tables say about latency."""

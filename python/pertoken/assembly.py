@@ -1,0 +1,228 @@
+"""Makes a `Profile` of what a recording holds: joins the native columns with the requests."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pertoken import _native
+from pertoken.losses import describe_losses
+from pertoken.result import Profile
+from pertoken.schema import FORMAT_VERSION, LABEL_PREFIX, SPAN_CATEGORIES, STEP_KINDS
+from pertoken.sequences import Sequences
+from pertoken.version import __version__
+
+if TYPE_CHECKING:
+    from pertoken.generation import RequestEntry
+    from pertoken.recording import Recording
+
+Columns = dict[str, NDArray[Any]]
+
+
+class StringTable:
+    """Codes of the strings of one profile."""
+
+    def __init__(self) -> None:
+        self.strings: list[str] = []
+        self._codes: dict[str, int] = {}
+
+    def code(self, text: str) -> int:
+        """The code of a string, new or known."""
+        known = self._codes.get(text)
+        if known is None:
+            known = self._codes[text] = len(self.strings)
+            self.strings.append(text)
+        return known
+
+    def codes(self, texts: list[str]) -> NDArray[np.int32]:
+        """The codes of many strings."""
+        return np.array([self.code(text) for text in texts], dtype=np.int32)
+
+
+def assemble(recording: Recording) -> Profile:
+    """The profile of everything that `recording` holds now."""
+    entries, generations = recording.log.held()
+    marks = [entry.start_ticks for entry in entries] + [entry.end_ticks for entry in entries]
+    marks.append(recording.stopped_ticks or _native.now_ticks())
+    commit_ticks = {
+        number: generation.state.first_commit_ticks
+        if generation.state is not None and not generation.is_beam_search
+        else generation.first_commit_ticks
+        for number, generation in generations.items()
+    }
+    commit_ticks = {number: ticks for number, ticks in commit_ticks.items() if ticks}
+    marks += commit_ticks.values()
+    raw = recording.recorder.snapshot(
+        recording.origin_ticks, np.array(marks, dtype=np.uint64)
+    )
+    strings = StringTable()
+    sequences = Sequences(raw["steps"], raw["row_valid"], generations)
+    count = len(entries)
+    first_commit_ns = dict(zip(commit_ticks, raw["marks_ns"][2 * count + 1 :].tolist(), strict=True))
+    outcome = sequences.by_request(first_commit_ns)
+    tables = {
+        "requests": _requests(entries, raw["marks_ns"], outcome, strings),
+        "steps": _steps(raw["steps"], sequences, recording.detail, strings),
+        "step_rows": _step_rows(sequences, strings),
+        "tokens": sequences.tokens(),
+        "spans": _spans(raw, strings),
+        "tracks": _tracks(raw["tracks"], strings),
+    }
+    return Profile.from_columns(
+        tables, strings.strings, _meta(recording, raw, int(raw["marks_ns"][2 * count])), describe_losses(recording, raw)
+    )
+
+
+def _requests(
+    entries: list[RequestEntry],
+    marks_ns: NDArray[np.int64],
+    outcome: dict[int, tuple[int, int, int, int]],
+    strings: StringTable,
+) -> Columns:
+    count = len(entries)
+    numbers = np.array([entry.number for entry in entries], dtype=np.int64)
+    start_ns, end_ns = marks_ns[:count].copy(), marks_ns[count : 2 * count].copy()
+    end_ns[[entry.end_ticks == 0 for entry in entries]] = -1
+    none = (-1, -1, -1, -1)
+    known = [outcome.get(entry.number, none) for entry in entries]
+    first_commit_ns, rows, tokens_in, tokens_out = (
+        np.array([row[i] for row in known], dtype=np.int64) for i in range(4)
+    )
+    columns: Columns = {
+        "request": numbers,
+        "id": strings.codes([entry.id for entry in entries]),
+        "model_version": strings.codes([entry.model_version for entry in entries]),
+        "start_ns": start_ns,
+        "end_ns": end_ns,
+        "ttft_ns": np.where(first_commit_ns >= 0, first_commit_ns - start_ns, -1),
+        "rows": rows,
+        "tokens_in": tokens_in,
+        "tokens_out": tokens_out,
+        "error": strings.codes([entry.error for entry in entries]),
+    }
+    for label in sorted({label for entry in entries for label in entry.labels}):
+        columns[LABEL_PREFIX + label] = strings.codes(
+            [entry.labels.get(label, "") for entry in entries]
+        )
+    return columns
+
+
+def _steps(
+    raw: Columns, sequences: Sequences, detail: str, strings: StringTable
+) -> Columns:
+    count = len(raw["step"])
+    kind_codes = strings.codes(list(STEP_KINDS))
+    rows, query_len = raw["rows"], raw["query_len"]
+    known = (rows >= 0) & (query_len >= 0)
+    error_codes = strings.codes(["", "exception"])
+    return {
+        "step": raw["step"],
+        "request": sequences.request,
+        "kind": kind_codes[raw["kind"]],
+        "start_ns": raw["start_ns"],
+        "wall_ns": raw["wall_ns"],
+        "gpu_ns": np.full(count, -1, dtype=np.int64),
+        "rows": rows,
+        "tokens_in": np.where(known, rows * query_len, -1),
+        "tokens_committed": sequences.tokens_committed,
+        "context_len": sequences.context_len,
+        "detail": np.full(count, strings.code(detail), dtype=np.int32),
+        "sample_weight": np.ones(count, dtype=np.float64),
+        "thread": raw["track"].astype(np.int32),
+        "error": error_codes[raw["failed"]],
+    }
+
+
+def _step_rows(sequences: Sequences, strings: StringTable) -> Columns:
+    kind_codes = strings.codes(list(STEP_KINDS))
+    columns = sequences.step_rows()
+    columns["phase"] = kind_codes[columns["phase"]]
+    return columns
+
+
+def _spans(raw: dict[str, Any], strings: StringTable) -> Columns:
+    spans: Columns = raw["spans"]
+    used = np.unique(spans["site"])
+    site_codes = np.zeros(len(raw["sites"]), dtype=np.int32)
+    category_codes = np.zeros(len(raw["sites"]), dtype=np.int32)
+    for site in used:
+        category, name = raw["sites"][site]
+        site_codes[site] = strings.code(name)
+        category_codes[site] = strings.code(SPAN_CATEGORIES[category])
+    return {
+        "span": spans["span"],
+        "parent": spans["parent"],
+        "step": spans["step"],
+        "site": site_codes[spans["site"]],
+        "category": category_codes[spans["site"]],
+        "track": spans["track"],
+        "start_ns": spans["start_ns"],
+        "dur_ns": spans["dur_ns"],
+        "device": np.full(len(spans["span"]), -1, dtype=np.int32),
+    }
+
+
+def _tracks(tracks: list[tuple[int, int, str]], strings: StringTable) -> Columns:
+    names = {thread.native_id: thread.name for thread in threading.enumerate()}
+    return {
+        "track": np.array([track for track, _, _ in tracks], dtype=np.int32),
+        "pid": np.full(len(tracks), os.getpid(), dtype=np.int64),
+        "tid": np.array([tid for _, tid, _ in tracks], dtype=np.int64),
+        "name": strings.codes([names.get(tid, name) for _, tid, name in tracks]),
+    }
+
+
+def _meta(recording: Recording, raw: dict[str, Any], duration_ns: int) -> dict[str, Any]:
+    clock = raw["clock"]
+    root = recording.root
+    parameters = list(root.parameters())
+    return {
+        "format_version": FORMAT_VERSION,
+        "pertoken_version": __version__,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "rank": _rank(),
+        "device": str(parameters[0].device) if parameters else "",
+        "command": os.path.basename(sys.argv[0]) if sys.argv else "",
+        "python": platform.python_version(),
+        "torch": _version_of("torch"),
+        "transformers": _version_of("transformers"),
+        "platform": platform.platform(),
+        "boot_origin_ns": clock["boot_origin_ns"],
+        "unix_origin_ns": recording.origin_unix_ns,
+        "duration_ns": duration_ns,
+        "clock": {
+            "source": clock["source"],
+            "ticks_per_second": clock["ticks_per_second"],
+            "error_bound_ns": clock["error_bound_ns"],
+        },
+        "model": {
+            "class": type(root).__name__,
+            "parameters": sum(parameter.numel() for parameter in parameters),
+            "modules": sum(1 for _ in root.modules()),
+        },
+        "modules": recording.selection,
+        "build": _native.build_info(),
+        "cost": {},
+    }
+
+
+def _version_of(module: str) -> str | None:
+    loaded = sys.modules.get(module)
+    return None if loaded is None else str(getattr(loaded, "__version__", None))
+
+
+def _rank() -> int | None:
+    """The rank in torch.distributed, else what the launcher put into the environment."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return int(distributed.get_rank())
+    rank = os.environ.get("RANK", "")
+    return int(rank) if rank.isdigit() else None

@@ -1,0 +1,1 @@
+"""Writers of a profile in other formats, one file a format."""

@@ -1,0 +1,215 @@
+"""The live side: `profile(model)` and the `Recording` that it gives."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import os
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pertoken import _native
+from pertoken.assembly import assemble
+from pertoken.errors import RecordingStateError, SelectionError
+from pertoken.generation import GenerateWatch, RequestLog
+from pertoken.instrument import Instrumentation, unwrap_compiled
+from pertoken.result import Profile
+from pertoken.schema import STEP_KINDS
+from pertoken.selection import ModuleSelection, select_modules
+
+if TYPE_CHECKING:
+    import torch
+
+    from pertoken.summary import Summary
+
+logger = logging.getLogger("pertoken")
+F = TypeVar("F", bound=Callable[..., Any])
+
+_RING_RECORDS = 1 << 16
+_MIN_MEMORY_BYTES = 1 << 20
+_BYTES_A_REQUEST = 2048  # what a request in the log takes, roughly
+
+
+def profile(
+    model: torch.nn.Module,
+    *,
+    modules: ModuleSelection = "layers",
+    memory_limit_bytes: int = 256 << 20,
+) -> Recording:
+    """Records every step of a model, as a context manager or as a decorator.
+
+    Args:
+        model: any ``torch.nn.Module``; what ``torch.compile(module)`` returns counts as the module.
+        modules: which modules get spans, besides the model itself: ``"root"`` none, ``"layers"``
+            each repeated block with its attention and feed-forward parts, the embeddings and the
+            head, ``"all"`` every one; or a glob pattern over module names, a list of patterns, or
+            a predicate ``f(name, module) -> bool``.
+        memory_limit_bytes: how much the trace may hold; past it the oldest steps go, whole, and
+            are counted in ``losses``. Totals since the start are not affected.
+
+    Raises:
+        SelectionError: `model` is not a module, or `modules` selects nothing.
+        RecordingStateError: more recordings exist than the process can hold.
+    """
+    return Recording(model, modules=modules, memory_limit_bytes=memory_limit_bytes)
+
+
+class Recording:
+    """What is being recorded. Made by `profile()`; starts when its context is entered.
+
+    It may be started and stopped many times, from any thread; steps keep their numbers.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, *, modules: ModuleSelection, memory_limit_bytes: int
+    ) -> None:
+        torch_module = sys.modules.get("torch")
+        if torch_module is None or not isinstance(model, torch_module.nn.Module):
+            raise SelectionError(
+                f"profile() takes a torch.nn.Module, not {type(model).__name__}; "
+                "to profile a pipeline, pass its .model"
+            )
+        if memory_limit_bytes < _MIN_MEMORY_BYTES:
+            raise SelectionError(
+                f"memory_limit_bytes={memory_limit_bytes}: give at least {_MIN_MEMORY_BYTES}"
+            )
+        self.model = model
+        self.root = unwrap_compiled(model)
+        self.enabled = os.environ.get("PERTOKEN", "") != "0"
+        selected, self.detail = select_modules(self.root, modules)
+        self.selection = modules if isinstance(modules, str) else self.detail
+        self.faults: Counter[str] = Counter()
+        self.origin_ticks = 0
+        self.origin_unix_ns = 0
+        self.stopped_ticks = 0  # 0 while it runs
+        self.log = RequestLog(limit=max(1024, memory_limit_bytes // 8 // _BYTES_A_REQUEST))
+        try:
+            self.recorder = _native.Recorder(memory_limit_bytes * 7 // 8, _RING_RECORDS)
+        except RuntimeError as error:
+            raise RecordingStateError(str(error)) from None
+        self.instrumentation = Instrumentation(self.root, selected)
+        self._watch = GenerateWatch(self.root, self.recorder, self.log, self.note_fault)
+        self._lock = threading.RLock()
+        self._depth = 0
+
+    def start(self) -> None:
+        """Starts recording; does nothing while it runs."""
+        with self._lock:
+            if self.recorder.active or not self.enabled:
+                return
+            if not self.origin_ticks:
+                self.origin_ticks, self.origin_unix_ns = _native.now_ticks(), _native.unix_time_ns()
+            self.stopped_ticks = 0
+            self.recorder.start()
+            self._watch.install()
+            self.instrumentation.install(
+                self.recorder, self._watch.generation_var, self._watch.request_generation
+            )
+
+    def stop(self) -> None:
+        """Stops recording and leaves the model as it was; does nothing when it does not run.
+
+        Returns as soon as the model runs free; what was recorded is drained behind.
+        """
+        with self._lock:
+            if not self.recorder.active and not self.instrumentation.is_installed:
+                return
+            self.instrumentation.remove()
+            self._watch.remove()
+            self.recorder.stop()
+            self.stopped_ticks = _native.now_ticks()
+
+    def __enter__(self) -> Recording:
+        """Starts recording."""
+        with self._lock:
+            self._depth += 1
+            self.start()
+        return self
+
+    def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
+        """Stops recording, when the outermost of nested entries is left."""
+        with self._lock:
+            self._depth -= 1
+            if self._depth == 0:
+                self.stop()
+
+    def __call__(self, function: F) -> F:
+        """Wraps a function so that the recording runs during each call of it."""
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def run_async(*args: Any, **kwargs: Any) -> Any:
+                with self:
+                    return await function(*args, **kwargs)
+
+            return run_async  # type: ignore[return-value]
+
+        @functools.wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return function(*args, **kwargs)
+
+        return run  # type: ignore[return-value]
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether it records now."""
+        return bool(self.recorder.active)
+
+    def result(self) -> Profile:
+        """Everything recorded so far and still held, as an immutable `Profile`; at any time."""
+        return assemble(self)
+
+    def summary(self) -> Summary:
+        """The summary of what was recorded so far."""
+        return self.result().summary()
+
+    def export_chrome_trace(self, path: str | os.PathLike[str]) -> None:
+        """Writes what was recorded so far for Perfetto and chrome://tracing."""
+        self.result().export_chrome_trace(Path(path))
+
+    def totals(self) -> dict[str, Any]:
+        """Counts and latencies since the start, evicted steps included, as plain data.
+
+        Returns:
+            ``steps``: by kind, how many ``begun`` and ``failed``, ``rows``, ``tokens_in`` and
+            ``wall_ns``; ``sites``: by module or region and step kind, ``dur_ns``. Each latency is
+            a dict of ``count``, ``sum``, ``min``, ``max``, ``p50``, ``p90``, ``p99`` in
+            nanoseconds; percentiles are of histogram buckets 9 % wide.
+        """
+        native = self.recorder.totals()
+        names = _native.site_names()
+        kinds = (*STEP_KINDS, "")
+        steps = {
+            STEP_KINDS[row["kind"]]: {key: value for key, value in row.items() if key != "kind"}
+            for row in native["steps"]
+        }
+        sites: dict[str, dict[str, Any]] = {}
+        for code, kind, latency in native["sites"]:
+            sites.setdefault(names[code][1], {})[kinds[kind]] = {"dur_ns": latency}
+        return {"steps": steps, "sites": sites}
+
+    @property
+    def unknown_commits(self) -> bool:
+        """Whether some `generate()` ran whose steps do not tell how much they commit."""
+        return any(
+            generation.by_generate and not generation.commits_known
+            for generation in list(self.log.generations.values())
+        )
+
+    def note_fault(self, where: str, error: Exception) -> None:
+        """Counts a fault of the recording; the first of each kind is logged."""
+        reason = f"{where}: {type(error).__name__}: {error}"
+        if reason not in self.faults:
+            logger.warning("pertoken: a fault while recording, in %s", reason)
+        self.faults[reason] += 1
+
+    def __repr__(self) -> str:
+        """One line: what is recorded and whether it runs."""
+        state = "recording" if self.is_recording else "stopped"
+        return f"<pertoken.Recording of {type(self.root).__name__}, {self.detail}, {state}>"

@@ -1,0 +1,214 @@
+"""The immutable result of a recording: tables of numpy columns, what made them, what is missing.
+
+Built by a recording's snapshot and by `pertoken.load`; read by summaries, exporters and users.
+"""
+
+from __future__ import annotations
+
+import copy
+import html
+import os
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pertoken import schema
+from pertoken.table import Array, Table, TableError
+
+if TYPE_CHECKING:
+    from pertoken.summary import Summary
+
+
+class Profile:
+    """What was recorded, up to one moment; nothing changes it afterwards.
+
+    Args:
+        tables: one `Table` for each name in `schema.TABLES`; all share one table of strings.
+        meta: who made it and how (host, versions, model, clock, ...). Plain JSON-able data.
+        losses: what is missing from it, and the clock's error bound. Plain JSON-able data.
+
+    Raises:
+        TableError: a table is missing, unknown, or has strings of its own.
+    """
+
+    __slots__ = ("_losses", "_meta", "_tables")
+
+    _tables: Mapping[str, Table]
+    _meta: dict[str, Any]
+    _losses: dict[str, Any]
+
+    def __init__(
+        self,
+        tables: Mapping[str, Table],
+        meta: Mapping[str, Any],
+        losses: Mapping[str, Any],
+    ) -> None:
+        """Check that the tables belong together and keep copies of `meta` and `losses`."""
+        missing = [name for name in schema.TABLES if name not in tables]
+        if missing:
+            raise TableError(f"a profile needs the table(s) {', '.join(missing)}")
+        for name, table in tables.items():
+            if name not in schema.TABLES:
+                raise TableError(f"a profile has no table {name!r}")
+            if table.name != name:
+                raise TableError(f"table '{table.name}' was given as '{name}'")
+        ordered = {name: tables[name] for name in schema.TABLES}
+        strings = next(iter(ordered.values())).strings
+        if any(t.strings is not strings and t.strings != strings for t in ordered.values()):
+            raise TableError("the tables of a profile must share one table of strings")
+        object.__setattr__(self, "_tables", MappingProxyType(ordered))
+        object.__setattr__(self, "_meta", copy.deepcopy(dict(meta)))
+        object.__setattr__(self, "_losses", copy.deepcopy(dict(losses)))
+
+    @classmethod
+    def from_columns(
+        cls,
+        columns: Mapping[str, Mapping[str, Array]],
+        strings: Sequence[str],
+        meta: Mapping[str, Any],
+        losses: Mapping[str, Any],
+    ) -> Profile:
+        """Build a profile from plain columns; tables that are not given are empty.
+
+        Args:
+            columns: for each table, its columns as one-dimensional arrays of the schema's dtypes.
+            strings: the strings that coded columns refer to, each once.
+            meta: see `Profile`.
+            losses: see `Profile`.
+
+        Raises:
+            TableError: a table or column is unknown or missing, or of the wrong dtype or length.
+        """
+        shared = tuple(strings)
+        if len(set(shared)) != len(shared):
+            raise TableError("the table of strings holds a string twice")
+        for name in columns:
+            if name not in schema.TABLES:
+                raise TableError(f"a profile has no table {name!r}")
+        tables = {
+            name: Table(name, columns[name] if name in columns else _empty(name), shared)
+            for name in schema.TABLES
+        }
+        return cls(tables, meta, losses)
+
+    @property
+    def tables(self) -> Mapping[str, Table]:
+        """All tables by name, read-only, in the schema's order."""
+        return self._tables
+
+    @property
+    def requests(self) -> Table:
+        """One row a request."""
+        return self._tables["requests"]
+
+    @property
+    def steps(self) -> Table:
+        """One row a call of the root module's forward."""
+        return self._tables["steps"]
+
+    @property
+    def step_rows(self) -> Table:
+        """One row a sequence in a step."""
+        return self._tables["step_rows"]
+
+    @property
+    def tokens(self) -> Table:
+        """One row a committed token."""
+        return self._tables["tokens"]
+
+    @property
+    def spans(self) -> Table:
+        """One row a module call, user region or interval inside generate."""
+        return self._tables["spans"]
+
+    @property
+    def tracks(self) -> Table:
+        """One row a thread."""
+        return self._tables["tracks"]
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """Who made the profile and how; a copy, plain JSON-able data."""
+        return copy.deepcopy(self._meta)
+
+    @property
+    def losses(self) -> dict[str, Any]:
+        """What is missing from the profile, and the clock's error bound; a copy, plain data."""
+        return copy.deepcopy(self._losses)
+
+    def summary(self) -> Summary:
+        """Summarise: latencies by kind of step, slowest tokens, hottest sites, losses."""
+        from pertoken.summary import Summary
+
+        return Summary.of(self)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the profile to a file that `pertoken.load` reads.
+
+        The file appears whole or not at all; one that was there before stays until then.
+
+        Raises:
+            PertokenError: the file cannot be written; the message says why.
+        """
+        from pertoken.storage import save
+
+        save(self, path)
+
+    def export_chrome_trace(self, path: str | os.PathLike[str]) -> None:
+        """Write a trace for Perfetto or chrome://tracing; gzipped when `path` ends in ``.gz``.
+
+        Raises:
+            PertokenError: the file cannot be written; the message says why.
+        """
+        from pertoken.export.chrome import export_chrome_trace
+
+        export_chrome_trace(self, path)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse: a profile does not change."""
+        raise AttributeError(f"a Profile does not change: {name} cannot be set")
+
+    def __delattr__(self, name: str) -> None:
+        """Refuse: a profile does not change."""
+        raise AttributeError(f"a Profile does not change: {name} cannot be deleted")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by the constructor's arguments; a copy is as immutable as the original."""
+        columns = {
+            name: {
+                column: table.codes(column) if column in table.coded else table[column]
+                for column in table.columns
+            }
+            for name, table in self._tables.items()
+        }
+        return Profile.from_columns, (columns, self.requests.strings, self._meta, self._losses)
+
+    def __repr__(self) -> str:
+        """Name the model and the sizes."""
+        counts = ", ".join(
+            f"{len(self._tables[name])} {name}" for name in ("requests", "steps", "tokens", "spans")
+        )
+        return f"<Profile {self._model_name()}: {counts}>"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{html.escape(name)}</td><td>{len(table)}</td>"
+            f"<td>{html.escape(', '.join(table.columns))}</td></tr>"
+            for name, table in self._tables.items()
+        )
+        return (
+            f"<table><caption>Profile of {html.escape(self._model_name())}</caption>"
+            "<thead><tr><th>table</th><th>rows</th><th>columns</th></tr></thead>"
+            f"<tbody>{rows}</tbody></table>"
+        )
+
+    def _model_name(self) -> str:
+        model = self._meta.get("model")
+        name = model.get("class") if isinstance(model, dict) else None
+        return str(name or "unknown model")
+
+
+def _empty(name: str) -> dict[str, Array]:
+    return {column.name: np.empty(0, dtype=column.dtype) for column in schema.TABLES[name]}

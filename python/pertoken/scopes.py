@@ -1,0 +1,120 @@
+"""What a user opens by hand round running code: a request, a step, a region.
+
+Each is seen by every recording that is active in the process, and only by the code that runs
+inside it: threads and asyncio tasks do not see each other's.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from pertoken import _native
+from pertoken.errors import SelectionError
+from pertoken.schema import STEP_KINDS
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class request(_native.RequestRegion):  # noqa: N801 - used as a function
+    """Attributes what runs inside to one request.
+
+    Args:
+        id: the caller's own id of the request, shown in the tables and traces.
+        model_version: the version of the model that serves it.
+        **labels: further labels; each becomes a column ``label.<name>`` of ``requests``.
+
+    A ``generate()`` inside belongs to this request instead of opening one of its own. The time to
+    first token counts from the entry of this context.
+    """
+
+    def __init__(
+        self, id: str | int | None = None, model_version: str | None = None, **labels: Any
+    ) -> None:
+        super().__init__()
+        self.id = "" if id is None else str(id)
+        self.model_version = "" if model_version is None else str(model_version)
+        self.labels = {name: str(value) for name, value in labels.items()}
+        self.start_ticks = 0
+        self.end_ticks = 0
+        self.error = ""
+
+    def __enter__(self) -> request:
+        """Opens the request."""
+        self.start_ticks = _native.now_ticks()
+        self.end_ticks = 0
+        self.error = ""
+        super().__enter__()
+        return self
+
+    def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
+        """Closes the request; an exception is noted by its type and passes on."""
+        super().__exit__(exc_type, exc, traceback)
+        self.end_ticks = _native.now_ticks()
+        if exc_type is not None:
+            self.error = exc_type.__name__
+
+
+class step(_native.StepRegion):  # noqa: N801 - used as a function
+    """Declares what runs inside to be one step, for loops that cannot be known from outside.
+
+    Args:
+        kind: ``prefill``, ``decode``, ``verify``, ``draft``, ``mixed`` or ``other``.
+        rows: rows of the batch; None when unknown.
+        tokens_committed: tokens that the step commits, over all rows; None when unknown.
+
+    Calls of a recorded model inside are spans of this step, not steps of their own, and the step
+    lasts from the entry to the exit of the context. In a recording whose model does not run
+    inside, nothing is noted, unless no recorded model runs inside at all.
+
+    Raises:
+        SelectionError: the kind is not one of the above, or a number is negative.
+    """
+
+    def __init__(
+        self, kind: str = "other", rows: int | None = None, tokens_committed: int | None = None
+    ) -> None:
+        if kind not in STEP_KINDS:
+            raise SelectionError(f"kind={kind!r}: a step is one of {', '.join(STEP_KINDS)}")
+        for name, value in (("rows", rows), ("tokens_committed", tokens_committed)):
+            if value is not None and not 0 <= value < 2**32 - 1:
+                raise SelectionError(f"{name}={value}: give a count, or None when it is unknown")
+        super().__init__(
+            STEP_KINDS.index(kind),
+            -1 if rows is None else rows,
+            -1 if tokens_committed is None else tokens_committed,
+        )
+
+
+class span(_native.Region):  # noqa: N801 - used as a function
+    """A region of the user's own, as a context manager or as a decorator.
+
+    Args:
+        name: what the region is called in tables and traces.
+
+    As a decorator it times each call of a function, and each run of a coroutine function.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __call__(self, function: F) -> F:
+        """Wraps a function so that every call of it is a region."""
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def run_async(*args: Any, **kwargs: Any) -> Any:
+                with self:
+                    return await function(*args, **kwargs)
+
+            return run_async  # type: ignore[return-value]
+
+        @functools.wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return function(*args, **kwargs)
+
+        return run  # type: ignore[return-value]

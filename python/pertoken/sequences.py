@@ -1,0 +1,338 @@
+"""What each step did for each sequence: the rows of steps, and the tokens committed to them.
+
+Works on the native columns of the steps and on the generations noted in Python; pure functions of
+both. A generation's steps are those that carry its number.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pertoken.schema import STEP_KINDS
+
+if TYPE_CHECKING:
+    from pertoken.generation import Generation
+
+Ints = NDArray[np.int64]
+_DRAFT = STEP_KINDS.index("draft")
+_UNKNOWN = -1
+
+
+class Sequences:
+    """Rows and tokens of a set of steps.
+
+    Args:
+        steps: native columns, one entry a step, ascending by step; see ``snapshot_columns.cpp``.
+        row_valid: native columns ``step``, ``row``, ``valid_tokens``: what padding masks said.
+        generations: by number.
+
+    Attributes:
+        request: int64 (steps,), the request of each step, -1 none.
+        tokens_committed: int64 (steps,), over all rows, -1 unknown.
+        context_len: int64 (steps,), of the longest row, -1 unknown.
+    """
+
+    def __init__(
+        self,
+        steps: dict[str, Ints],
+        row_valid: dict[str, Ints],
+        generations: dict[int, Generation],
+    ) -> None:
+        self._steps = steps
+        self._generations = generations
+        self._end_ns = np.where(steps["wall_ns"] >= 0, steps["start_ns"] + steps["wall_ns"], -1)
+        rows = np.maximum(steps["rows"], 0)
+        self._first = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
+        self._step_of_row = np.repeat(np.arange(len(rows)), rows)
+        self._row = np.arange(self._first[-1]) - self._first[self._step_of_row]
+        self.request = self._requests()
+        self._valid = self._valid_tokens(row_valid)
+        self._query_len, self._row_context = self._lengths()
+        self._members = self._steps_of_generations()
+        self._committed = np.full(self._first[-1], _UNKNOWN, dtype=np.int64)
+        self.tokens_committed = np.full(len(rows), _UNKNOWN, dtype=np.int64)
+        for number, members in self._members.items():
+            self._commit(generations.get(number), members)
+        self.context_len = self._longest_context()
+
+    def _requests(self) -> Ints:
+        numbers = self._steps["generation"]
+        known, inverse = np.unique(numbers, return_inverse=True)
+        requests = [
+            self._generations[number].request if number in self._generations else _UNKNOWN
+            for number in known.tolist()
+        ]
+        return np.array(requests, dtype=np.int64)[inverse] if len(known) else numbers
+
+    def _valid_tokens(self, row_valid: dict[str, Ints]) -> Ints:
+        """Valid tokens of each row of each step by its own mask, -1 where it has none."""
+        valid = np.full(self._first[-1], _UNKNOWN, dtype=np.int64)
+        index = np.searchsorted(self._steps["step"], row_valid["step"])
+        inside = index < len(self._steps["step"])
+        inside[inside] = self._steps["step"][index[inside]] == row_valid["step"][inside]
+        index = index[inside]
+        row = row_valid["row"][inside]
+        fits = row < self._steps["rows"][index]
+        valid[self._first[index[fits]] + row[fits]] = row_valid["valid_tokens"][inside][fits]
+        return valid
+
+    def _lengths(self) -> tuple[Ints, Ints]:
+        """Query and context length of each row by the step's own shapes and mask alone."""
+        query = self._steps["query_len"][self._step_of_row]
+        past = self._steps["past"][self._step_of_row]
+        unread = self._steps["mask_unread"][self._step_of_row] != 0
+        has_mask = self._valid >= 0
+        context = np.where(has_mask & (past > 0), np.maximum(self._valid - query, 0), past)
+        valid_query = np.where(has_mask, self._valid - np.maximum(context, 0), query)
+        valid_query = np.where(unread & (query != 1), _UNKNOWN, valid_query)
+        context = np.where(unread & (past != 0), _UNKNOWN, context)
+        return valid_query, context
+
+    def _steps_of_generations(self) -> dict[int, Ints]:
+        numbers = self._steps["generation"]
+        order = np.argsort(numbers, kind="stable")
+        known, starts = np.unique(numbers[order], return_index=True)
+        return dict(zip(known.tolist(), np.split(order, starts[1:]), strict=True))
+
+    def _rows_of(self, index: int) -> slice:
+        return slice(int(self._first[index]), int(self._first[index + 1]))
+
+    def _commit(self, generation: Generation | None, members: Ints) -> None:
+        if generation is not None and generation.by_generate:
+            self._carry_padding(members)
+            self._commit_generate(generation, members)
+            return
+        totals = self._steps["committed"][members]
+        self.tokens_committed[members] = totals
+        for index, total in zip(members.tolist(), totals.tolist(), strict=True):
+            rows = int(self._steps["rows"][index])
+            if total >= 0 and rows > 0 and total % rows == 0:
+                self._committed[self._rows_of(index)] = total // rows
+
+    def _carry_padding(self, members: Ints) -> None:
+        """Padding seen by the masks of the prefill holds for all later steps of the call."""
+        padding: Ints | None = None
+        unread = False
+        for index in members.tolist():
+            rows = self._rows_of(index)
+            if self._steps["kind"][index] == _DRAFT:
+                continue
+            past = self._steps["past"][index]
+            if self._steps["mask_unread"][index]:
+                unread = True
+            elif np.all(self._valid[rows] >= 0) and rows.stop > rows.start:
+                columns = past + self._steps["query_len"][index]
+                padding = columns - self._valid[rows]
+            elif unread and past > 0:
+                self._row_context[rows] = _UNKNOWN
+            elif padding is not None and past > 0 and len(padding) == rows.stop - rows.start:
+                self._row_context[rows] = np.maximum(past - padding, 0)
+
+    def _commit_generate(self, generation: Generation, members: Ints) -> None:
+        steps = self._steps
+        drafts = steps["kind"][members] == _DRAFT
+        for index in members[drafts].tolist():
+            self._committed[self._rows_of(index)] = 0
+        self.tokens_committed[members[drafts]] = 0
+        members = members[~drafts]
+        if generation.is_beam_search:
+            self._commit_beams(generation, members)
+            return
+        if not generation.commits_known:
+            return
+        lengths = generation.row_lengths
+        for index in members.tolist():
+            rows = self._rows_of(index)
+            count = rows.stop - rows.start
+            tokens, before = int(steps["committed"][index]), int(steps["committed_before"][index])
+            if tokens <= 0:
+                each: Any = 0
+            elif lengths is not None and len(lengths) == count:
+                each = np.clip(np.array(lengths, dtype=np.int64) - before, 0, tokens)
+            elif count == 1 or (before == 0 and tokens == 1):
+                each = tokens  # no row can have ended before
+            else:
+                continue
+            self._committed[rows] = each
+            self.tokens_committed[index] = int(self._committed[rows].sum())
+
+    def _commit_beams(self, generation: Generation, members: Ints) -> None:
+        for index in members.tolist():
+            self._committed[self._rows_of(index)] = 0
+        self.tokens_committed[members] = 0
+        if generation.running or generation.row_lengths is None or not len(members):
+            return
+        last = int(members[-1])
+        # The rows of the step are beams, those returned are sequences: which is which is unknown.
+        self._committed[self._rows_of(last)] = _UNKNOWN
+        self.tokens_committed[last] = sum(generation.row_lengths)
+
+    def _longest_context(self) -> Ints:
+        longest = self._steps["past"].copy()
+        filled = np.flatnonzero(self._steps["rows"] > 0)
+        if len(filled):
+            starts = self._first[:-1][filled]
+            longest[filled] = np.maximum.reduceat(self._row_context, starts)
+            known = np.minimum.reduceat(self._row_context, starts) >= 0
+            longest[filled[~known]] = _UNKNOWN
+        return longest
+
+    def step_rows(self) -> dict[str, NDArray[Any]]:
+        """The columns of ``step_rows``; ``phase`` as an index into `STEP_KINDS`."""
+        index = self._step_of_row
+        return {
+            "step": self._steps["step"][index],
+            "row": self._row.astype(np.int32),
+            "request": self.request[index],
+            "phase": self._steps["kind"][index],
+            "query_len": self._query_len,
+            "context_len": self._row_context,
+            "committed": self._committed,
+        }
+
+    def tokens(self) -> dict[str, NDArray[Any]]:
+        """The columns of ``tokens``, ascending by step and row."""
+        parts = [
+            self._tokens_of(self._generations.get(number), members)
+            for number, members in self._members.items()
+        ]
+        names = ("step", "row", "request", "position", "commit_ns", "itl_ns")
+        columns = {
+            name: np.concatenate([part[i] for part in parts] or [np.empty(0, np.int64)])
+            for i, name in enumerate(names)
+        }
+        order = np.lexsort((columns["position"], columns["row"], columns["step"]))
+        columns = {name: column[order] for name, column in columns.items()}
+        columns["row"] = columns["row"].astype(np.int32)
+        return columns
+
+    def _tokens_of(self, generation: Generation | None, members: Ints) -> tuple[Ints, ...]:
+        steps = self._steps
+        members = members[self._end_ns[members] >= 0]
+        if generation is not None and generation.is_beam_search:
+            return self._tokens_of_beams(generation, members)
+        rows = np.concatenate(
+            [np.arange(self._first[i], self._first[i + 1]) for i in members.tolist()]
+            or [np.empty(0, np.int64)]
+        ).astype(np.int64)
+        rows = rows[self._committed[rows] > 0]
+        index, row, count = self._step_of_row[rows], self._row[rows], self._committed[rows]
+        before = steps["committed_before"][index]
+        before = np.where(
+            steps["committed_is_total"][index] != 0, before // steps["rows"][index], before
+        )
+        since = self._since_last_commit(index, row)
+        repeated = np.repeat(np.arange(len(rows)), count)
+        within = np.arange(len(repeated)) - np.repeat(np.cumsum(count) - count, count)
+        position = before[repeated] + within
+        itl_ns = np.where(within > 0, 0, since[repeated])
+        if generation is None:  # no request says which rows continue which
+            position[:] = _UNKNOWN
+            itl_ns[:] = _UNKNOWN
+        index = index[repeated]
+        return (
+            steps["step"][index],
+            row[repeated],
+            self.request[index],
+            position,
+            self._end_ns[index],
+            itl_ns,
+        )
+
+    def _since_last_commit(self, index: Ints, row: Ints) -> Ints:
+        """From the commit before to this one, for entries of one generation; -1 for the first."""
+        order = np.lexsort((index, row))
+        end_ns = self._end_ns[index[order]]
+        since = np.full(len(index), _UNKNOWN, dtype=np.int64)
+        if len(index) > 1:
+            same_row = row[order][1:] == row[order][:-1]
+            since[order[1:]] = np.where(same_row, end_ns[1:] - end_ns[:-1], _UNKNOWN)
+        return since
+
+    def _tokens_of_beams(self, generation: Generation, members: Ints) -> tuple[Ints, ...]:
+        """All at the end of the last step; between tokens committed at once there is no time."""
+        lengths = np.array(generation.row_lengths or [], dtype=np.int64)
+        if generation.running or not len(members):
+            lengths = lengths[:0]
+        row = np.repeat(np.arange(len(lengths)), lengths)
+        position = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        last = int(members[-1]) if len(members) else 0
+        return (
+            np.full(len(row), self._steps["step"][last] if len(row) else 0),
+            row,
+            np.full(len(row), generation.request),
+            position,
+            np.full(len(row), self._end_ns[last] if len(row) else 0),
+            np.full(len(row), _UNKNOWN),
+        )
+
+    def by_request(
+        self, first_commit_ns: dict[int, int]
+    ) -> dict[int, tuple[int, int, int, int]]:
+        """For each request: first commit, rows, tokens in and tokens out; -1 where unknown.
+
+        Args:
+            first_commit_ns: by number of a generation, where it is known apart from the steps.
+        """
+        result: dict[int, tuple[int, int, int, int]] = {}
+        for number, generation in self._generations.items():
+            members = self._members.get(number, np.empty(0, np.int64))
+            commits = members[self.tokens_committed[members] > 0]
+            first = first_commit_ns.get(number, _UNKNOWN)
+            if first < 0 and not generation.by_generate and len(commits):
+                first = int(self._end_ns[commits].min())
+            own = (
+                first,
+                self._sequence_count(generation, members),
+                self._prompt_tokens(generation, members),
+                self._tokens_out(generation, members),
+            )
+            held = result.get(generation.request)
+            result[generation.request] = own if held is None else _joined(held, own)
+        return result
+
+    def _sequence_count(self, generation: Generation, members: Ints) -> int:
+        if generation.row_lengths is not None:
+            return len(generation.row_lengths)
+        rows = self._steps["rows"][members]
+        return int(rows.max()) if len(rows) else generation.prompt_rows
+
+    def _prompt_tokens(self, generation: Generation, members: Ints) -> int:
+        if generation.prompt_tokens >= 0 or not generation.by_generate:
+            return generation.prompt_tokens
+        if generation.prompt_rows < 0:
+            return _UNKNOWN
+        tokens = generation.prompt_rows * generation.prompt_len
+        prefill = [
+            i
+            for i in members.tolist()
+            if self._steps["kind"][i] == STEP_KINDS.index("prefill")
+            and (self._steps["mask_unread"][i] or np.all(self._valid[self._rows_of(i)] >= 0))
+            and self._steps["rows"][i] > 0
+        ]
+        if not prefill:
+            return tokens
+        if any(self._steps["mask_unread"][i] for i in prefill):
+            return _UNKNOWN
+        valid = self._valid[self._rows_of(prefill[-1])]
+        if len(valid) % generation.prompt_rows:
+            return _UNKNOWN
+        return int(valid.sum()) * generation.prompt_rows // len(valid)
+
+    def _tokens_out(self, generation: Generation, members: Ints) -> int:
+        if generation.row_lengths is not None and generation.commits_known:
+            return sum(generation.row_lengths)
+        committed = self.tokens_committed[members]
+        return _UNKNOWN if np.any(committed < 0) or not len(committed) else int(committed.sum())
+
+
+def _joined(
+    first: tuple[int, int, int, int], second: tuple[int, int, int, int]
+) -> tuple[int, int, int, int]:
+    """Of two generations of one request: the earlier commit, the sums of the rest."""
+    commits = [ns for ns in (first[0], second[0]) if ns >= 0]
+    sums = [_UNKNOWN if min(a, b) < 0 else a + b for a, b in zip(first[1:], second[1:], strict=True)]
+    return (min(commits, default=_UNKNOWN), sums[0], sums[1], sums[2])

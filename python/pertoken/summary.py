@@ -1,0 +1,186 @@
+"""The summary of a profile: what its tables say, as plain data and as something to look at.
+
+Made by `Profile.summary`. `Summary.of` computes; `summary_layout` says it in words; `summary_text`
+and `summary_html` put that on a terminal and in a notebook.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from pertoken.analysis import latency
+from pertoken.analysis.distribution import Distribution
+from pertoken.analysis.row_index import rows_of
+from pertoken.analysis.site_times import hottest_sites, site_times
+from pertoken.analysis.slow_tokens import SlowToken, slowest_tokens
+
+if TYPE_CHECKING:
+    import rich.console
+
+    from pertoken.result import Profile
+
+
+class Summary:
+    """Latencies by kind of step, slowest tokens, hottest sites and losses of one profile.
+
+    Print it for a terminal, show it in a notebook, or take `as_dict`. It does not change.
+    """
+
+    __slots__ = ("_data",)
+
+    _data: dict[str, Any]
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        """Keep a copy of what `as_dict` gave."""
+        object.__setattr__(self, "_data", copy.deepcopy(dict(data)))
+
+    @classmethod
+    def of(cls, profile: Profile, *, tokens: int = 5, sites: int = 5) -> Summary:
+        """Summarise a profile.
+
+        Args:
+            profile: what was recorded.
+            tokens: how many of the slowest tokens to give.
+            sites: how many of the hottest sites to give for each kind of step.
+        """
+        times = site_times(profile)
+        meta = profile.meta
+        requests = profile.requests
+        failed = requests["error"] != ""
+        running = (requests["end_ns"] < 0) & ~failed
+        step_times = latency.step_times(profile)
+        committing = dict.fromkeys(_kinds_of_tokens(profile))
+        hottest = hottest_sites(profile, sites, times)
+        data: dict[str, Any] = {
+            "model": meta.get("model"),
+            "device": meta.get("device"),
+            "modules": meta.get("modules"),
+            "pertoken_version": meta.get("pertoken_version"),
+            "duration_ns": meta.get("duration_ns"),
+            "requests": {
+                "count": len(requests),
+                "failed": int(failed.sum()),
+                "running": int(running.sum()),
+            },
+            "steps": {"count": len(profile.steps)},
+            "tokens": {
+                "count": len(profile.tokens),
+                "per_s": latency.tokens_per_s(profile),
+            },
+            "spans": {"count": len(profile.spans)},
+            "ttft": _plain(latency.ttft(profile)),
+            "tpot": _plain(latency.tpot(profile)),
+            "inter_token": _plain(latency.inter_token(profile)),
+            "inter_token_by_kind": {
+                kind: _plain(latency.inter_token(profile, kind)) for kind in committing
+            },
+            "step_times": {
+                steps.kind: {
+                    "count": steps.count,
+                    "time": _plain(steps.time),
+                    "tokens_in_per_s": steps.tokens_in_per_s,
+                    "tokens_committed_per_s": steps.tokens_committed_per_s,
+                }
+                for steps in step_times
+            },
+            "slowest_tokens": _slowest(profile, slowest_tokens(profile, tokens, times=times)),
+            "hottest_sites": {
+                kind: [
+                    {
+                        "site": site.site,
+                        "category": site.category,
+                        "share": site.share,
+                        "self_ns_per_step": round(site.self_ns_per_step),
+                        "calls_per_step": site.calls_per_step,
+                    }
+                    for site in ranked
+                ]
+                for kind, ranked in hottest.items()
+            },
+            "losses": profile.losses,
+        }
+        return cls(data)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give the summary as plain data, ready for JSON; durations are integer nanoseconds.
+
+        Keys: ``model`` ``device`` ``modules`` ``pertoken_version`` ``duration_ns`` (from the
+        profile's metadata); ``requests`` {count, failed, running}; ``steps`` {count}; ``tokens``
+        {count, per_s}; ``spans`` {count}; ``ttft``, ``tpot``, ``inter_token``: {count, mean_ns,
+        p50_ns, p90_ns, p99_ns, max_ns} or None when there is nothing to measure;
+        ``inter_token_by_kind`` the same by the kind of the committing step; ``step_times`` by kind:
+        {count, time, tokens_in_per_s, tokens_committed_per_s}; ``slowest_tokens``, a list of
+        {step, request, request_id, row, position, kind, tokens, itl_ns, median_itl_ns, extra_ns,
+        contributors: [{site, category, own_ns, median_ns, extra_ns}]}; ``hottest_sites`` by kind, a
+        list of {site, category, share, self_ns_per_step, calls_per_step}; ``losses`` as in the
+        profile. The root module is the site named by the empty string.
+        """
+        return copy.deepcopy(self._data)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse: a summary does not change."""
+        raise AttributeError(f"a Summary does not change: {name} cannot be set")
+
+    def __delattr__(self, name: str) -> None:
+        """Refuse: a summary does not change."""
+        raise AttributeError(f"a Summary does not change: {name} cannot be deleted")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by the data."""
+        return Summary, (self._data,)
+
+    def __eq__(self, other: object) -> bool:
+        """Compare the data."""
+        return self._data == other._data if isinstance(other, Summary) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # its data is not hashable
+
+    def __repr__(self) -> str:
+        """Say what is summarised; `str` gives the summary itself."""
+        counts = ", ".join(
+            f"{self._data[name]['count']} {name}" for name in ("requests", "steps", "tokens")
+        )
+        return f"<Summary of {counts}>"
+
+    def __str__(self) -> str:
+        """Render for a terminal, as wide as it is, without colour."""
+        from pertoken.summary_text import summary_text
+
+        return summary_text(self._data)
+
+    def __rich__(self) -> rich.console.Group:
+        """Render for a rich console."""
+        from pertoken.summary_text import rich_group
+
+        return rich_group(self._data)
+
+    def _repr_html_(self) -> str:
+        from pertoken.summary_html import summary_html
+
+        return summary_html(self._data)
+
+
+def _plain(distribution: Distribution | None) -> dict[str, int] | None:
+    return None if distribution is None else distribution.as_dict()
+
+
+def _kinds_of_tokens(profile: Profile) -> list[str]:
+    """List the kinds of the steps that committed a token which has an inter-token latency."""
+    tokens, steps = profile.tokens, profile.steps
+    row = rows_of(steps["step"], tokens["step"])
+    return [str(kind) for kind in steps["kind"][row[(row >= 0) & (tokens["itl_ns"] >= 0)]]]
+
+
+def _slowest(profile: Profile, found: tuple[SlowToken, ...]) -> list[dict[str, Any]]:
+    requests = profile.requests
+    names = dict(zip(requests["request"].tolist(), requests["id"].tolist(), strict=True))
+    result = []
+    for token in found:
+        data = asdict(token)
+        data["request_id"] = names.get(token.request, "")
+        data["contributors"] = [asdict(contributor) for contributor in token.contributors]
+        result.append(data)
+    return result

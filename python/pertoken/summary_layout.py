@@ -1,0 +1,215 @@
+"""The words of a summary: blocks of text cells, which a terminal and a notebook show each its way.
+
+Built from the plain data of a `Summary`. Names are printable here; HTML escaping is left to the
+renderer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pertoken.quantity import (
+    count_text,
+    duration_text,
+    name_text,
+    plural_text,
+    rate_text,
+    share_text,
+    size_text,
+)
+
+_NAMES_SHOWN = 8
+# A site with less of a token's extra time than this is noise, not an explanation.
+_LEAST_SHARE_OF_EXTRA = 0.05
+
+
+@dataclass(frozen=True)
+class Block:
+    """A title, sentences under it, and a table that may be empty.
+
+    `columns` are the headings; each row has as many cells. The columns named in `numeric` are
+    aligned to the right.
+    """
+
+    title: str
+    lines: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+    numeric: frozenset[str] = frozenset()
+
+
+def summary_blocks(data: Mapping[str, Any]) -> tuple[Block, ...]:
+    """Put the data of a summary into words."""
+    blocks = [_header(data), _latencies(data), _slowest(data), _hottest(data), _losses(data)]
+    return tuple(block for block in blocks if block.lines or block.rows)
+
+
+def site_text(site: str, category: str) -> str:
+    """Name a site for people: the root module and time between steps have words of their own."""
+    if category == "between":
+        return "(between steps)"
+    if category == "generate":
+        name = f" {name_text(site)}" if site not in ("", "generate") else ""
+        return f"(in generate, outside forward{name})"
+    if site == "":
+        return "(root module)"
+    return name_text(site) if category == "module" else f"{name_text(site)} ({category})"
+
+
+def _header(data: Mapping[str, Any]) -> Block:
+    model = data.get("model") or {}
+    title = f"pertoken: {name_text(model.get('class') or 'unknown model')}"
+    facts = []
+    if isinstance(model.get("parameters"), int):
+        facts.append(f"{size_text(model['parameters'])} parameters")
+    if isinstance(model.get("modules"), int):
+        facts.append(plural_text(model["modules"], "module"))
+    if data.get("device"):
+        facts.append(f"on {name_text(data['device'])}")
+    if data.get("modules"):
+        facts.append(f"recorded: {name_text(data['modules'])}")
+    requests = data["requests"]
+    asked = plural_text(requests["count"], "request")
+    states = [f"{requests[s]} {s}" for s in ("failed", "running") if requests[s]]
+    asked += f" ({', '.join(states)})" if states else ""
+    kinds = ", ".join(
+        f"{count_text(steps['count'])} {name_text(kind)}"
+        for kind, steps in data["step_times"].items()
+    )
+    stepped = plural_text(data["steps"]["count"], "step") + (f" ({kinds})" if kinds else "")
+    got = plural_text(data["tokens"]["count"], "token")
+    line = f"{asked}, {stepped}, {got}"
+    if isinstance(data.get("duration_ns"), int):
+        line += f" in {duration_text(data['duration_ns'])}"
+    if data["tokens"]["per_s"] is not None:
+        line += f"; {rate_text(data['tokens']['per_s'])} from the first step to the last commit"
+    lines = [", ".join(facts), line, *_why_nothing(data)]
+    return Block(title, tuple(text for text in lines if text))
+
+
+def _why_nothing(data: Mapping[str, Any]) -> list[str]:
+    requests = data["requests"]
+    if data["steps"]["count"] == 0:
+        return ["No step: the model's forward was not called while it was recorded."]
+    if data["tokens"]["count"]:
+        return []
+    if requests["count"] == 0:
+        return [
+            "No token: neither generate() nor pertoken.request() ran, so that commits are unknown; "
+            "only steps are shown."
+        ]
+    if requests["failed"] == requests["count"]:
+        return ["No token: every request was ended by an exception; only steps are shown."]
+    return [
+        "No token: no request has committed one, or what was committed could not be told; only "
+        "steps are shown."
+    ]
+
+
+def _latencies(data: Mapping[str, Any]) -> Block:
+    rows = []
+
+    def add(name: str, times: Mapping[str, Any] | None, rate: float | None = None) -> None:
+        if times is not None:
+            cells = (duration_text(times[f"{key}_ns"]) for key in _STATISTICS)
+            rows.append((name, count_text(times["count"]), *cells, rate_text(rate)))
+
+    add("time to first token", data["ttft"])
+    add("time per output token", data["tpot"])
+    add("inter-token latency", data["inter_token"])
+    if len(data["inter_token_by_kind"]) > 1:
+        for kind, times in data["inter_token_by_kind"].items():
+            add(f"  committed by {name_text(kind)}", times)
+    for kind, steps in data["step_times"].items():
+        # A prefill is judged by what it reads, any other step by what it brings forth.
+        column = "tokens_in_per_s" if kind == "prefill" else "tokens_committed_per_s"
+        add(f"step, {name_text(kind)}", steps["time"], steps[column])
+    columns = ("latency", "count", *_STATISTICS, "rate")
+    return Block("Latency", (), columns, tuple(rows), frozenset(columns[1:]))
+
+
+_STATISTICS = ("mean", "p50", "p90", "p99", "max")
+
+
+def _slowest(data: Mapping[str, Any]) -> Block:
+    rows = []
+    for token in data["slowest_tokens"]:
+        if token["extra_ns"] <= 0:
+            continue
+        request = name_text(token["request_id"] or token["request"])
+        where = [
+            f"{site_text(part['site'], part['category'])} +{duration_text(part['extra_ns'])} "
+            f"(usually {duration_text(part['median_ns'])})"
+            for part in token["contributors"]
+            if part["extra_ns"] >= _LEAST_SHARE_OF_EXTRA * token["extra_ns"]
+        ]
+        rows.append(
+            (
+                f"{token['position']}",
+                request,
+                f"{token['row']}",
+                f"{token['step']} {name_text(token['kind'])}",
+                duration_text(token["itl_ns"]),
+                _signed(token["extra_ns"]),
+                "\n".join(where) or "spread over many sites",
+            )
+        )
+    columns = ("token", "request", "row", "step", "latency", "extra", "where the extra time went")
+    title = "Slowest tokens (extra: over the median of their kind of step)"
+    return Block(title, (), columns, tuple(rows), frozenset({"token", "row", "latency", "extra"}))
+
+
+def _hottest(data: Mapping[str, Any]) -> Block:
+    rows = [
+        (
+            name_text(kind),
+            site_text(site["site"], site["category"]),
+            share_text(site["share"]),
+            duration_text(site["self_ns_per_step"]),
+            f"{site['calls_per_step']:.3g}" if site["calls_per_step"] else "-",
+        )
+        for kind, sites in data["hottest_sites"].items()
+        for site in sites
+    ]
+    columns = ("step", "site", "share of step", "own time", "calls")
+    title = "Hottest sites (own time and calls a step, without the sites inside)"
+    return Block(title, (), columns, tuple(rows), frozenset(columns[2:]))
+
+
+def _losses(data: Mapping[str, Any]) -> Block:
+    losses = data["losses"]
+    lines = []
+    for key, noun, what in (
+        ("records_dropped", "record", "dropped, because a buffer was full"),
+        ("spans_evicted", "span", "evicted, the oldest first, to keep within the memory bound"),
+        ("steps_evicted", "step", "evicted, the oldest first, to keep within the memory bound"),
+        ("requests_evicted", "request", "evicted, the oldest first, to keep within the bound"),
+    ):
+        count = losses.get(key) or 0
+        if count:
+            lines.append(f"{plural_text(count, noun)} {'was' if count == 1 else 'were'} {what}.")
+    for reason, count in (losses.get("faults") or {}).items():
+        lines.append(f"{plural_text(count or 0, 'fault')} while recording: {name_text(reason)}.")
+    inlined = losses.get("inlined_modules") or ()
+    if inlined:
+        lines.append(
+            f"The compiler inlined {plural_text(len(inlined), 'module')}, which have no spans: "
+            f"{_listed(inlined)}."
+        )
+    lines.extend(name_text(reason) for reason in losses.get("reasons") or ())
+    lines = lines or ["Nothing was lost."]
+    if losses.get("clock_error_ns") is not None:
+        lines.append(f"Clock error: at most {duration_text(losses['clock_error_ns'])}.")
+    return Block("Losses", tuple(lines))
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(name_text(name) for name in names[:_NAMES_SHOWN])
+    left = len(names) - _NAMES_SHOWN
+    return f"{shown} and {left} more" if left > 0 else shown
+
+
+def _signed(value_ns: int) -> str:
+    return duration_text(value_ns) if value_ns < 0 else f"+{duration_text(value_ns)}"
