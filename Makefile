@@ -1,0 +1,131 @@
+# Everything runs in a virtual environment in the checkout. Targets that are up to date are skipped,
+# so that a second run is quick. Variables to set on the command line:
+#   PYTHON  the interpreter the environment is made from (3.10 to 3.13; found when not given)
+#   TORCH   the requirement that brings torch
+#   VENV    where the environment is
+#   JOBS    how many processes build and lint at once
+
+SHELL := /bin/bash
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+JOBS ?= 2
+PYTHON ?= $(shell .ci/find_python.sh)
+PYTEST_ARGS ?=
+
+BIN := $(abspath $(VENV))/bin
+export PATH := $(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+MAKEFLAGS += --no-print-directory
+
+PACKAGE := pyproject.toml CMakeLists.txt LICENSE README.md \
+  $(shell find cmake csrc python -name __pycache__ -prune -o -print)
+HEADERS := $(shell find csrc -name '*.h')
+SOURCES := $(shell find csrc -name '*.cpp')
+FORMATTED := $(HEADERS) $(SOURCES) $(shell find tests/cpp -name '*.h' -o -name '*.cpp')
+PYTHON_FILES := python tests benchmarks
+
+# ThreadSanitizer cannot start under some kernels' address randomisation; setarch switches it off.
+TSAN_RUN := $(shell setarch -R true 2>/dev/null && echo setarch -R)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format wheel bench clean distclean \
+  lint-python lint-types lint-cpp lint-tidy cpp-tests aarch64 pytest FORCE
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) \
+	  | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.installed ## profile a small model; writes demo/
+	$(BIN)/pertoken demo --output demo
+
+# Goes on after a failure, so that one run tells everything; pytest comes last and sums up.
+test: $(VENV)/.installed $(VENV)/.dev ## lint, the C++ tests under sanitizers, the Python tests
+	@$(MAKE) -k lint cpp-tests aarch64 pytest
+
+lint: lint-python lint-types lint-cpp lint-tidy ## ruff, mypy, stubtest, clang-format, clang-tidy
+
+format: $(VENV)/.dev ## rewrite the files as the linters want them
+	ruff check --fix $(PYTHON_FILES)
+	ruff format $(PYTHON_FILES)
+	clang-format -i $(FORMATTED)
+
+wheel: ## build the wheel for PYTHON, repaired and measured, into wheelhouse/
+	.ci/build_wheel.sh $(PYTHON) wheelhouse
+
+bench: $(VENV)/.installed $(VENV)/.dev ## run the benchmarks
+	python -m pytest benchmarks $(PYTEST_ARGS)
+
+clean: ## remove what was built
+	rm -rf build build-* dist wheelhouse demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f $(VENV)/.installed
+
+distclean: clean ## remove the environment, too
+	rm -rf $(VENV)
+
+# The environment
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "No Python 3.10 to 3.13 with venv found; name one: make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.torch: FORCE | $(BIN)/python
+	@echo '$(TORCH)' | cmp -s - $@ || echo '$(TORCH)' > $@
+
+$(VENV)/.run: requirements/run.txt requirements/constraints.txt $(VENV)/.torch
+	python -m pip install -r requirements/run.txt '$(TORCH)'
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt $(VENV)/.run
+	python -m pip install -r requirements/dev.txt '$(TORCH)'
+	@touch $@
+
+$(VENV)/.installed: $(PACKAGE) $(VENV)/.run
+	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) python -m pip install --no-deps --no-build-isolation \
+	  --config-settings=build-dir='build/{wheel_tag}' .
+	@touch $@
+
+# Linters
+
+lint-python: $(VENV)/.dev
+	ruff check $(PYTHON_FILES)
+	ruff format --check $(PYTHON_FILES)
+
+lint-types: $(VENV)/.installed $(VENV)/.dev
+	mypy
+	python -m mypy.stubtest --mypy-config-file pyproject.toml pertoken._native
+
+lint-cpp: $(VENV)/.dev
+	clang-format --dry-run -Werror $(FORMATTED)
+
+lint-tidy: $(VENV)/.dev build-tidy/compile_commands.json
+	@$(MAKE) -k -j$(JOBS) $(SOURCES:%=build-tidy/ok/%)
+
+build-tidy/compile_commands.json: CMakeLists.txt $(wildcard cmake/*) pyproject.toml $(VENV)/.run
+	cmake -S . -B build-tidy -G Ninja -DPERTOKEN_LTO=OFF -DPERTOKEN_CUDA=OFF \
+	  -Dpybind11_DIR="$$(python -m pybind11 --cmakedir)" -DPython_EXECUTABLE=$(BIN)/python
+	@touch $@
+
+build-tidy/ok/%: % $(HEADERS) .clang-tidy build-tidy/compile_commands.json
+	clang-tidy --quiet -p build-tidy $<
+	@mkdir -p $(@D) && touch $@
+
+# C++ tests: optimised as they are shipped, then under sanitizers with assertions
+
+cpp-tests: $(VENV)/.dev ## the C++ tests: optimised, under ASan and UBSan, under TSan
+	@$(MAKE) cpp-test-plain cpp-test-asan cpp-test-tsan
+
+cpp-test-plain: CMAKE_ARGS = -DCMAKE_BUILD_TYPE=Release
+cpp-test-asan: CMAKE_ARGS = -DPERTOKEN_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1
+cpp-test-tsan: CMAKE_ARGS = -DPERTOKEN_SANITIZE=thread -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1
+cpp-test-tsan: RUN = $(TSAN_RUN)
+cpp-test-%: FORCE
+	cmake -S . -B build-$* -G Ninja -DPERTOKEN_BUILD_TESTS=ON -DPERTOKEN_BUILD_MODULE=OFF \
+	  -DPERTOKEN_CUDA=OFF $(CMAKE_ARGS)
+	cmake --build build-$* --parallel $(JOBS)
+	$(RUN) ctest --test-dir build-$* --output-on-failure --no-tests=error --timeout 300 -j $(JOBS)
+
+aarch64: $(VENV)/.dev ## compile the native sources for aarch64
+	.ci/check_aarch64.sh
+
+pytest: $(VENV)/.installed $(VENV)/.dev ## the Python tests
+	python -m pytest $(PYTEST_ARGS)

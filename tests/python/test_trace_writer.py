@@ -1,0 +1,134 @@
+"""The native trace writer's own interface: what it takes, refuses and reports."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+
+from pertoken import _native
+from synthetic import synthetic_profile
+
+ANY_TEXT = st.text(alphabet=st.characters(exclude_categories=()), max_size=30)
+SAME_FOLDER = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=100
+)
+FIRST_MADE_UP_TID = 1 << 22
+
+
+@pytest.fixture
+def trace_path(tmp_path: Path) -> Path:
+    return tmp_path / "trace.json"
+
+
+def native_arguments(target: object) -> dict[str, Any]:
+    profile = synthetic_profile(requests=1, tokens=2)
+    tables = {
+        name: {c: t.codes(c) if c in t.coded else t[c] for c in t.columns}
+        for name, t in profile.tables.items()
+    }
+    return {
+        "tables": tables,
+        "strings": profile.requests.strings,
+        "header_json": "",
+        "pid": 1,
+        "process_name": "python",
+        "root_name": "model",
+        "target": target,
+    }
+
+
+def test_the_writer_reports_a_full_device_by_its_errno() -> None:
+    with open("/dev/full", "wb") as full, pytest.raises(OSError) as caught:
+        _native.write_chrome_trace(**native_arguments(full.fileno()))
+    assert caught.value.errno == 28
+
+
+def test_the_writer_calls_back_with_bounded_chunks_and_passes_exceptions_through() -> None:
+    chunks: list[bytes] = []
+    arguments = native_arguments(chunks.append)
+    arguments["strings"] = [*arguments["strings"][:-1], "x" * (3 << 20)]
+    _native.write_chrome_trace(**arguments)
+    assert len(chunks) > 3
+    assert max(map(len, chunks)) <= 1 << 20
+
+    calls = []
+
+    def failing(chunk: bytes) -> None:
+        calls.append(len(chunk))
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        _native.write_chrome_trace(**{**arguments, "target": failing})
+    assert len(calls) == 1
+
+
+def test_other_threads_run_while_a_trace_is_written() -> None:
+    """The writer blocks on a full pipe that only another Python thread empties."""
+    read_end, write_end = os.pipe()
+    arguments = native_arguments(write_end)
+    arguments["strings"] = [*arguments["strings"][:-1], "x" * (3 << 20)]
+    received: list[bytes] = []
+
+    def drain() -> None:
+        while chunk := os.read(read_end, 1 << 16):
+            received.append(chunk)
+
+    reader = threading.Thread(target=drain)
+    reader.start()
+    _native.write_chrome_trace(**arguments)
+    os.close(write_end)
+    reader.join()
+    os.close(read_end)
+    assert b"".join(received).endswith(b"\n]}\n")
+
+
+BAD_COLUMNS = {
+    "dtype": (lambda c: c.astype("int32"), TypeError, "must be a numpy array of int64"),
+    "byte order": (lambda c: c.astype(">i8"), TypeError, "must be a numpy array of int64"),
+    "list": (lambda c: c.tolist(), TypeError, "must be a numpy array of int64"),
+    "strided": (lambda c: np.repeat(c, 2)[::2], ValueError, "must be contiguous"),
+    "dimensions": (lambda c: c.reshape(1, -1), ValueError, "must have one dimension"),
+    "length": (lambda c: c[:-1], ValueError, "rows, not"),
+}
+
+
+@pytest.mark.parametrize("how", BAD_COLUMNS)
+def test_the_writer_refuses_a_column_that_is_not_as_declared(how: str) -> None:
+    change, error, message = BAD_COLUMNS[how]
+    arguments = native_arguments(pytest.fail)
+    spans = arguments["tables"]["spans"]
+    spans["parent"] = change(spans["parent"])
+    with pytest.raises(error, match=f"column 'parent' of table 'spans'.*{message}"):
+        _native.write_chrome_trace(**arguments)
+
+
+@pytest.mark.parametrize("code", [-2, 10_000])
+@pytest.mark.parametrize(("table", "column"), [("spans", "site"), ("requests", "label.x")])
+def test_the_writer_refuses_codes_outside_the_strings(table: str, column: str, code: int) -> None:
+    arguments = native_arguments(pytest.fail)
+    columns = arguments["tables"][table]
+    first = next(iter(columns.values()))
+    columns[column] = np.full(len(first), code, dtype="int32")
+    with pytest.raises(ValueError, match=f"column '{column}'.*codes outside"):
+        _native.write_chrome_trace(**arguments)
+
+
+def test_the_writer_refuses_what_is_missing_or_of_another_type() -> None:
+    arguments = native_arguments(pytest.fail)
+    del arguments["tables"]["steps"]["kind"]
+    with pytest.raises(ValueError, match="column 'kind' of table 'steps' is missing"):
+        _native.write_chrome_trace(**arguments)
+    del arguments["tables"]["steps"]
+    with pytest.raises(ValueError, match="no table 'steps'"):
+        _native.write_chrome_trace(**arguments)
+    with pytest.raises(TypeError, match="strings must be str"):
+        _native.write_chrome_trace(**{**native_arguments(pytest.fail), "strings": [b"x"]})
+    with pytest.raises(TypeError, match="target must be"):
+        _native.write_chrome_trace(**native_arguments("a path"))

@@ -1,0 +1,85 @@
+"""The wheel as people get it: built from the source distribution, repaired, measured, installed.
+
+For each supported Python that is here, the wheel goes into a fresh environment whose PATH holds no
+compiler, and has to work there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT_BYTES = 1_000_000
+UNWANTED = ("torch", "transformers", "pandas", "pyarrow", "rich", "click")
+
+pytestmark = [pytest.mark.wheel, pytest.mark.slow]
+
+
+def _run(*command: str | Path, **options: object) -> str:
+    done = subprocess.run(command, text=True, capture_output=True, timeout=900, **options)
+    assert done.returncode == 0, f"{command} failed:\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
+    return done.stdout
+
+
+def _find_python(version: str) -> str:
+    found = subprocess.run(
+        [ROOT / ".ci" / "find_python.sh", version], text=True, capture_output=True, timeout=60
+    )
+    if found.returncode != 0:
+        pytest.skip(f"no Python {version} with its headers on this machine")
+    return found.stdout.strip()
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.11", "3.12", "3.13"])
+def test_wheel_works_where_there_is_no_compiler(version: str, tmp_path: Path) -> None:
+    """Tagged manylinux, at most 1 MB, complete, and usable without compiler, torch or network."""
+    python = _find_python(version)
+    _run(ROOT / ".ci" / "build_wheel.sh", python, tmp_path / "wheelhouse")
+
+    (wheel,) = (tmp_path / "wheelhouse").iterdir()
+    tag = "cp" + version.replace(".", "")
+    assert re.fullmatch(rf"pertoken-[\w.]+-{tag}-{tag}-manylinux_\w+\.whl", wheel.name)
+    assert wheel.stat().st_size <= LIMIT_BYTES
+    names = zipfile.ZipFile(wheel).namelist()
+    assert [name for name in names if name.endswith("/licenses/LICENSE")]
+    assert "pertoken/py.typed" in names
+    assert "pertoken/_native.pyi" in names
+    assert not [name for name in names if name.endswith((".a", ".cpp", ".h", ".pyc"))]
+
+    venv = tmp_path / "venv"
+    _run(python, "-m", "venv", venv)
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CC", "CXX")
+    }
+    environment["PATH"] = str(venv / "bin")
+    bare = {"env": environment, "cwd": tmp_path}
+    pins = ROOT / "requirements" / "dev.txt"
+    _run(
+        venv / "bin" / "python", "-m", "pip", "install", "--quiet", "--only-binary", ":all:",
+        "--constraint", pins, wheel, **bare,
+    )  # fmt: skip
+
+    code = (
+        "import sys, pertoken, pertoken._native as native;"
+        f"assert not set({UNWANTED}) & set(sys.modules), sorted(sys.modules);"
+        "print(native.build_info()['pertoken'])"
+    )
+    built = _run(venv / "bin" / "python", "-c", code, **bare).strip()
+    assert wheel.name.startswith(f"pertoken-{built}-")
+
+    doctor = json.loads(_run(venv / "bin" / "pertoken", "doctor", "--json", **bare))
+    checks = {check["name"]: check for check in doctor["checks"]}
+    assert checks["package"]["status"] == "ok", checks["package"]
+    assert checks["clock"]["status"] in ("ok", "warning"), checks["clock"]
+    assert checks["torch"]["status"] == "absent"
+    assert "pertoken[torch]" in checks["torch"]["reason"]
+    assert "Python" in _run(venv / "bin" / "pertoken", "doctor", **bare)
