@@ -23,6 +23,7 @@ HEADERS := $(shell find csrc -name '*.h')
 SOURCES := $(shell find csrc -name '*.cpp')
 FORMATTED := $(HEADERS) $(SOURCES) $(shell find tests/cpp -name '*.h' -o -name '*.cpp')
 PYTHON_FILES := python tests benchmarks
+BENCHMARKS := $(shell grep -ls __main__ benchmarks/*.py)
 
 # ThreadSanitizer cannot start under some kernels' address randomisation; setarch switches it off.
 TSAN_RUN := $(shell setarch -R true 2>/dev/null && echo setarch -R)
@@ -53,7 +54,7 @@ wheel: ## build the wheel for PYTHON, repaired and measured, into wheelhouse/
 	.ci/build_wheel.sh $(PYTHON) wheelhouse
 
 bench: $(VENV)/.installed $(VENV)/.dev ## run the benchmarks
-	python -m pytest benchmarks $(PYTEST_ARGS)
+	set -e; for script in $(BENCHMARKS); do echo "== $$script"; python "$$script"; done
 
 clean: ## remove what was built
 	rm -rf build build-* dist wheelhouse demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -92,13 +93,14 @@ lint-python: $(VENV)/.dev
 
 lint-types: $(VENV)/.installed $(VENV)/.dev
 	mypy
-	python -m mypy.stubtest --mypy-config-file pyproject.toml pertoken._native
+	python -m mypy.stubtest --mypy-config-file pyproject.toml \
+	  --allowlist .ci/stubtest_allowlist.txt pertoken._native
 
 lint-cpp: $(VENV)/.dev
 	clang-format --dry-run -Werror $(FORMATTED)
 
 lint-tidy: $(VENV)/.dev build-tidy/compile_commands.json
-	@$(MAKE) -k -j$(JOBS) $(SOURCES:%=build-tidy/ok/%)
+	@$(MAKE) -sk -j$(JOBS) $(SOURCES:%=build-tidy/ok/%)
 
 build-tidy/compile_commands.json: CMakeLists.txt $(wildcard cmake/*) pyproject.toml $(VENV)/.run
 	cmake -S . -B build-tidy -G Ninja -DPERTOKEN_LTO=OFF -DPERTOKEN_CUDA=OFF \
@@ -106,8 +108,9 @@ build-tidy/compile_commands.json: CMakeLists.txt $(wildcard cmake/*) pyproject.t
 	@touch $@
 
 build-tidy/ok/%: % $(HEADERS) .clang-tidy build-tidy/compile_commands.json
+	echo 'clang-tidy: $<'
 	clang-tidy --quiet -p build-tidy $<
-	@mkdir -p $(@D) && touch $@
+	mkdir -p $(@D) && touch $@
 
 # C++ tests: optimised as they are shipped, then under sanitizers with assertions
 
@@ -125,7 +128,12 @@ cpp-test-%: FORCE
 	$(RUN) ctest --test-dir build-$* --output-on-failure --no-tests=error --timeout 300 -j $(JOBS)
 
 aarch64: $(VENV)/.dev ## compile the native sources for aarch64
-	.ci/check_aarch64.sh
+	@$(MAKE) -sk -j$(JOBS) $(SOURCES:%=build-aarch64/ok/%)
+
+build-aarch64/ok/%: % $(HEADERS) .ci/check_aarch64.sh cmake/build_info.h.in
+	echo 'aarch64: $<'
+	.ci/check_aarch64.sh build-aarch64 $<
+	mkdir -p $(@D) && touch $@
 
 pytest: $(VENV)/.installed $(VENV)/.dev ## the Python tests
 	python -m pytest $(PYTEST_ARGS)

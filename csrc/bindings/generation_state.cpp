@@ -8,6 +8,7 @@
 
 #include "bindings/scope.h"
 #include "bindings/span_call.h"
+#include "bindings/step_inputs.h"
 #include "core/string_table.h"
 
 namespace pertoken::bindings {
@@ -27,8 +28,7 @@ bool open_here(const GenerationState& state) {
 
 void close_gap(GenerationState& state, ThreadBuffer& buffer, uint64_t now, uint32_t next_step) {
   if (!open_here(state) || state.gap_seq == 0) return;
-  // The gap counts to the step it leads to: both make up the time of the next token.
-  buffer.push({state.gap_start_ticks, now, make_tag(RecordType::kSpan, gap_site), state.gap_seq,
+  buffer.push({state.gap_start_ticks, now, make_tag(RecordType::kGap, gap_site), state.gap_seq,
                state.region_seq, next_step});
   state.gap_seq = 0;
   buffer.open_seq = state.region_seq;
@@ -45,18 +45,25 @@ namespace {
 
 // A commit of `tokens` a row by the last step: how far the cache really is after it.
 void note_commit(GenerationState& state, int64_t tokens) {
-  const bool verified = state.commits > 0 && state.last_query_len > 1;
-  if (verified && state.last_had_cache && state.last_past >= 0) {
-    state.past = state.last_past + tokens;  // the rejected candidates are cut off again
-  } else if (state.last_keep > tokens && state.past >= 0) {
-    state.past -= state.last_keep - tokens;  // a prefill that verified candidates as well
-  }
   if (state.commits == 0) {
     state.prompt_len = state.past;
     state.first_commit_ticks = state.last_end_ticks;
   }
+  if (tokens < 0) {
+    state.past = kPastUntold;
+  } else if (state.last_kind == StepKind::kVerify && state.last_past >= 0) {
+    state.past = state.last_past + tokens;  // the rejected candidates are cut off again
+  } else if (state.last_keep > tokens && state.past >= 0) {
+    state.past -= state.last_keep - tokens;  // a prefill that verified candidates as well
+  } else if (state.last_kind == StepKind::kPrefill && !state.keep_known) {
+    state.past = kPastUntold;  // it may have, but was not told how many
+  }
   ++state.commits;
-  state.tokens += static_cast<uint32_t>(tokens);
+  if (tokens < 0) {
+    state.tokens_unknown = true;
+  } else {
+    state.tokens += static_cast<uint32_t>(tokens);
+  }
 }
 
 PyObject* enter(PyObject* self, PyObject*) {
@@ -75,6 +82,7 @@ PyObject* enter(PyObject* self, PyObject*) {
 
 PyObject* leave(PyObject* self, PyObject*) {
   auto& state = *reinterpret_cast<GenerationState*>(self);
+  Py_CLEAR(state.last_cache);
   const uint64_t now = now_ticks();
   ThreadBuffer* buffer = state.recorder->buffer();
   if (buffer == nullptr || !open_here(state)) Py_RETURN_NONE;
@@ -93,8 +101,10 @@ int state_init(PyObject* self, PyObject* args, PyObject*) {
   unsigned int generation = 0;
   unsigned int depth = 0;
   int fresh_cache = 0;
-  if (!PyArg_ParseTuple(args, "OIIp:GenerationState", &recorder, &generation, &depth,
-                        &fresh_cache)) {
+  int is_chunked = 0;
+  unsigned long long model = 0;
+  if (!PyArg_ParseTuple(args, "OIIpKp:GenerationState", &recorder, &generation, &depth,
+                        &fresh_cache, &model, &is_chunked)) {
     return -1;
   }
   auto& state = *reinterpret_cast<GenerationState*>(self);
@@ -103,14 +113,18 @@ int state_init(PyObject* self, PyObject* args, PyObject*) {
   state.owner = Py_NewRef(recorder);
   state.generation = generation;
   state.depth = depth;
+  state.model = model;
   state.fresh_cache = fresh_cache != 0;
+  state.is_chunked = is_chunked != 0;
   state.last_step = kNone32;
   state.prompt_len = -1;
   return 0;
 }
 
 void state_dealloc(PyObject* self) {
-  Py_CLEAR(reinterpret_cast<GenerationState*>(self)->owner);
+  auto& state = *reinterpret_cast<GenerationState*>(self);
+  Py_CLEAR(state.owner);
+  Py_CLEAR(state.last_cache);
   PyTypeObject* type = Py_TYPE(self);
   type->tp_free(self);
   Py_DECREF(type);
@@ -119,9 +133,11 @@ void state_dealloc(PyObject* self) {
 PyMemberDef state_members[] = {
     {"generation", T_UINT, offsetof(GenerationState, generation), READONLY, nullptr},
     {"depth", T_UINT, offsetof(GenerationState, depth), READONLY, nullptr},
+    {"model", T_ULONGLONG, offsetof(GenerationState, model), READONLY, nullptr},
     {"steps", T_UINT, offsetof(GenerationState, steps), READONLY, nullptr},
     {"commits", T_UINT, offsetof(GenerationState, commits), READONLY, nullptr},
     {"tokens", T_UINT, offsetof(GenerationState, tokens), READONLY, nullptr},
+    {"tokens_unknown", T_BOOL, offsetof(GenerationState, tokens_unknown), READONLY, nullptr},
     {"prompt_len", T_LONGLONG, offsetof(GenerationState, prompt_len), READONLY, nullptr},
     {"last_end_ticks", T_ULONGLONG, offsetof(GenerationState, last_end_ticks), READONLY, nullptr},
     {"first_commit_ticks", T_ULONGLONG, offsetof(GenerationState, first_commit_ticks), READONLY,
@@ -153,28 +169,28 @@ struct CommitCall {
 
 PyObject* num_new_tokens_name = nullptr;
 
+// An assistant of the same class commits to its own drafts.
+bool is_of(const GenerationState& state, PyObject* args) {
+  return PyTuple_GET_SIZE(args) > 0 &&
+         reinterpret_cast<uint64_t>(PyTuple_GET_ITEM(args, 0)) == state.model;
+}
+
 PyObject* commit_call(PyObject* self, PyObject* args, PyObject* kwargs) {
   auto* call = reinterpret_cast<CommitCall*>(self);
   PyObject* value = nullptr;
   if (PyContextVar_Get(call->generation_var, nullptr, &value) < 0) PyErr_Clear();
-  if (value != nullptr && Py_IS_TYPE(value, generation_state_type)) {
+  if (value != nullptr && Py_IS_TYPE(value, generation_state_type) &&
+      is_of(*reinterpret_cast<GenerationState*>(value), args)) {
     auto& state = *reinterpret_cast<GenerationState*>(value);
-    int64_t tokens = 1;
-    if (kwargs != nullptr) {
-      PyObject* given = PyDict_GetItemWithError(kwargs, num_new_tokens_name);
-      if (given != nullptr && PyLong_Check(given)) tokens = PyLong_AsLongLong(given);
-      if (PyErr_Occurred()) PyErr_Clear();
-    }
     constexpr Py_ssize_t kPosition = 4;  // self, outputs, model_kwargs, is_encoder_decoder
-    if (PyTuple_GET_SIZE(args) > kPosition) {
-      PyObject* given = PyTuple_GET_ITEM(args, kPosition);
-      if (PyLong_Check(given)) tokens = PyLong_AsLongLong(given);
-      if (PyErr_Occurred()) PyErr_Clear();
-    }
+    PyObject* given = PyTuple_GET_SIZE(args) > kPosition ? PyTuple_GET_ITEM(args, kPosition)
+                      : kwargs != nullptr ? PyDict_GetItemWithError(kwargs, num_new_tokens_name)
+                                          : nullptr;
+    const int64_t tokens = given == nullptr ? 1 : host_integer(given, -1);
     const uint32_t tokens_before = state.tokens;
     note_commit(state, tokens);
     ThreadBuffer* buffer = state.recorder->active() ? state.recorder->buffer() : nullptr;
-    if (buffer != nullptr && state.depth == 0 && state.last_step != kNone32) {
+    if (buffer != nullptr && tokens >= 0 && state.depth == 0 && state.last_step != kNone32) {
       buffer->push({tokens_before, static_cast<uint64_t>(tokens), make_tag(RecordType::kCommit, 0),
                     0, 0, state.last_step});
     }

@@ -20,18 +20,24 @@ struct GenerationState {
   Recorder* recorder;
   uint32_t generation;  // its number in the recording
   uint32_t depth;       // 0: the outermost; deeper ones draft for it
+  uint64_t model;       // whose generate() it is: an identity, never followed
   bool fresh_cache;     // no cache was handed in, so the first step starts from nothing
+  bool is_chunked;      // the prefill may take several steps
 
   uint32_t steps;
   uint32_t commits;
   uint32_t tokens;  // committed a row, so far
+  bool tokens_unknown;  // some commit did not say how many
   uint32_t last_step;
   int64_t prompt_len;       // tokens in the cache at the first commit, -1 unknown
-  int64_t past;             // tokens in the cache before the next step, -1 unknown
+  int64_t past;             // tokens in the cache before the next step, or one of those below
   int64_t last_past;        // and before the last one
   int64_t last_query_len;
   int64_t last_keep;
-  bool last_had_cache;
+  StepKind last_kind;
+  bool keep_known;       // forward is told how many positions' logits to keep
+  bool had_cache;        // some step had one
+  PyObject* last_cache;  // of the last step; strong, so that no other can take its address
 
   uint64_t last_end_ticks;      // of the last step
   uint64_t first_commit_ticks;  // the end of the step that committed first, 0 none yet
@@ -44,6 +50,9 @@ struct GenerationState {
   uint64_t region_start_ticks;
   uint64_t gap_start_ticks;
 };
+
+inline constexpr int64_t kPastUnknown = -1;
+inline constexpr int64_t kPastUntold = -2;  // only the cache itself can tell
 
 extern PyTypeObject* generation_state_type;
 

@@ -19,6 +19,8 @@ struct RootCall {
   PyObject* generation_var;
   PyObject* request_hook;  // request object -> the number of its generation in this recording
   ForwardSignature* signature;
+  bool is_span_when_nested;      // in another root's step; else such a call is not recorded
+  uint64_t only_generate_of;     // steps only in this model's generate() or in none; 0: in any
 };
 
 struct StepPlan {
@@ -27,7 +29,9 @@ struct StepPlan {
   int64_t query_len = -1;
   int64_t past = -1;
   int64_t keep = 0;
-  bool has_cache = false;
+  PyObject* cache = nullptr;  // borrowed from the arguments
+  bool is_new_cache = false;  // not that of the step before
+  bool asks_for_cache = false;
   uint32_t generation = kNone32;
   uint32_t flags = 0;
 };
@@ -37,22 +41,34 @@ uint32_t narrow(int64_t value) {
                                                              : static_cast<uint32_t>(value);
 }
 
-// Inside generate() its progress tells what the shapes do not: a chunk of the prefill that looks
-// like a decode, a draft on the root itself, a decode without a cache.
-StepKind kind_in_generation(const GenerationState& state, const StepPlan& plan) {
-  if (state.depth > 0) return StepKind::kDraft;
-  if (state.commits == 0) return StepKind::kPrefill;
-  if (plan.query_len == 1 || !plan.has_cache) return StepKind::kDecode;
-  return StepKind::kVerify;
-}
-
-// Outside, by the cache and the shapes alone, and only where they leave no doubt.
-StepKind kind_by_cache(const StepPlan& plan, bool asks_for_cache) {
-  if (!plan.has_cache) return asks_for_cache ? StepKind::kPrefill : StepKind::kOther;
+// By the cache and the shapes alone, and only where they leave no doubt.
+StepKind kind_by_cache(const StepPlan& plan) {
+  if (plan.cache == nullptr) return plan.asks_for_cache ? StepKind::kPrefill : StepKind::kOther;
   if (plan.past == 0) return StepKind::kPrefill;
   if (plan.past < 0) return StepKind::kOther;
   if (plan.query_len == 1) return StepKind::kDecode;
   return plan.keep > 1 && plan.keep == plan.query_len ? StepKind::kVerify : StepKind::kOther;
+}
+
+// Inside generate() its progress tells what the shapes do not: a chunk of the prefill that looks
+// like a decode, a draft on the root itself, a decode without a cache.
+StepKind kind_in_generation(const GenerationState& state, const StepPlan& plan, bool keep_known) {
+  if (state.depth > 0) return StepKind::kDraft;
+  if (state.commits == 0 && (state.steps == 0 || state.is_chunked)) return StepKind::kPrefill;
+  if (plan.is_new_cache && plan.past == 0) return StepKind::kPrefill;
+  if (state.commits == 0) return kind_by_cache(plan);
+  if (plan.cache == nullptr) return state.had_cache ? kind_by_cache(plan) : StepKind::kDecode;
+  if (plan.query_len == 1) return StepKind::kDecode;
+  return keep_known ? kind_by_cache(plan) : StepKind::kVerify;
+}
+
+// Tokens in the cache before a step of generate(), asked of the cache only where they were not
+// followed.
+int64_t past_in_generation(const GenerationState& state, const StepPlan& plan, bool& failed) {
+  if (plan.cache == nullptr || (state.steps == 0 && state.fresh_cache)) return 0;
+  const bool is_followed = state.steps > 0 && (state.commits > 0 || state.is_chunked) &&
+                           !plan.is_new_cache && state.past != kPastUntold;
+  return is_followed ? state.past : cache_length(plan.cache, failed);
 }
 
 StepPlan plan_step(const RootCall& call, const GenerationState* state, PyObject* args,
@@ -64,25 +80,22 @@ StepPlan plan_step(const RootCall& call, const GenerationState* state, PyObject*
   plan.rows = shape.rows;
   plan.query_len = shape.query_len;
   plan.keep = integer_argument(signature.find(ArgumentRole::kKeep, args, kwargs), 0);
-  PyObject* cache = signature.find(ArgumentRole::kCache, args, kwargs);
-  plan.has_cache = cache != nullptr;
+  plan.cache = signature.find(ArgumentRole::kCache, args, kwargs);
+  plan.asks_for_cache = signature.find(ArgumentRole::kUseCache, args, kwargs) == Py_True;
   if (state != nullptr) {
     plan.generation = state->generation;
-    if (state->steps == 0 && !state->fresh_cache && cache != nullptr) {
-      plan.past = cache_length(cache, failed);
-    } else {
-      plan.past = cache == nullptr ? 0 : state->past;
-    }
-    plan.kind = kind_in_generation(*state, plan);
+    // Models that make their cache themselves pass none at first.
+    plan.is_new_cache = plan.cache != nullptr && plan.cache != state->last_cache &&
+                        (state->steps == 0 || state->had_cache);
+    plan.past = past_in_generation(*state, plan, failed);
+    plan.kind = kind_in_generation(*state, plan, signature.knows(ArgumentRole::kKeep));
   } else {
-    if (cache != nullptr) {
-      plan.past = cache_length(cache, failed);
+    if (plan.cache != nullptr) {
+      plan.past = cache_length(plan.cache, failed);
     } else if (!signature.takes_first_positional) {
       plan.past = 0;
     }
-    const bool asks_for_cache =
-        signature.find(ArgumentRole::kUseCache, args, kwargs) == Py_True;
-    plan.kind = kind_by_cache(plan, asks_for_cache);
+    plan.kind = kind_by_cache(plan);
   }
   if (failed) call.base.recorder->count_fault();
   return plan;
@@ -108,25 +121,34 @@ uint32_t request_generation(const RootCall& call, Scope* request) {
 // stays what it was.
 void push_padding(StepPlan& plan, PyObject* mask, ThreadBuffer& buffer,
                   uint32_t step) {
-  std::vector<uint32_t> valid;
-  if (valid_tokens(mask, plan.rows, valid) != MaskReading::kRead) {
+  std::vector<RowTokens> valid;
+  if (!valid_tokens(mask, plan.rows, plan.past, plan.query_len, valid)) {
     plan.flags |= kStepMaskUnread;
     return;
   }
   for (uint32_t row = 0; row < valid.size(); ++row) {
-    buffer.push({row, valid[row], make_tag(RecordType::kRowValid, 0), 0, 0, step});
+    buffer.push({row, uint64_t{valid[row].context} << 32 | valid[row].query,
+                 make_tag(RecordType::kRowValid, 0), 0, 0, step});
   }
 }
 
-void note_step(GenerationState& state, const StepPlan& plan, uint32_t step) {
+// Before the forward: the arguments, and with them the cache, may go while it runs.
+void note_step(GenerationState& state, const StepPlan& plan, bool keep_known, uint32_t step) {
   ++state.steps;
   state.last_step = step;
   state.last_past = plan.past;
   state.last_query_len = plan.query_len;
   state.last_keep = plan.keep;
-  state.last_had_cache = plan.has_cache;
+  state.last_kind = plan.kind;
+  state.keep_known = keep_known;
+  state.had_cache = state.had_cache || plan.cache != nullptr;
+  if (state.last_cache != plan.cache) {
+    PyObject* before = state.last_cache;
+    state.last_cache = Py_XNewRef(plan.cache);
+    Py_XDECREF(before);
+  }
   const bool known = plan.past >= 0 && plan.query_len >= 0;
-  state.past = known ? plan.past + plan.query_len : -1;
+  state.past = known ? plan.past + plan.query_len : kPastUnknown;
 }
 
 PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyObject* kwargs,
@@ -134,15 +156,22 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
   Recorder& recorder = *call.base.recorder;
   Scope* scope = current_scope();
   StepPlan plan = plan_step(call, state, args, kwargs);
-  if (state == nullptr && scope != nullptr && scope->request != nullptr) {
-    plan.generation = request_generation(call, scope->request);
+  const bool keep_known = call.signature->knows(ArgumentRole::kKeep);
+  Scope* request = scope == nullptr ? nullptr : scope->nearest_open(&Scope::request);
+  if (state == nullptr && request != nullptr) {
+    plan.generation = request_generation(call, request);
   }
-  if (scope != nullptr && scope->step != nullptr) {
-    const uint32_t step = begin_step_region(scope->step, recorder, buffer, narrow(plan.query_len),
+  Scope* step_region = scope == nullptr ? nullptr : scope->nearest_open(&Scope::step);
+  if (step_region != nullptr) {
+    const uint32_t step = begin_step_region(step_region, recorder, buffer, narrow(plan.query_len),
                                             narrow(plan.past), plan.generation);
     const uint32_t parent = buffer.open_seq != 0 ? buffer.open_seq : enclosing(recorder).seq;
-    return timed_call(call.base.inner, args, kwargs, recorder, buffer, call.base.site, parent,
-                      step);
+    // What a forward of generate() commits here is for the user's step to say.
+    if (state != nullptr) note_step(*state, plan, keep_known, kNone32);
+    PyObject* result = timed_call(call.base.inner, args, kwargs, recorder, buffer, call.base.site,
+                                  parent, step);
+    if (state != nullptr) state->last_end_ticks = now_ticks();
+    return result;
   }
 
   const uint32_t step = recorder.next_step();
@@ -150,6 +179,7 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
                        ? call.signature->find(ArgumentRole::kMask, args, kwargs)
                        : nullptr;
   if (mask != nullptr && plan.rows > 0) push_padding(plan, mask, buffer, step);
+  if (state != nullptr) note_step(*state, plan, keep_known, step);
 
   const uint64_t start_ticks = now_ticks();
   buffer.push({start_ticks, uint64_t{narrow(plan.rows)} << 32 | narrow(plan.query_len),
@@ -159,6 +189,7 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
   const uint32_t outer_seq = buffer.open_seq;
   const uint32_t parent_seq = outer_seq != 0 ? outer_seq : enclosing(recorder).seq;
   const uint32_t seq = tls_thread_state->next_seq();
+  const uint64_t pushed_before = buffer.pushed();
   buffer.open_seq = seq;
   buffer.open_step = step;
   PyObject* result = call_inner(call.base.inner, args, kwargs);
@@ -169,23 +200,29 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
     buffer.push({start_ticks, end_ticks, make_tag(RecordType::kSpan, call.base.site), seq,
                  parent_seq, step});
     const uint32_t flags = (result == nullptr ? kStepFailed : 0) |
-                           (tls_thread_state->last_seq == seq ? kStepBare : 0);
+                           (buffer.pushed() == pushed_before + 1 ? kStepBare : 0);
     buffer.push({end_ticks, 0, make_tag(RecordType::kStepEnd, flags), 0, 0, step});
   }
   if (state != nullptr) {
-    note_step(*state, plan, step);
     state->last_end_ticks = end_ticks;
     open_gap(*state, buffer, end_ticks);
   }
   return result;
 }
 
+// A root inside a root's forward, by recursion or as the model in a wrapper: the outermost is the
+// step.
+PyObject* call_nested(RootCall& call, PyObject* args, PyObject* kwargs) {
+  if (!call.is_span_when_nested) return call_inner(call.base.inner, args, kwargs);
+  return span_call(reinterpret_cast<PyObject*>(&call), args, kwargs);
+}
+
 PyObject* root_call(PyObject* self, PyObject* args, PyObject* kwargs) {
   auto& call = *reinterpret_cast<RootCall*>(self);
   Recorder& recorder = *call.base.recorder;
   ThreadBuffer* buffer = recorder.active() ? recorder.buffer() : nullptr;
-  // A root inside a root's forward, by recursion, is one more span of that step.
-  if (buffer == nullptr || buffer->open_step != kNone32) return span_call(self, args, kwargs);
+  if (buffer == nullptr) return call_inner(call.base.inner, args, kwargs);
+  if (buffer->open_step != kNone32) return call_nested(call, args, kwargs);
 
   PyObject* value = nullptr;
   if (PyContextVar_Get(call.generation_var, nullptr, &value) < 0) PyErr_Clear();
@@ -193,7 +230,10 @@ PyObject* root_call(PyObject* self, PyObject* args, PyObject* kwargs) {
   if (value != nullptr && Py_IS_TYPE(value, generation_state_type)) {
     state = reinterpret_cast<GenerationState*>(value);
   }
-  PyObject* result = call_step(call, state, args, kwargs, *buffer);
+  const bool is_step = state == nullptr || call.only_generate_of == 0 ||
+                       call.only_generate_of == state->model;
+  PyObject* result = is_step ? call_step(call, state, args, kwargs, *buffer)
+                             : call_nested(call, args, kwargs);
   Py_XDECREF(value);
   return result;
 }
@@ -206,14 +246,19 @@ int root_init(PyObject* self, PyObject* args, PyObject*) {
   PyObject* places = nullptr;  // a list of (role, keyword, position)
   unsigned int site = 0;
   int takes_first_positional = 0;
-  if (!PyArg_ParseTuple(args, "OOIOOO!p:RootCall", &inner, &recorder, &site, &generation_var,
-                        &request_hook, &PyList_Type, &places, &takes_first_positional)) {
+  int is_span_when_nested = 1;
+  unsigned long long only_generate_of = 0;
+  if (!PyArg_ParseTuple(args, "OOIOOO!ppK:RootCall", &inner, &recorder, &site, &generation_var,
+                        &request_hook, &PyList_Type, &places, &takes_first_positional,
+                        &is_span_when_nested, &only_generate_of)) {
     return -1;
   }
   auto& call = *reinterpret_cast<RootCall*>(self);
   if (span_call_init(&call.base, inner, recorder, site) < 0) return -1;
   call.generation_var = Py_NewRef(generation_var);
   call.request_hook = Py_NewRef(request_hook);
+  call.is_span_when_nested = is_span_when_nested != 0;
+  call.only_generate_of = only_generate_of;
   try {
     call.signature = new ForwardSignature;
     call.signature->takes_first_positional = takes_first_positional != 0;
@@ -268,6 +313,9 @@ PyMemberDef members[] = {
     {"site", T_UINT, offsetof(RootCall, base.site), READONLY, nullptr},
     {nullptr, 0, 0, 0, nullptr}};
 
+PyMethodDef methods[] = {{"__reduce_ex__", span_call_reduce, METH_O, nullptr},
+                         {nullptr, nullptr, 0, nullptr}};
+
 PyType_Slot slots[] = {{Py_tp_init, reinterpret_cast<void*>(root_init)},
                        {Py_tp_new, reinterpret_cast<void*>(PyType_GenericNew)},
                        {Py_tp_dealloc, reinterpret_cast<void*>(root_dealloc)},
@@ -275,6 +323,7 @@ PyType_Slot slots[] = {{Py_tp_init, reinterpret_cast<void*>(root_init)},
                        {Py_tp_clear, reinterpret_cast<void*>(root_clear)},
                        {Py_tp_call, reinterpret_cast<void*>(root_call)},
                        {Py_tp_members, members},
+                       {Py_tp_methods, methods},
                        {0, nullptr}};
 PyType_Spec spec = {"pertoken._native.RootCall", sizeof(RootCall), 0,
                     Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE, slots};

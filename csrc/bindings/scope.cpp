@@ -37,6 +37,24 @@ struct Opener {
   uint32_t tokens_committed;
 };
 
+// Of the running context, closed ones included.
+Scope* innermost_scope() noexcept {
+  if (scopes_entered == 0) return nullptr;
+  PyObject* value = nullptr;
+  if (PyContextVar_Get(scope_var, nullptr, &value) < 0) {
+    PyErr_Clear();
+    return nullptr;
+  }
+  if (value == nullptr) return nullptr;
+  Py_DECREF(value);  // the context keeps it alive
+  return value == Py_None ? nullptr : reinterpret_cast<Scope*>(value);
+}
+
+Scope* open_scope(Scope* scope) noexcept {
+  while (scope != nullptr && !scope->is_open) scope = scope->outer;
+  return scope;
+}
+
 // Makes the scope and sets it in the running context. nullptr with an exception set on failure.
 Scope* enter_scope(Opener* opener) {
   auto* scope = reinterpret_cast<Scope*>(scope_type->tp_alloc(scope_type, 0));
@@ -55,6 +73,7 @@ Scope* enter_scope(Opener* opener) {
     case ScopeKind::kStep: scope->step = scope; break;
     case ScopeKind::kRequest: scope->request = scope; break;
   }
+  scope->is_open = true;
   scope->site = opener->site;
   scope->step_kind = opener->step_kind;
   scope->step_rows = opener->step_rows;
@@ -72,18 +91,31 @@ Scope* enter_scope(Opener* opener) {
   return scope;
 }
 
-// The scope that this object's innermost entry made, taken out of the running context. A new
-// reference; nullptr when there is none, which happens when __exit__ runs in another context.
+// The scope that this object's innermost entry made, closed. Those that are still open stay in the
+// running context: generators close theirs in any order. A new reference; nullptr when there is
+// none, which happens when __exit__ runs in another context.
 Scope* leave_scope(PyObject* owner) {
-  Scope* scope = current_scope();
-  while (scope != nullptr && scope->owner != owner) scope = scope->outer;
+  Scope* scope = innermost_scope();
+  while (scope != nullptr && (scope->owner != owner || !scope->is_open)) scope = scope->outer;
   if (scope == nullptr) return nullptr;
   Py_INCREF(scope);
-  PyObject* outer = scope->outer == nullptr ? Py_None : reinterpret_cast<PyObject*>(scope->outer);
-  PyObject* token = PyContextVar_Set(scope_var, outer);
+  scope->is_open = false;
+  auto* innermost = reinterpret_cast<PyObject*>(current_scope());
+  PyObject* token = PyContextVar_Set(scope_var, innermost == nullptr ? Py_None : innermost);
   if (token == nullptr) PyErr_Clear();
   Py_XDECREF(token);
   return scope;
+}
+
+// What is left of a region's parent when the region ends: generators may have closed it before.
+uint32_t open_parent(const Scope* scope, int slot) {
+  uint32_t parent_seq = scope->entries[slot].parent_seq;
+  for (const Scope* outer = scope->outer; outer != nullptr; outer = outer->outer) {
+    const bool is_parent = outer->kind == ScopeKind::kRegion && outer->seq == parent_seq &&
+                           outer->thread_uid == scope->thread_uid;
+    if (is_parent && !outer->is_open) parent_seq = outer->entries[slot].parent_seq;
+  }
+  return parent_seq;
 }
 
 template <typename F>
@@ -107,13 +139,15 @@ void begin_region(Scope* scope) {
     if (entry.on_thread) {
       entry.parent_seq = entry.saved_seq = buffer->open_seq;
       buffer->open_seq = scope->seq;
-    } else if (const Scope* outer = scope->outer) {
-      if (outer->region != nullptr && outer->region->thread_uid == scope->thread_uid &&
-          outer->region->entries[slot].uid == entry.uid) {
-        entry.parent_seq = outer->region->seq;
+    } else if (Scope* outer = open_scope(scope->outer)) {
+      const Scope* region = outer->nearest_open(&Scope::region);
+      if (region != nullptr && region->thread_uid == scope->thread_uid &&
+          region->entries[slot].uid == entry.uid) {
+        entry.parent_seq = region->seq;
       }
-      if (outer->step != nullptr && outer->step->entries[slot].uid == entry.uid) {
-        entry.step = outer->step->entries[slot].step;
+      const Scope* step = outer->nearest_open(&Scope::step);
+      if (step != nullptr && step->entries[slot].uid == entry.uid) {
+        entry.step = step->entries[slot].step;
       }
     }
   });
@@ -124,14 +158,21 @@ void end_region(Scope* scope) {
   const uint64_t end_ticks = now_ticks();
   // A region that ends on another thread than it began on has no track to lie on.
   if (tls_thread_state == nullptr || scope->thread_uid != tls_thread_state->uid) return;
-  for_each_active([&](int slot, Recorder& recorder) {
+  for (int slot = 0; slot < kMaxRecorders; ++slot) {
+    Recorder* recorder = Recorder::at(slot);
     const ScopeEntry& entry = scope->entries[slot];
-    ThreadBuffer* buffer = entry.uid == recorder.uid() ? recorder.buffer() : nullptr;
-    if (buffer == nullptr) return;
-    if (entry.on_thread) buffer->open_seq = entry.saved_seq;
+    if (recorder == nullptr || entry.uid != recorder->uid()) continue;
+    ThreadBuffer* buffer = recorder->buffer();
+    if (buffer == nullptr) continue;
+    // Not so where a generator is closed after the call that began it, or inside another.
+    const bool is_innermost = buffer->open_seq == scope->seq;
+    if (entry.on_thread && is_innermost) buffer->open_seq = entry.saved_seq;
+    if (!recorder->active()) continue;
+    const uint32_t parent_seq =
+        entry.on_thread && !is_innermost ? 0 : open_parent(scope, slot);
     buffer->push({scope->start_ticks, end_ticks, make_tag(RecordType::kSpan, scope->site),
-                  scope->seq, entry.parent_seq, entry.step});
-  });
+                  scope->seq, parent_seq, entry.step});
+  }
 }
 
 void end_step(Scope* scope, bool failed) {
@@ -151,9 +192,9 @@ void end_step(Scope* scope, bool failed) {
                   entry.step});
     if (scope->tokens_committed == kNone32) return;
     uint64_t before = 0;
-    if (scope->request != nullptr) {
-      before = scope->request->entries[slot].tokens;
-      scope->request->entries[slot].tokens += scope->tokens_committed;
+    if (Scope* request = scope->nearest_open(&Scope::request)) {
+      before = request->entries[slot].tokens;
+      request->entries[slot].tokens += scope->tokens_committed;
     }
     buffer->push({before, scope->tokens_committed, make_tag(RecordType::kCommit, kCommitTotal), 0, 0,
                   entry.step});
@@ -231,9 +272,10 @@ PyMethodDef opener_methods[] = {
     {nullptr, nullptr, 0, nullptr}};
 
 PyObject* current_request(PyObject*, PyObject*) {
-  const Scope* scope = current_scope();
-  if (scope == nullptr || scope->request == nullptr) Py_RETURN_NONE;
-  return Py_NewRef(scope->request->owner);
+  Scope* scope = current_scope();
+  const Scope* request = scope == nullptr ? nullptr : scope->nearest_open(&Scope::request);
+  if (request == nullptr) Py_RETURN_NONE;
+  return Py_NewRef(request->owner);
 }
 
 PyMethodDef module_methods[] = {
@@ -256,30 +298,30 @@ bool add_opener(PyObject* module, const char* qualified, const char* name, initp
 
 }  // namespace
 
-Scope* current_scope() noexcept {
-  if (scopes_entered == 0) return nullptr;
-  PyObject* value = nullptr;
-  if (PyContextVar_Get(scope_var, nullptr, &value) < 0) {
-    PyErr_Clear();
-    return nullptr;
+Scope* current_scope() noexcept { return open_scope(innermost_scope()); }
+
+Scope* Scope::nearest_open(Scope* Scope::* nearest) noexcept {
+  Scope* found = this->*nearest;
+  while (found != nullptr && !found->is_open) {
+    found = found->outer == nullptr ? nullptr : found->outer->*nearest;
   }
-  if (value == nullptr) return nullptr;
-  Py_DECREF(value);  // the context keeps it alive
-  return value == Py_None ? nullptr : reinterpret_cast<Scope*>(value);
+  return found;
 }
 
 Enclosing enclosing(const Recorder& recorder) noexcept {
   Enclosing result;
-  const Scope* scope = current_scope();
+  Scope* scope = current_scope();
   if (scope == nullptr) return result;
   const int slot = recorder.slot();
   const uint64_t thread_uid = tls_thread_state == nullptr ? 0 : tls_thread_state->uid;
-  if (scope->region != nullptr && scope->region->thread_uid == thread_uid &&
-      scope->region->entries[slot].uid == recorder.uid()) {
-    result.seq = scope->region->seq;
+  const Scope* region = scope->nearest_open(&Scope::region);
+  if (region != nullptr && region->thread_uid == thread_uid &&
+      region->entries[slot].uid == recorder.uid()) {
+    result.seq = region->seq;
   }
-  if (scope->step != nullptr && scope->step->entries[slot].uid == recorder.uid()) {
-    result.step = scope->step->entries[slot].step;
+  const Scope* step = scope->nearest_open(&Scope::step);
+  if (step != nullptr && step->entries[slot].uid == recorder.uid()) {
+    result.step = step->entries[slot].step;
   }
   return result;
 }
@@ -292,7 +334,8 @@ uint32_t begin_step_region(Scope* step, Recorder& recorder, ThreadBuffer& buffer
     entry.step = recorder.next_step();
     const uint64_t lengths = uint64_t{step->step_rows} << 32 | query_len;
     buffer.push({step->start_ticks, lengths,
-                 make_tag(RecordType::kStepBegin, static_cast<uint32_t>(step->step_kind)),
+                 make_tag(RecordType::kStepBegin,
+                          static_cast<uint32_t>(step->step_kind) | kStepDeclared),
                  generation, past, entry.step});
   }
   return entry.step;

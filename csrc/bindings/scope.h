@@ -35,15 +35,19 @@ struct Scope {
   Scope* request;
   uint64_t thread_uid;  // where it was entered, 0 when that is unknown
   uint64_t start_ticks;
+  bool is_open;  // false after its exit, while tasks and generators may still hold on to it
   uint32_t seq;   // region
   uint32_t site;  // region
   StepKind step_kind;
   uint32_t step_rows;
   uint32_t tokens_committed;
   ScopeEntry entries[kMaxRecorders];
+
+  // What `nearest` points to, or the next further out where that has been closed.
+  Scope* nearest_open(Scope* Scope::* nearest) noexcept;
 };
 
-// The innermost scope of the running context, borrowed from it; nullptr when there is none.
+// The innermost open scope of the running context, borrowed from it; nullptr when there is none.
 Scope* current_scope() noexcept;
 
 // The span and step that enclose a call which has none open on the calling thread.

@@ -85,6 +85,8 @@ py::dict step_columns(const RecorderSnapshot& snapshot, int64_t origin_ns) {
   column("failed", [](const StepRow& row) { return int64_t{(row.detail & kStepFailed) != 0}; });
   column("mask_unread",
          [](const StepRow& row) { return int64_t{(row.detail & kStepMaskUnread) != 0}; });
+  column("declared",
+         [](const StepRow& row) { return int64_t{(row.detail & kStepDeclared) != 0}; });
   column("start_ns", [&](const StepRow& row) { return clock.to_ns(row.start_ticks) - origin_ns; });
   column("wall_ns", [&](const StepRow& row) {
     return row.end_ticks == 0 ? -1 : clock.to_ns(row.end_ticks) - clock.to_ns(row.start_ticks);
@@ -103,17 +105,19 @@ py::dict step_columns(const RecorderSnapshot& snapshot, int64_t origin_ns) {
 
 py::dict row_valid_columns(const RecorderSnapshot& snapshot) {
   const auto length = static_cast<py::ssize_t>(snapshot.store.row_valid.size());
-  py::array_t<int64_t> steps(length), rows(length), valid(length);
+  py::array_t<int64_t> steps(length), rows(length), contexts(length), queries(length);
   for (py::ssize_t i = 0; i < length; ++i) {
     const RowValid& row = snapshot.store.row_valid[static_cast<size_t>(i)];
     steps.mutable_at(i) = row.step;
     rows.mutable_at(i) = row.row;
-    valid.mutable_at(i) = row.valid_tokens;
+    contexts.mutable_at(i) = widened(row.context_tokens);
+    queries.mutable_at(i) = row.query_tokens;
   }
   py::dict columns;
   columns["step"] = steps;
   columns["row"] = rows;
-  columns["valid_tokens"] = valid;
+  columns["context_tokens"] = contexts;
+  columns["query_tokens"] = queries;
   return columns;
 }
 

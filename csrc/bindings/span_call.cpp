@@ -48,6 +48,10 @@ int span_call_clear(PyObject* self) {
   return 0;
 }
 
+PyObject* span_call_reduce(PyObject*, PyObject*) {
+  return Py_BuildValue("(O())", reinterpret_cast<PyObject*>(Py_TYPE(Py_None)));
+}
+
 namespace {
 
 int init(PyObject* self, PyObject* args, PyObject*) {
@@ -74,6 +78,9 @@ PyMemberDef members[] = {
     {"site", T_UINT, offsetof(SpanCall, site), READONLY, nullptr},
     {nullptr, 0, 0, 0, nullptr}};
 
+PyMethodDef methods[] = {{"__reduce_ex__", span_call_reduce, METH_O, nullptr},
+                         {nullptr, nullptr, 0, nullptr}};
+
 PyType_Slot slots[] = {{Py_tp_init, reinterpret_cast<void*>(init)},
                        {Py_tp_new, reinterpret_cast<void*>(PyType_GenericNew)},
                        {Py_tp_dealloc, reinterpret_cast<void*>(dealloc)},
@@ -81,6 +88,7 @@ PyType_Slot slots[] = {{Py_tp_init, reinterpret_cast<void*>(init)},
                        {Py_tp_clear, reinterpret_cast<void*>(span_call_clear)},
                        {Py_tp_call, reinterpret_cast<void*>(span_call)},
                        {Py_tp_members, members},
+                       {Py_tp_methods, methods},
                        {0, nullptr}};
 PyType_Spec spec = {"pertoken._native.SpanCall", sizeof(SpanCall), 0,
                     Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE, slots};

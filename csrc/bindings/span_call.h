@@ -22,6 +22,10 @@ struct SpanCall {
 
 // Calls `inner`, which may be replaced while it runs: another recording starts or stops.
 inline PyObject* call_inner(PyObject* inner, PyObject* args, PyObject* kwargs) {
+  if (inner == nullptr) [[unlikely]] {  // the collector has cleared the wrapper
+    PyErr_SetString(PyExc_ReferenceError, "the wrapped callable is gone");
+    return nullptr;
+  }
   Py_INCREF(inner);
   PyObject* result = PyObject_Call(inner, args, kwargs);
   Py_DECREF(inner);
@@ -64,5 +68,7 @@ bool add_method_call_type(PyObject* module);
 int span_call_init(SpanCall* self, PyObject* inner, PyObject* recorder, unsigned int site);
 int span_call_traverse(PyObject* self, visitproc visit, void* arg);
 int span_call_clear(PyObject* self);
+// As __reduce_ex__: copies and pickles of a wrapper are None, which an empty call slot holds.
+PyObject* span_call_reduce(PyObject* self, PyObject* protocol);
 
 }  // namespace pertoken::bindings

@@ -3,6 +3,8 @@
 #include <cstring>
 #include <new>
 
+#include "core/record.h"
+
 namespace pertoken::bindings {
 
 namespace {
@@ -28,7 +30,7 @@ struct Names {
   PyObject* get_seq_length = PyUnicode_InternFromString("get_seq_length");
   PyObject* is_cpu = PyUnicode_InternFromString("is_cpu");
   PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
-  PyObject* is_contiguous = PyUnicode_InternFromString("is_contiguous");
+  PyObject* stride = PyUnicode_InternFromString("stride");
   PyObject* itemsize = PyUnicode_InternFromString("itemsize");
   PyObject* item = PyUnicode_InternFromString("item");
 };
@@ -66,25 +68,68 @@ bool is_true(PyObject* object, PyObject* name) {
   return value.get() == Py_True;
 }
 
-bool returns_true(PyObject* object, PyObject* method) {
-  const Owned value(PyObject_CallMethodNoArgs(object, method));
-  if (!value) PyErr_Clear();
-  return value.get() == Py_True;
+// A tuple of `count` integers that a method returns.
+bool read_integers(PyObject* object, PyObject* method, int64_t* values, Py_ssize_t count) {
+  const Owned tuple(PyObject_CallMethodNoArgs(object, method));
+  if (!tuple) PyErr_Clear();
+  if (!tuple || !PyTuple_Check(tuple.get()) || PyTuple_GET_SIZE(tuple.get()) != count) return false;
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    values[i] = integer_argument(PyTuple_GET_ITEM(tuple.get(), i), -1);
+  }
+  return true;
 }
 
-// Counts the elements that are not zero in each row of `width` elements of `bytes` bytes. A mask of
-// floats is all zero bits where it masks, or not a mask of this form.
-void count_nonzero(const char* data, int64_t rows, int64_t width, int64_t bytes,
-                   std::vector<uint32_t>& valid) {
-  for (int64_t row = 0; row < rows; ++row) {
-    uint32_t count = 0;
-    for (int64_t i = 0; i < width; ++i, data += bytes) {
+// A mask as it lies in host memory; strides in bytes.
+struct HostMask {
+  const char* data = nullptr;
+  int64_t columns = 0;
+  int64_t element_bytes = 0;
+  int64_t row_stride = 0;
+  int64_t column_stride = 0;
+  bool zero_is_valid = false;
+
+  uint32_t count(int64_t row, int64_t begin, int64_t end) const {
+    const char* at = data + row * row_stride + begin * column_stride;
+    uint32_t nonzero = 0;
+    for (int64_t column = begin; column < end; ++column, at += column_stride) {
       uint64_t bits = 0;
-      std::memcpy(&bits, data, static_cast<size_t>(bytes));
-      count += bits != 0;
+      std::memcpy(&bits, at, static_cast<size_t>(element_bytes));
+      nonzero += bits != 0;
     }
-    valid.push_back(count);
+    return zero_is_valid ? static_cast<uint32_t>(end - begin) - nonzero : nonzero;
   }
+};
+
+bool read_mask(PyObject* mask, int64_t rows, HostMask& result) {
+  int64_t sizes[4] = {-1, -1, -1, -1};
+  int64_t strides[4] = {};
+  const Py_ssize_t dims = read_shape(mask, sizes, 4);
+  const bool is_attention = dims == 4 && sizes[1] > 0 && sizes[2] > 0;
+  if (dims != 2 && !is_attention) return false;
+  if (sizes[0] != rows && !(is_attention && sizes[0] == 1)) return false;
+  if (!is_true(mask, names().is_cpu)) return false;
+  if (!read_integers(mask, names().stride, strides, dims)) return false;
+  const Owned address(PyObject_CallMethodNoArgs(mask, names().data_ptr));
+  const Owned dtype(address ? PyObject_GetAttr(mask, names().dtype) : nullptr);
+  const Owned itemsize(dtype ? PyObject_GetAttr(dtype.get(), names().itemsize) : nullptr);
+  if (!itemsize) {
+    PyErr_Clear();
+    return false;
+  }
+  result.data = static_cast<const char*>(PyLong_AsVoidPtr(address.get()));
+  result.element_bytes = integer_argument(itemsize.get(), 0);
+  if (PyErr_Occurred()) PyErr_Clear();
+  if (result.data == nullptr || result.element_bytes < 1 || result.element_bytes > 8) return false;
+  result.columns = sizes[dims - 1];
+  result.column_stride = strides[dims - 1] * result.element_bytes;
+  result.row_stride = sizes[0] == rows ? strides[0] * result.element_bytes : 0;
+  if (is_attention) {
+    // What the last position sees is the row without its padding. Added to the scores, a mask of
+    // floats has zeros there.
+    result.data += (sizes[2] - 1) * strides[2] * result.element_bytes;
+    result.zero_is_valid = is_floating(mask);
+  }
+  return true;
 }
 
 }  // namespace
@@ -176,38 +221,35 @@ int64_t cache_length(PyObject* cache, bool& failed) noexcept {
     failed = true;
     return -1;
   }
-  if (PyLong_Check(length.get())) return integer_argument(length.get(), -1);
-  if (!is_true(length.get(), names().is_cpu)) return -1;
-  const Owned item(PyObject_CallMethodNoArgs(length.get(), names().item));
-  if (!item) PyErr_Clear();
-  return integer_argument(item.get(), -1);
+  return host_integer(length.get(), -1);
 }
 
-MaskReading valid_tokens(PyObject* mask, int64_t rows, std::vector<uint32_t>& valid) noexcept {
-  int64_t sizes[2] = {-1, -1};
-  if (read_shape(mask, sizes, 2) != 2 || sizes[0] != rows) return MaskReading::kUnreadable;
-  if (!is_true(mask, names().is_cpu)) return MaskReading::kUnreadable;
-  if (!returns_true(mask, names().is_contiguous)) return MaskReading::kUnreadable;
-  const Owned address(PyObject_CallMethodNoArgs(mask, names().data_ptr));
-  const Owned dtype(address ? PyObject_GetAttr(mask, names().dtype) : nullptr);
-  const Owned itemsize(dtype ? PyObject_GetAttr(dtype.get(), names().itemsize) : nullptr);
-  if (!itemsize) {
-    PyErr_Clear();
-    return MaskReading::kUnreadable;
-  }
-  const void* data = PyLong_AsVoidPtr(address.get());
-  const int64_t bytes = integer_argument(itemsize.get(), 0);
-  if (data == nullptr || bytes < 1 || bytes > 8) {
-    PyErr_Clear();
-    return MaskReading::kUnreadable;
-  }
+int64_t host_integer(PyObject* value, int64_t otherwise) noexcept {
+  if (value == nullptr || PyLong_Check(value)) return integer_argument(value, otherwise);
+  if (!is_true(value, names().is_cpu)) return otherwise;
+  const Owned item(PyObject_CallMethodNoArgs(value, names().item));
+  if (!item) PyErr_Clear();
+  return integer_argument(item.get(), otherwise);
+}
+
+bool valid_tokens(PyObject* mask, int64_t rows, int64_t past, int64_t query_len,
+                  std::vector<RowTokens>& valid) noexcept {
+  HostMask host;
+  if (query_len < 0 || !read_mask(mask, rows, host)) return false;
+  const bool past_is_covered = past >= 0 && host.columns >= past + query_len;
+  if (!past_is_covered && host.columns != query_len) return false;
+  const int64_t begin = past_is_covered ? past : 0;
   try {
     valid.reserve(static_cast<size_t>(rows));
-    count_nonzero(static_cast<const char*>(data), rows, sizes[1], bytes, valid);
+    for (int64_t row = 0; row < rows; ++row) {
+      valid.push_back({past_is_covered ? host.count(row, 0, past) : kNone32,
+                       host.count(row, begin, begin + query_len)});
+    }
   } catch (const std::bad_alloc&) {
-    return MaskReading::kUnreadable;
+    valid.clear();
+    return false;
   }
-  return MaskReading::kRead;
+  return true;
 }
 
 }  // namespace pertoken::bindings

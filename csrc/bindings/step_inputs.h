@@ -26,6 +26,7 @@ class ForwardSignature {
   void add(ArgumentRole role, PyObject* keyword, int position);
   // Borrowed; nullptr when it was not passed or is None.
   PyObject* find(ArgumentRole role, PyObject* args, PyObject* kwargs) const noexcept;
+  bool knows(ArgumentRole role) const noexcept { return !places_[static_cast<size_t>(role)].empty(); }
   // Whether the first positional tensor is what the model works on, for want of a known name.
   bool takes_first_positional = false;
 
@@ -49,9 +50,18 @@ int64_t cache_length(PyObject* cache, bool& failed) noexcept;
 // A host integer argument, or `otherwise`.
 int64_t integer_argument(PyObject* value, int64_t otherwise) noexcept;
 
-enum class MaskReading : uint8_t { kNone, kUnreadable, kRead };
+// The same, or the value of a tensor of one integer that lies in host memory.
+int64_t host_integer(PyObject* value, int64_t otherwise) noexcept;
 
-// How many tokens of each row a (rows, length) mask in host memory leaves valid.
-MaskReading valid_tokens(PyObject* mask, int64_t rows, std::vector<uint32_t>& valid) noexcept;
+// What a padding mask leaves valid of one row.
+struct RowTokens {
+  uint32_t context;  // before the step, kNone32 unknown
+  uint32_t query;    // of those fed
+};
+
+// Reads a mask in host memory: (rows, past + query) of ones, or (rows, heads, query, keys) as
+// attention takes it. False when it is not of that form, or lies elsewhere.
+bool valid_tokens(PyObject* mask, int64_t rows, int64_t past, int64_t query_len,
+                  std::vector<RowTokens>& valid) noexcept;
 
 }  // namespace pertoken::bindings

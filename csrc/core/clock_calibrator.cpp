@@ -48,8 +48,7 @@ ClockMap ClockCalibrator::map() {
   } else {
     fresh_ = now;
   }
-  refit(now.ticks_after);
-  return *map_;
+  return refit(now.ticks_after);
 }
 
 void ClockCalibrator::trim(uint64_t oldest_ticks) {
@@ -84,11 +83,12 @@ void ClockCalibrator::keep(const ClockSample& now) {
   fresh_.reset();
 }
 
-void ClockCalibrator::refit(uint64_t settle_ticks) {
+const ClockMap& ClockCalibrator::refit(uint64_t settle_ticks) {
   std::vector<ClockSample> samples = kept_;
   if (fresh_) samples.push_back(*fresh_);
-  map_ = map_ ? extend(*map_, samples, settled_ticks_) : fit(samples);
+  ClockMap refitted = map_ ? extend(*map_, samples, settled_ticks_) : fit(samples);
   settled_ticks_ = std::max(settled_ticks_, settle_ticks);
+  return map_.emplace(std::move(refitted));
 }
 
 }  // namespace pertoken

@@ -41,7 +41,7 @@ class ClockCalibrator {
   ClockSample take_sample();
   bool interval_passed(const ClockSample& now) const noexcept;
   void keep(const ClockSample& now);
-  void refit(uint64_t settle_ticks);
+  const ClockMap& refit(uint64_t settle_ticks);
 
   Sampler sampler_;
   std::vector<ClockSample> kept_;     // scheduled ones, oldest first

@@ -254,8 +254,8 @@ class ClockMapBuilder {
     return 2 * largest_off_ns(k) / length;
   }
 
-  // Where the rate changed between two segments, the truth may have changed anywhere in the gap
-  // between the two points there, all at once.
+  // Where a segment begins with another rate, the truth may have changed anywhere in the gap
+  // before its first point, and all at once.
   double unseen_ns(size_t k, size_t gap_end) const {
     if (map_.segments_[k - 1].step || map_.segments_[k].step) return 0;
     const double before = static_cast<double>(map_.segments_[k - 1].rate);
@@ -270,12 +270,8 @@ class ClockMapBuilder {
     const double off = largest_off_ns(k);
     if (map_.segments_[k].step) return off;
     double unseen = 0;
-    const size_t at_start = first_after(map_.segments_[k].start_ticks);
-    if (k > 0 && at_start > 0 && at_start < points_.size()) unseen = unseen_ns(k, at_start);
-    const size_t at_end = first_after(end_ticks(k) - 1);
-    if (at_end > 0 && at_end + 1 < points_.size()) {
-      unseen = std::max(unseen, unseen_ns(k + 1, at_end));
-    }
+    const size_t gap_end = first_after(map_.segments_[k].start_ticks);
+    if (k > 0 && gap_end > 0 && gap_end < points_.size()) unseen = unseen_ns(k, gap_end);
     return kBetweenPoints * off + unseen;
   }
 

@@ -14,7 +14,7 @@ const ClockMap::Segment& ClockMap::segment_of(uint64_t ticks) const noexcept {
   return after == segments_.begin() ? segments_.front() : *(after - 1);
 }
 
-// No overflow: starts are int64 nanoseconds (111 bits) plus what segments have added since; rates
+// No overflow: starts are int64 nanoseconds (107 bits) plus what segments have added since; rates
 // stay below 2^62 (kLargestRate) and all tick distances together below 2^64.
 ClockMap::Fixed ClockMap::fixed_at(uint64_t ticks) const noexcept {
   const Segment& segment = segment_of(ticks);

@@ -88,9 +88,9 @@ ClockMap fit(std::span<const ClockSample> samples, double nominal_ns_per_tick = 
 
 // The map, unchanged for ticks <= from_ticks and continuous there; beyond, it follows the samples
 // that lie there, then goes over to the line of the recent samples. It never runs at less than
-// half the rate and so never backward; a boot clock that fell behind is met again by running
-// slower, one that stepped ahead by a short steep segment. A map
-// that the samples do not contradict keeps its course, and so do ticks without a usable sample.
+// half the rate and so never backward: a boot clock that fell behind is met again by running
+// slower, one that stepped ahead by a short steep segment. A map that the samples do not
+// contradict keeps its course, and so does one without a usable sample.
 ClockMap extend(const ClockMap& map, std::span<const ClockSample> samples, uint64_t from_ticks);
 
 // The map without the segments that lie wholly before oldest_ticks; unchanged at and after it.

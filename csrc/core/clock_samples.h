@@ -1,4 +1,4 @@
-// What can be believed of a set of clock samples: the first half of a fit (clock_map.cpp). Pure,
+// What can be believed of a set of clock samples: the first half of a fit (clock_fit.cpp). Pure,
 // cold.
 #pragma once
 
@@ -37,8 +37,8 @@ struct ClockPoints {
 ClockPoints usable_points(std::span<const ClockSample> samples, ClockRate known);
 
 // The rate at the last point, over the stretch before it that makes the error smallest: long
-// against the width of the brackets, short against drift. The known one where all stretches
-// since the last step are too short to do better.
+// against the width of the brackets, short against drift. The known one, if it is better, where
+// all stretches since the last step are too short.
 ClockRate recent_rate(const ClockPoints& usable, ClockRate known);
 
 }  // namespace pertoken

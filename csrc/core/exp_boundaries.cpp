@@ -1,6 +1,8 @@
 // The tables, computed and proved while compiling.
 #include "core/exp_boundaries.h"
 
+#include <stdexcept>
+
 namespace pertoken {
 namespace {
 
@@ -37,7 +39,7 @@ constexpr bool is_below(uint64_t mantissa, int j) {
     }
   }
   if (exponent >= j) return false;
-  if (exponent == j - 1 && ~power < (Wide{1} << 20)) throw "too near to decide";
+  if (exponent == j - 1 && ~power < (Wide{1} << 20)) throw std::logic_error("too near");
   return true;
 }
 

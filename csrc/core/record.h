@@ -7,7 +7,7 @@
 
 namespace pertoken {
 
-enum class RecordType : uint8_t { kSpan, kStepBegin, kStepEnd, kCommit, kRowValid };
+enum class RecordType : uint8_t { kSpan, kGap, kStepBegin, kStepEnd, kCommit, kRowValid };
 
 enum class StepKind : uint8_t { kPrefill, kDecode, kVerify, kDraft, kMixed, kOther };
 inline constexpr int kStepKinds = 6;
@@ -20,6 +20,7 @@ inline constexpr uint32_t kStepKindMask = 0xFFu;
 inline constexpr uint32_t kStepMaskUnread = 1u << 8;  // a padding mask was there, not readable here
 inline constexpr uint32_t kStepFailed = 1u << 9;      // forward raised
 inline constexpr uint32_t kStepBare = 1u << 10;       // no other span began inside
+inline constexpr uint32_t kStepDeclared = 1u << 11;   // by the user, not found in a forward
 
 // In kCommit: the numbers are those of all rows together, not of each.
 inline constexpr uint32_t kCommitTotal = 1u << 0;
@@ -27,11 +28,13 @@ inline constexpr uint32_t kCommitTotal = 1u << 0;
 // Meaning of the fields by type:
 //              start_ticks  end_ticks                 low 24 of tag  seq         parent_seq  step
 //   kSpan      begin        end                       site           own         enclosing   its step
+//   kGap       the same, between two steps               site    own         enclosing   next one
 //   kStepBegin begin        rows << 32 | query_len    kind | flags   generation  past        own
 //   kStepEnd   end          0                         flags          0           0           own
 //   kCommit    tokens       tokens now                flags          0           0           which
 //              before
-//   kRowValid  row          valid tokens of the row   0              0           0           which
+//   kRowValid  row          before the step << 32 |   0              0           0           which
+//                           in it: valid tokens
 struct Record {
   uint64_t start_ticks;
   uint64_t end_ticks;

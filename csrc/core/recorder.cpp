@@ -74,7 +74,11 @@ std::shared_ptr<Recorder> Recorder::create(const RecorderOptions& options) {
   // waiter that never leaves: destroying it would hang, so the child lets it be.
   std::shared_ptr<Recorder> recorder(new Recorder(options, slot, ++all.last_uid),
                                      [](Recorder* dead) {
-                                       if (!dead->in_forked_child_) delete dead;
+                                       if (!dead->in_forked_child_) {
+                                         delete dead;
+                                         return;
+                                       }
+                                       dead->leave_registry();
                                      });
   *free_slot = recorder.get();
   return recorder;
@@ -86,6 +90,10 @@ Recorder::Recorder(const RecorderOptions& options, int slot, uint64_t uid)
 Recorder::~Recorder() {
   stop();
   if (thread_.joinable()) thread_.join();
+  leave_registry();
+}
+
+void Recorder::leave_registry() noexcept {
   const std::lock_guard lock(registry().mutex);
   registry().recorders[static_cast<size_t>(slot_)] = nullptr;
 }
@@ -237,13 +245,18 @@ void Recorder::collect(const Record& record, int32_t track) {
   const int64_t step =
       record.step == kNone32 ? kNoStep : (last_step_ = widen(last_step_, record.step));
   switch (record.type()) {
-    case RecordType::kSpan: {
-      const int64_t seq = progress.last_seq = widen(progress.last_seq, record.seq);
+    case RecordType::kSpan:
+    case RecordType::kGap: {
+      const int64_t seq =
+          progress.last_seq < 0 ? int64_t{record.seq} : widen(progress.last_seq, record.seq);
+      progress.last_seq = seq;
       const int64_t parent_seq =
           record.parent_seq == 0 ? 0 : seq - static_cast<uint32_t>(record.seq - record.parent_seq);
       const uint64_t dur_ticks = record.end_ticks - record.start_ticks;
+      // A gap lies in no step, but its time is part of the token that the next step commits.
+      const int64_t inside = record.type() == RecordType::kGap ? kNoStep : step;
       store_.add_span(
-          {record.start_ticks, dur_ticks, seq, parent_seq, step, record.detail(), track});
+          {record.start_ticks, dur_ticks, seq, parent_seq, inside, record.detail(), track});
       const uint8_t kind = step == kNoStep             ? kOutsideSteps
                            : step == progress.step     ? progress.kind
                                                        : static_cast<uint8_t>(StepKind::kOther);
@@ -288,6 +301,7 @@ void Recorder::collect(const Record& record, int32_t track) {
       break;
     case RecordType::kRowValid:
       store_.add_row_valid({step, static_cast<uint32_t>(record.start_ticks),
+                            static_cast<uint32_t>(record.end_ticks >> 32),
                             static_cast<uint32_t>(record.end_ticks)});
       break;
   }
@@ -321,6 +335,11 @@ AggregateSnapshot Recorder::totals() {
 int64_t Recorder::first_step() {
   const std::lock_guard lock(mutex_);
   return store_.first_step();
+}
+
+size_t Recorder::attached_threads() {
+  const std::lock_guard lock(mutex_);
+  return buffers_.size();
 }
 
 size_t Recorder::store_bytes() {

@@ -82,6 +82,7 @@ class Recorder {
   AggregateSnapshot totals();
   int64_t first_step();
   size_t store_bytes();
+  size_t attached_threads();
   int slot() const noexcept { return slot_; }
   uint64_t uid() const noexcept { return uid_; }
 
@@ -95,12 +96,13 @@ class Recorder {
 
   // How far the collector is in a track.
   struct TrackProgress {
-    int64_t last_seq = 0;
+    int64_t last_seq = -1;  // -1: none yet, and the first is taken as it is
     int64_t step = kNoStep;  // the last one begun on this track, and its kind
     uint8_t kind = static_cast<uint8_t>(StepKind::kOther);
   };
 
   Recorder(const RecorderOptions& options, int slot, uint64_t uid);
+  void leave_registry() noexcept;
   ThreadBuffer* attach_thread() noexcept;
   void run() noexcept;
   void refresh_rate_locked();

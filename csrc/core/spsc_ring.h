@@ -47,6 +47,9 @@ class SpscRing {
     return true;
   }
 
+  // Producer only: how many were pushed, as far as Index can count.
+  Index pushed() const noexcept { return head_.load(std::memory_order_relaxed); }
+
   // Consumer only: the records that can be read now, in order, up to the end of the buffer; call
   // again after release() for those that wrapped round.
   std::span<const T> readable() noexcept {

@@ -33,6 +33,11 @@ struct ThreadBuffer {
   const int64_t tid;
   const std::string name;
 
+  // The owning thread only: how many records it has pushed, the dropped ones included.
+  uint64_t pushed() const noexcept {
+    return ring.pushed() + dropped.load(std::memory_order_relaxed);
+  }
+
   void push(const Record& record) noexcept {
     if (!ring.try_push(record)) [[unlikely]] {
       dropped.store(dropped.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);

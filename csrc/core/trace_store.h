@@ -88,10 +88,12 @@ struct StepRow {
   bool begun = false;  // false: only a gap in the numbers
 };
 
+// What a padding mask leaves valid of one row of a step.
 struct RowValid {
   int64_t step;
   uint32_t row;
-  uint32_t valid_tokens;
+  uint32_t context_tokens;  // before the step, kNone32 unknown
+  uint32_t query_tokens;    // of those fed
 };
 
 struct StoreSnapshot {

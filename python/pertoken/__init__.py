@@ -1,11 +1,9 @@
 """pertoken: an always-on, per-token profiler for LLM inference in PyTorch.
 
-    import pertoken
-
-    with pertoken.profile(model) as prof:
-        model.generate(**inputs, max_new_tokens=128)
-    print(prof.summary())
-    prof.export_chrome_trace("trace.json")
+>>> with pertoken.profile(model) as prof:
+...     model.generate(**inputs, max_new_tokens=128)
+>>> print(prof.summary())
+>>> prof.export_chrome_trace("trace.json")
 """
 
 from __future__ import annotations

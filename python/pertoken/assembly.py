@@ -49,23 +49,25 @@ class StringTable:
 def assemble(recording: Recording) -> Profile:
     """The profile of everything that `recording` holds now."""
     entries, generations = recording.log.held()
+    running = recording.stopped_ticks == 0
     marks = [entry.start_ticks for entry in entries] + [entry.end_ticks for entry in entries]
     marks.append(recording.stopped_ticks or _native.now_ticks())
-    commit_ticks = {
-        number: generation.state.first_commit_ticks
-        if generation.state is not None and not generation.is_beam_search
-        else generation.first_commit_ticks
-        for number, generation in generations.items()
-    }
+    commit_ticks = {}
+    for number, generation in generations.items():
+        state = generation.state  # gone from one moment to the next when the call ends
+        is_known_now = state is None or generation.is_beam_search
+        commit_ticks[number] = (generation if is_known_now else state).first_commit_ticks
     commit_ticks = {number: ticks for number, ticks in commit_ticks.items() if ticks}
     marks += commit_ticks.values()
-    raw = recording.recorder.snapshot(
-        recording.origin_ticks, np.array(marks, dtype=np.uint64)
-    )
+    raw = recording.recorder.snapshot(recording.origin_ticks, np.array(marks, dtype=np.uint64))
+    if running:
+        _cut(raw, int(raw["marks_ns"][2 * len(entries)]))
     strings = StringTable()
     sequences = Sequences(raw["steps"], raw["row_valid"], generations)
     count = len(entries)
-    first_commit_ns = dict(zip(commit_ticks, raw["marks_ns"][2 * count + 1 :].tolist(), strict=True))
+    first_commit_ns = dict(
+        zip(commit_ticks, raw["marks_ns"][2 * count + 1 :].tolist(), strict=True)
+    )
     outcome = sequences.by_request(first_commit_ns)
     tables = {
         "requests": _requests(entries, raw["marks_ns"], outcome, strings),
@@ -76,8 +78,24 @@ def assemble(recording: Recording) -> Profile:
         "tracks": _tracks(raw["tracks"], strings),
     }
     return Profile.from_columns(
-        tables, strings.strings, _meta(recording, raw, int(raw["marks_ns"][2 * count])), describe_losses(recording, raw)
+        tables,
+        strings.strings,
+        _meta(recording, raw, int(raw["marks_ns"][2 * count])),
+        describe_losses(recording, raw),
     )
+
+
+def _cut(raw: dict[str, Any], now_ns: int) -> None:
+    """Leaves out what began after the requests were looked at, so that no step lacks its own."""
+    later = raw["steps"]["step"][raw["steps"]["start_ns"] > now_ns]
+    for name in ("steps", "spans"):
+        table = raw[name]
+        begun = table["start_ns"] <= now_ns
+        if not begun.all():
+            raw[name] = {column: values[begun] for column, values in table.items()}
+    if len(later):  # the time before a step counts to it
+        step = raw["spans"]["step"]
+        raw["spans"]["step"] = np.where(np.isin(step, later), -1, step)
 
 
 def _requests(
@@ -114,9 +132,7 @@ def _requests(
     return columns
 
 
-def _steps(
-    raw: Columns, sequences: Sequences, detail: str, strings: StringTable
-) -> Columns:
+def _steps(raw: Columns, sequences: Sequences, detail: str, strings: StringTable) -> Columns:
     count = len(raw["step"])
     kind_codes = strings.codes(list(STEP_KINDS))
     rows, query_len = raw["rows"], raw["query_len"]
@@ -181,15 +197,13 @@ def _tracks(tracks: list[tuple[int, int, str]], strings: StringTable) -> Columns
 
 def _meta(recording: Recording, raw: dict[str, Any], duration_ns: int) -> dict[str, Any]:
     clock = raw["clock"]
-    root = recording.root
-    parameters = list(root.parameters())
     return {
         "format_version": FORMAT_VERSION,
         "pertoken_version": __version__,
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "rank": _rank(),
-        "device": str(parameters[0].device) if parameters else "",
+        "device": recording.model_facts["device"],
         "command": os.path.basename(sys.argv[0]) if sys.argv else "",
         "python": platform.python_version(),
         "torch": _version_of("torch"),
@@ -203,11 +217,7 @@ def _meta(recording: Recording, raw: dict[str, Any], duration_ns: int) -> dict[s
             "ticks_per_second": clock["ticks_per_second"],
             "error_bound_ns": clock["error_bound_ns"],
         },
-        "model": {
-            "class": type(root).__name__,
-            "parameters": sum(parameter.numel() for parameter in parameters),
-            "modules": sum(1 for _ in root.modules()),
-        },
+        "model": {key: recording.model_facts[key] for key in ("class", "parameters", "modules")},
         "modules": recording.selection,
         "build": _native.build_info(),
         "cost": {},

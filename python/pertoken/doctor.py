@@ -167,8 +167,9 @@ def _check_clock() -> Check:
     except ImportError as error:
         return Check("clock", "absent", "", f"unknown without the native module: {error}")
     detail = f"{info['source']}, {info['ticks_per_second']:.6g} ticks a second"
-    reason = str(info.get("reason") or "")
-    return Check("clock", "warning" if reason else "ok", detail, reason)
+    if info["source"] != "tsc":
+        return Check("clock", "warning", detail, f"the slower clock: {info['reason']}")
+    return Check("clock", "ok", f"{detail}, {info['reason']}")
 
 
 def _check_python() -> Check:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class PertokenError(Exception):
     """Base of all errors raised on purpose by this package."""
@@ -21,3 +25,37 @@ class RecordingStateError(PertokenError):
 
 class SelectionError(PertokenError, ValueError):
     """An argument selects nothing, or is not of a form that can select."""
+
+
+_ADVICE = {
+    errno.ENOENT: "check the path, and that its folder exists",
+    errno.ENOTDIR: "check the path: a part of it is not a folder",
+    errno.EISDIR: "give the path of a file, not of a folder",
+    errno.EACCES: "check the permissions, or choose another path",
+    errno.EPERM: "check the permissions, or choose another path",
+    errno.EROFS: "choose a path on a file system that can be written",
+    errno.ENOSPC: "free some space, or choose another path",
+    errno.EDQUOT: "free some space, or choose another path",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+@contextmanager
+def system_errors(verb: str, name: str) -> Iterator[None]:
+    """Turns a failure of the system, while it works on the file `name`, into a `PertokenError`.
+
+    Args:
+        verb: what is being done, such as ``write``.
+        name: the file's path.
+
+    Raises:
+        PertokenError: the system refused; the message says why and what to do.
+    """
+    if "\0" in name:
+        raise PertokenError(f"cannot {verb} {name!r}: a path cannot hold a null character")
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        advice = _ADVICE.get(error.errno or 0, "check the path and the disk")
+        raise PertokenError(f"cannot {verb} {name!r}: {reason}; {advice}") from error

@@ -10,16 +10,17 @@ from __future__ import annotations
 import inspect
 import itertools
 import logging
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from pertoken import _native, patch
-from pertoken.instrument import CACHE_ARGUMENTS
-from pertoken.scopes import request
+from pertoken.generate_call import GenerateCall, Prompt, positional_names
+from pertoken.instrument import InstanceMethodCall
+from pertoken.patch import change_lock
+from pertoken.scopes import RequestRun, current_run, request
 
 logger = logging.getLogger("pertoken")
 
@@ -34,10 +35,13 @@ class Generation:
     request: int
     by_generate: bool = True
     commits_known: bool = True  # steps tell how many tokens they commit
+    can_end_rows: bool = True  # some rows may end before others
+    has_failed: bool = False
+    is_delegated: bool = False  # to a model inside, whose own generation stands for it
     is_beam_search: bool = False
-    prompt_rows: int = -1  # rows handed in; a step may have more, by beams or returned sequences
-    prompt_len: int = -1
-    prompt_tokens: int = -1  # over these rows, padding excluded; -1: look at the first step
+    # What was handed in: a step may have more rows, by beams or returned sequences, and its mask
+    # may tell the tokens where they are -1.
+    prompt: Prompt = Prompt()
     row_lengths: list[int] | None = None  # tokens committed to each returned row, once known
     state: Any = None  # of the running call
     first_commit_ticks: int = 0  # 0: nothing committed, or to be read from the steps
@@ -53,7 +57,7 @@ class RequestEntry:
     id: str = ""
     model_version: str = ""
     labels: dict[str, str] = field(default_factory=dict)
-    scope: request | None = None  # the user's own context, while it is open
+    run: RequestRun | None = None  # the user's own context, while it is open
     end_ticks: int = 0
     error: str = ""
 
@@ -72,24 +76,27 @@ class RequestLog:
         self.generations: dict[int, Generation] = {}
         self._next_request = itertools.count()
         self._next_generation = itertools.count()
-        self._lock = threading.Lock()
-        self._of_scope: dict[int, RequestEntry] = {}
+        self._of_run: dict[int, RequestEntry] = {}  # by identity; the entry keeps it alive
 
-    def open_request(self, scope: request | None, start_ticks: int) -> RequestEntry:
+    def open_request(self, run: RequestRun | None) -> RequestEntry:
         """A new request, or the one that this entry of the user's context has opened already."""
-        with self._lock:
-            if scope is not None:
-                known = self._of_scope.get(id(scope))
-                if known is not None and known.start_ticks == scope.start_ticks:
-                    return known
-            entry = RequestEntry(next(self._next_request), start_ticks)
-            if scope is not None:
-                self._close_scope(id(scope))
-                entry.start_ticks = scope.start_ticks
-                entry.id, entry.model_version = scope.id, scope.model_version
-                entry.labels = dict(scope.labels)
-                entry.scope = scope
-                self._of_scope[id(scope)] = entry
+        with change_lock:
+            if run is not None and id(run) in self._of_run:
+                return self._of_run[id(run)]
+            number = next(self._next_request)
+            if run is None:
+                entry = RequestEntry(number, _native.now_ticks())
+            else:
+                named = run.request
+                entry = RequestEntry(
+                    number,
+                    run.start_ticks,
+                    named.id,
+                    named.model_version,
+                    dict(named.labels),
+                    run,
+                )
+                self._of_run[id(run)] = entry
             self.requests[entry.number] = entry
             if len(self.requests) > self.limit:
                 self._evict()
@@ -97,33 +104,39 @@ class RequestLog:
 
     def open_generation(self, entry: RequestEntry) -> Generation:
         """A new generation of a request."""
-        with self._lock:
+        with change_lock:
             generation = Generation(next(self._next_generation), entry.number)
             self.generations[generation.number] = generation
             return generation
 
+    def delegate(self, state: Any) -> RequestEntry:
+        """The request of a running `generate()` that has another model generate for it.
+
+        What runs no steps of its own is not a generation: the inner one describes them all.
+        """
+        with change_lock:
+            outer = self.generations[state.generation]
+            outer.is_delegated = not state.steps
+            return self.requests[outer.request]
+
     def held(self) -> tuple[list[RequestEntry], dict[int, Generation]]:
         """What is held now, with the ends of the user's contexts brought up to date."""
-        with self._lock:
-            self._close_ended_scopes()
-            return list(self.requests.values()), dict(self.generations)
+        with change_lock:
+            self._close_ended_runs()
+            generations = self.generations.items()
+            return list(self.requests.values()), {
+                number: generation for number, generation in generations if not generation.is_delegated
+            }
 
-    def _close_ended_scopes(self) -> None:
-        for key, entry in list(self._of_scope.items()):
-            scope = entry.scope
-            if scope is None or scope.end_ticks or scope.start_ticks != entry.start_ticks:
-                self._close_scope(key)
-
-    def _close_scope(self, key: int) -> None:
-        entry = self._of_scope.pop(key, None)
-        if entry is None or entry.scope is None:
-            return
-        if entry.scope.start_ticks == entry.start_ticks:
-            entry.end_ticks, entry.error = entry.scope.end_ticks, entry.scope.error
-        entry.scope = None
+    def _close_ended_runs(self) -> None:
+        for key, entry in list(self._of_run.items()):
+            if entry.run is not None and entry.run.end_ticks:
+                entry.end_ticks, entry.error = entry.run.end_ticks, entry.run.error
+                entry.run = None
+                del self._of_run[key]
 
     def _evict(self) -> None:
-        self._close_ended_scopes()
+        self._close_ended_runs()
         surplus = len(self.requests) - self.limit * 9 // 10
         gone = [number for number, entry in self.requests.items() if entry.end_ticks][:surplus]
         for number in gone:
@@ -135,38 +148,47 @@ class RequestLog:
 
 
 class GenerateWatch:
-    """The wrappers of one recording round one model's `generate()`."""
+    """The wrappers of one recording round `generate()`, of the root and of inner roots."""
 
     def __init__(
-        self, model: Any, recorder: Any, log: RequestLog, on_fault: Callable[[str, Exception], None]
+        self, recorder: Any, log: RequestLog, on_fault: Callable[[str, Exception], None]
     ) -> None:
-        self.model = model
         self.generation_var: ContextVar[Any] = ContextVar("pertoken_generation")
         self._recorder = recorder
         self._log = log
         self._on_fault = on_fault
         self._installed: list[tuple[Any, str, Any]] = []
-        self._counts_commits = False
+        self._models: set[int] = set()  # by identity
+        self._counting_commits: set[type] = set()
+        self._names: dict[type, tuple[str, ...]] = {}  # of the positional parameters of generate
 
-    def install(self) -> None:
+    def install(self, models: Iterable[Any]) -> None:
         """Wraps `generate` and the method that it calls once for every step that commits."""
-        if not callable(getattr(self.model, "generate", None)):
-            return
-        cls = type(self.model)
-        if "generate" in self.model.__dict__:
+        for model in models:
+            self._models.add(id(model))
+            if callable(getattr(model, "generate", None)):
+                self._install(model)
+
+    def _install(self, model: Any) -> None:
+        cls = type(model)
+        if "generate" in model.__dict__:
             self._put(
-                self.model,
+                model,
                 "generate",
-                lambda inner: _native.MethodCall(
-                    inner, partial(self._before_instance, self.model), self._after
+                lambda inner: InstanceMethodCall(
+                    inner, partial(self._before_instance, model), self._after
                 ),
             )
+        elif (cls, "generate") in [place[:2] for place in self._installed]:
+            pass
         elif inspect.isfunction(_plain(inspect.getattr_static(cls, "generate", None))):
             self._put(
                 cls, "generate", lambda inner: _native.MethodCall(inner, self._before, self._after)
             )
+        if cls in self._counting_commits:
+            return
         if inspect.isfunction(_plain(inspect.getattr_static(cls, COMMIT_METHOD, None))):
-            self._counts_commits = True
+            self._counting_commits.add(cls)
             self._put(
                 cls,
                 COMMIT_METHOD,
@@ -182,10 +204,13 @@ class GenerateWatch:
         for owner, name, wrapper in reversed(self._installed):
             patch.take_out(owner, name, wrapper)
         self._installed.clear()
+        self._models.clear()
+        self._counting_commits.clear()
+        self._names.clear()
 
-    def request_generation(self, scope: request) -> int:
-        """The number that stands for a request in which no `generate()` runs."""
-        generation = self._log.open_generation(self._log.open_request(scope, scope.start_ticks))
+    def request_generation(self, _scope: request) -> int:
+        """The number that stands for the running request, in which no `generate()` runs."""
+        generation = self._log.open_generation(self._log.open_request(current_run()))
         generation.by_generate = False
         return generation.number
 
@@ -193,40 +218,48 @@ class GenerateWatch:
         return self._before((model, *args), kwargs)
 
     def _before(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
-        if not args or args[0] is not self.model or not self._recorder.active:
+        if not args or id(args[0]) not in self._models or not self._recorder.active:
             return None
         try:
-            return self._open(args[1:], kwargs or {})
+            return self._open(args[0], args[1:], kwargs or {})
         except Exception as error:
             self._on_fault("generate", error)
             return None
 
-    def _open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _open(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = GenerateCall(model, self._names_of(model), args, kwargs)
         outer = self.generation_var.get(None)
-        fresh = all(kwargs.get(name) is None for name in CACHE_ARGUMENTS)
         entry = generation = None
-        if outer is None:
-            now = _native.now_ticks()
-            scope = _native.current_request()
-            entry = self._log.open_request(scope, now)
-            generation = self._log.open_generation(entry)
-            generation.is_beam_search = (_setting(self.model, kwargs, "num_beams") or 1) > 1
-            generation.commits_known = self._counts_commits
-            _describe_prompt(generation, self.model, args, kwargs)
-            number, depth = generation.number, 0
-        else:
+        if outer is not None and outer.model == id(model) and (outer.depth or call.is_draft):
             number, depth = outer.generation, outer.depth + 1
-        state = _native.GenerationState(self._recorder, number, depth, fresh)
+        else:
+            if outer is None:
+                entry = self._log.open_request(current_run())
+            else:  # it generates for the one round it
+                entry = self._log.delegate(outer)
+            generation = self._log.open_generation(entry)
+            generation.is_beam_search = call.is_beam_search
+            generation.can_end_rows = call.can_end_rows
+            generation.commits_known = type(model) in self._counting_commits
+            generation.prompt = call.prompt()
+            number, depth = generation.number, 0
+        state = _native.GenerationState(
+            self._recorder, number, depth, not call.has_cache, id(model), call.is_chunked
+        )
         if generation is not None:
             generation.state = state
         token = self.generation_var.set(state)
         state.enter()
-        eos = _setting(self.model, kwargs, "eos_token_id")
-        has_ids = bool(args) or kwargs.get("inputs", kwargs.get("input_ids")) is not None
-        return state, token, entry, generation, eos, has_ids
+        return call, state, token, entry if outer is None else None, generation
+
+    def _names_of(self, model: Any) -> tuple[str, ...]:
+        cls = type(model)
+        if cls not in self._names:
+            self._names[cls] = positional_names(_plain(inspect.getattr_static(cls, "generate", None)))
+        return self._names[cls]
 
     def _after(self, opened: Any, result: Any, error: type[BaseException] | None) -> None:
-        state, token, entry, generation, eos, has_ids = opened
+        call, state, token, entry, generation = opened
         state.leave()
         try:
             self.generation_var.reset(token)
@@ -235,11 +268,11 @@ class GenerateWatch:
             generation.first_commit_ticks = (
                 state.last_end_ticks if generation.is_beam_search else state.first_commit_ticks
             )
+            generation.has_failed = error is not None
+            generation.commits_known &= not state.tokens_unknown
             if error is None:
-                generation.row_lengths = _row_lengths(
-                    result, state, eos, has_ids, generation.is_beam_search
-                )
-            if entry.scope is None:
+                generation.row_lengths = call.row_lengths(result, state)
+            if entry is not None and entry.run is None:
                 entry.error = "" if error is None else error.__name__
                 entry.end_ticks = _native.now_ticks()
         except Exception as fault:
@@ -249,73 +282,26 @@ class GenerateWatch:
                 generation.running, generation.state = False, None
 
 
+def inner_roots(root: Any) -> dict[str, Any]:
+    """The topmost submodules that generate by themselves, by name.
+
+    A wrapper's own forward may never run: its `generate()` calls that of the model inside.
+    """
+    found: dict[str, Any] = {}
+    for name, module in root.named_modules():
+        if module is root or any(name.startswith(above + ".") for above in found):
+            continue
+        own = module.__dict__.get("generate")
+        if own is None:
+            own = _plain(inspect.getattr_static(type(module), "generate", None))
+        can_generate = getattr(module, "can_generate", None)
+        if callable(own) and (not callable(can_generate) or can_generate()):
+            found[name] = module
+    return found
+
+
 def _plain(attribute: Any) -> Any:
     """The function below wrappers of other recordings."""
     while isinstance(attribute, (_native.MethodCall, _native.CommitCall)):
         attribute = attribute.inner
     return attribute
-
-
-def _setting(model: Any, kwargs: Mapping[str, Any], name: str) -> Any:
-    """What `generate()` will use for a setting: argument, given config, the model's config."""
-    if kwargs.get(name) is not None:
-        return kwargs[name]
-    for config in (kwargs.get("generation_config"), getattr(model, "generation_config", None)):
-        value = getattr(config, name, None)
-        if value is not None:
-            return value
-    return None
-
-
-def _describe_prompt(
-    generation: Generation, model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> None:
-    """Notes the prompt's size, as far as shapes and what lies in host memory tell."""
-    ids = args[0] if args else None
-    for name in ("inputs", "input_ids", "inputs_embeds"):
-        ids = kwargs.get(name) if ids is None else ids
-    shape = tuple(getattr(ids, "shape", ()))
-    if ids is None or len(shape) < 2:
-        return
-    generation.prompt_rows, generation.prompt_len = int(shape[0]), int(shape[1])
-    mask = kwargs.get("attention_mask")
-    if mask is not None:
-        if getattr(mask, "is_cpu", False) and tuple(mask.shape) == shape[:2]:
-            generation.prompt_tokens = int((mask != 0).sum())
-        return
-    # Without a mask generate() makes one of the padding token. A decoder's first step shows it;
-    # an encoder's is not seen, so the same is counted here.
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and len(shape) == 2:
-        pad = _setting(model, kwargs, "pad_token_id")
-        if pad is None:
-            generation.prompt_tokens = int(shape[0] * shape[1])
-        elif getattr(ids, "is_cpu", False):
-            generation.prompt_tokens = int((ids != pad).sum())
-
-
-def _row_lengths(
-    result: Any, state: Any, eos: Any, has_ids: bool, is_beam_search: bool
-) -> list[int] | None:
-    """How many tokens each returned row was given: up to and with its first end-of-sequence.
-
-    The ids are complete when `generate()` returns, having waited for them itself at every step.
-    """
-    ids = getattr(result, "sequences", result)
-    if len(getattr(ids, "shape", ())) != 2 or state.commits == 0:
-        return None
-    columns = int(ids.shape[1])
-    if is_beam_search:
-        prompt = state.prompt_len if has_ids else 0
-    else:
-        prompt = columns - state.tokens
-    if not 0 <= prompt <= columns:
-        return None
-    length = columns - prompt
-    if eos is None or (ids.shape[0] == 1 and not is_beam_search):
-        return [length] * int(ids.shape[0])
-    ends = {int(token) for token in (eos if hasattr(eos, "__iter__") else [eos])}
-    rows = ids[:, prompt:].tolist()
-    return [
-        next((index + 1 for index, token in enumerate(row) if token in ends), length)
-        for row in rows
-    ]

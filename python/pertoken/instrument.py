@@ -9,6 +9,9 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+import pickle
+import pkgutil
+import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("pertoken")
 
 CALL_SLOT = "_compiled_call_impl"
+_JIT_IGNORED = "__jit_ignored_attributes__"
 
 _IDS, _EMBEDS, _CACHE, _MASK, _KEEP, _USE_CACHE = range(6)
 _ARGUMENT_NAMES: dict[int, tuple[str, ...]] = {
@@ -33,8 +37,10 @@ _ARGUMENT_NAMES: dict[int, tuple[str, ...]] = {
 CACHE_ARGUMENTS = frozenset(_ARGUMENT_NAMES[_CACHE])
 
 
-class ForwardCall(_native.SpanCall):
-    """A wrapper in an instance's own ``forward``: copies and pickles are those of the inner one."""
+class _CopiedAsInner:
+    """For wrappers in attributes that copies and pickles take along: those get the inner one."""
+
+    inner: Any
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(self.inner, memo)
@@ -46,21 +52,38 @@ class ForwardCall(_native.SpanCall):
         return _reduce_callable(self.inner, protocol)
 
 
-class ForwardRootCall(_native.RootCall):
+class ForwardCall(_CopiedAsInner, _native.SpanCall):  # type: ignore[misc]
+    """A wrapper in an instance's own ``forward``."""
+
+
+class ForwardRootCall(_CopiedAsInner, _native.RootCall):  # type: ignore[misc]
     """As `ForwardCall`, for the root."""
 
-    __deepcopy__ = ForwardCall.__deepcopy__
-    __copy__ = ForwardCall.__copy__
-    __reduce_ex__ = ForwardCall.__reduce_ex__
+
+class InstanceMethodCall(_CopiedAsInner, _native.MethodCall):  # type: ignore[misc]
+    """A wrapper round a method that an instance holds itself."""
+
+
+class _IgnoredAttributes(list[str]):
+    """What ``torch.jit.script`` is to leave aside: it takes any attribute for one of the model."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__([*inner, CALL_SLOT])
+        self.inner = inner
 
 
 def _reduce_callable(function: Any, protocol: Any) -> Any:
-    if inspect.isfunction(function):
-        # Pickle stores functions by name and offers no hook for that; this does the same.
-        import pkgutil
-
-        return pkgutil.resolve_name, (f"{function.__module__}:{function.__qualname__}",)
-    return function.__reduce_ex__(protocol)
+    if not inspect.isfunction(function):
+        return function.__reduce_ex__(protocol)
+    # Pickle stores functions by name and offers no hook for that; this does the same.
+    name = f"{function.__module__}:{function.__qualname__}"
+    try:
+        found = pkgutil.resolve_name(name)
+    except (ValueError, ImportError, AttributeError):
+        found = None
+    if found is not function:
+        raise pickle.PicklingError(f"Can't pickle {function!r}: it's not found as {name}")
+    return pkgutil.resolve_name, (name,)
 
 
 def has_call_slot(module: torch.nn.Module) -> bool:
@@ -68,12 +91,32 @@ def has_call_slot(module: torch.nn.Module) -> bool:
     return hasattr(type(module), CALL_SLOT)
 
 
+def _has_forward(cls: type) -> bool:
+    """Whether a class of modules has one: containers do not."""
+    import torch
+
+    return inspect.getattr_static(cls, "forward", None) is not torch.nn.Module.forward
+
+
+def is_optimized(module: torch.nn.Module) -> bool:
+    """Whether this is what ``torch.compile(module)`` returns."""
+    return type(module).__name__ == "OptimizedModule" and hasattr(module, "_orig_mod")
+
+
 def unwrap_compiled(model: torch.nn.Module) -> torch.nn.Module:
-    """The module behind ``torch.compile(module)``, through which each call of either goes."""
-    original = model.__dict__.get("_modules", {}).get("_orig_mod")
-    if original is not None and type(model).__name__ == "OptimizedModule":
-        return original  # type: ignore[no-any-return]
+    """The module behind ``torch.compile(module)``."""
+    while is_optimized(model):
+        model = model._orig_mod  # type: ignore[assignment]
     return model
+
+
+def calls_pass_by(compiled: torch.nn.Module, root: torch.nn.Module) -> bool:
+    """Whether calls of ``torch.compile(root)`` run the graph without calling the root.
+
+    They do for torch's own modules, such as ``nn.Sequential``.
+    """
+    called = getattr(compiled.__dict__.get("forward"), "_torchdynamo_orig_callable", None)
+    return getattr(called, "__self__", None) is not root
 
 
 def argument_places(model: torch.nn.Module) -> tuple[list[tuple[int, str, int]], bool]:
@@ -108,90 +151,119 @@ def argument_places(model: torch.nn.Module) -> tuple[list[tuple[int, str, int]],
 
 
 class Instrumentation:
-    """The wrappers of one recording in one model."""
+    """The wrappers of one recording in one model; holds the model while they are in it."""
 
-    def __init__(self, root: torch.nn.Module, modules: dict[str, torch.nn.Module]) -> None:
-        self.root = root
-        self.modules = modules
+    def __init__(self) -> None:
+        self.names: list[str] = []  # of the selected modules
         self.overwritten: list[str] = []  # modules whose wrapper somebody else had replaced
+        self.compiled: set[str] = set()  # modules that ran compiled, "" the root
+        self._root_name = ""
         self._wrappers: dict[int, tuple[str, torch.nn.Module, str, Any]] = {}
-        self._compiled: set[str] = set()  # modules that were, when their wrapper was taken out
-        self._compile_hook: Any = None
-        self._module_class: Any = None
+        self._class_hooks: list[tuple[Any, str, Any]] = []
 
-    def install(self, recorder: Any, generation_var: Any, request_hook: Any) -> None:
-        """Wraps the root and every selected module."""
+    def install(
+        self,
+        model: torch.nn.Module,
+        modules: dict[str, torch.nn.Module],
+        inner_roots: dict[str, torch.nn.Module],
+        recorder: Any,
+        generation_var: Any,
+        request_hook: Any,
+    ) -> None:
+        """Wraps the root and every selected module.
+
+        Args:
+            model: what the user gave, the root or what ``torch.compile(root)`` returned.
+            modules: by name, without the root.
+            inner_roots: modules whose calls are steps where no call of the root is round them.
+            recorder: the native recorder.
+            generation_var: holds the state of the running ``generate()``.
+            request_hook: gives a request that has no ``generate()`` its number.
+        """
         import torch
 
-        places, takes_first = argument_places(self.root)
-        site = _native.intern_module(type(self.root).__name__)
+        root = unwrap_compiled(model)
+        self.names = list(modules)
+        self._root_name = type(root).__name__
 
-        def make_root(cls: Any) -> Any:
-            return lambda inner: cls(
-                inner, recorder, site, generation_var, request_hook, places, takes_first
+        def make_root(
+            module: torch.nn.Module, site: int, is_span_when_nested: bool, only_own_generate: bool
+        ) -> tuple[Any, Any]:
+            places, takes_first = argument_places(module)
+            rest = (recorder, site, generation_var, request_hook, places, takes_first)
+            rest += (is_span_when_nested, id(module) if only_own_generate else 0)
+            return (
+                lambda inner: _native.RootCall(inner, *rest),
+                lambda inner: ForwardRootCall(inner, *rest),
             )
 
-        self._wrap("", self.root, make_root(_native.RootCall), make_root(ForwardRootCall))
-        for name, module in self.modules.items():
-            if module is self.root:
+        root_makers = make_root(root, _native.intern_module(self._root_name), True, False)
+        self._wrap("", root, *root_makers)
+        if model is not root and calls_pass_by(model, root):
+            self._wrap("", model, *root_makers)
+        for name, module in {**modules, **inner_roots}.items():
+            if id(module) in self._wrappers:
                 continue
-            code = _native.intern_module(name)
-            self._wrap(
-                name,
-                module,
-                partial(_make_span_call, _native.SpanCall, recorder, code),
-                partial(_make_span_call, ForwardCall, recorder, code),
-            )
+            site = _native.intern_module(name)
+            if name in inner_roots:
+                self._wrap(
+                    name, module, *make_root(module, site, name in modules, len(inner_roots) > 1)
+                )
+            else:
+                self._wrap(
+                    name,
+                    module,
+                    partial(_make_span_call, _native.SpanCall, recorder, site),
+                    partial(_make_span_call, ForwardCall, recorder, site),
+                )
         # module.compile() writes into the slot; we go back on top of what it put there.
-        self._module_class = torch.nn.Module
-        self._compile_hook = patch.put(
-            torch.nn.Module,
-            "compile",
-            torch.nn.Module.compile,
-            lambda inner: _native.MethodCall(inner, self._before_compile, self._after_compile),
-        )
+        self._hook_class(torch.nn.Module, "compile", self._before_compile, self._after_compile)
+        # These copy attributes as they are, wrappers included.
+        for name in ("__setstate__", "_replicate_for_data_parallel"):
+            self._hook_class(torch.nn.Module, name, _before_copy, _after_copy)
+        ignored = patch.put(torch.nn.Module, _JIT_IGNORED, (), _IgnoredAttributes)
+        self._class_hooks.append((torch.nn.Module, _JIT_IGNORED, ignored))
+
+    def _hook_class(self, owner: Any, name: str, before: Any, after: Any) -> None:
+        method = owner.__dict__.get(name)
+        if inspect.isfunction(method) or isinstance(method, _native.MethodCall):
+            hook = patch.put(
+                owner, name, method, lambda inner: _native.MethodCall(inner, before, after)
+            )
+            self._class_hooks.append((owner, name, hook))
 
     def _wrap(self, name: str, module: torch.nn.Module, make: Any, make_forward: Any) -> None:
         try:
             if has_call_slot(module):
                 wrapper = patch.put(module, CALL_SLOT, module._call_impl, make)
                 self._wrappers[id(module)] = (name, module, CALL_SLOT, wrapper)
-            else:
+            elif "forward" in module.__dict__ or _has_forward(type(module)):
                 wrapper = patch.put(module, "forward", module.forward, make_forward)
                 self._wrappers[id(module)] = (name, module, "forward", wrapper)
         except Exception as error:
             logger.warning("pertoken: module %r cannot be recorded: %s", name, error)
-            self.overwritten.append(name)
+            self.overwritten.append(name or self._root_name)
 
     def remove(self) -> None:
-        """Takes every wrapper out; the model is as it was."""
-        self._compiled |= {
-            name
-            for name, module, _, _ in self._wrappers.values()
-            if self.was_compiled(name, module)
-        }
+        """Takes every wrapper out and lets go of the model, which is as it was."""
+        self.note_compiled()
         for name, module, attribute, wrapper in reversed(list(self._wrappers.values())):
             if not patch.take_out(module, attribute, wrapper):
-                self.overwritten.append(name or type(self.root).__name__)
+                self.overwritten.append(name or self._root_name)
         self._wrappers.clear()
-        if self._compile_hook is not None:
-            patch.take_out(self._module_class, "compile", self._compile_hook)
-            self._compile_hook = None
+        for owner, name, hook in reversed(self._class_hooks):
+            patch.take_out(owner, name, hook)
+        self._class_hooks.clear()
 
     @property
     def is_installed(self) -> bool:
         """Whether any wrapper of this recording stands in the model."""
-        return bool(self._wrappers)
+        return bool(self._wrappers or self._class_hooks)
 
-    def was_compiled(self, name: str, module: torch.nn.Module) -> bool:
-        """Whether calls of this module ran what ``module.compile()`` made of it."""
-        entry = self._wrappers.get(id(module))
-        if entry is None:
-            return name in self._compiled
-        inner = entry[3].inner
-        while isinstance(inner, (_native.SpanCall, _native.RootCall)):
-            inner = inner.inner
-        return not (inspect.ismethod(inner) and inner.__self__ is module)
+    def note_compiled(self) -> None:
+        """Notes which of the wrapped modules the compiler has a hand in by now."""
+        wrappers = list(self._wrappers.values())
+        self.compiled |= {name for name, *rest in wrappers if _is_compiled(*rest)}
 
     def _before_compile(self, args: tuple[Any, ...], kwargs: Any) -> Any:
         return self._wrappers.get(id(args[0])) if args else None
@@ -203,3 +275,36 @@ class Instrumentation:
 
 def _make_span_call(cls: Any, recorder: Any, site: int, inner: Any) -> Any:
     return cls(inner, recorder, site)
+
+
+def _before_copy(args: tuple[Any, ...], kwargs: Any) -> Any:
+    return args[0] if args else None
+
+
+def _after_copy(module: Any, result: Any, error: Any) -> None:
+    """Leaves no wrapper in what a method of a module has copied attributes into."""
+    for name in (CALL_SLOT, "forward", "generate"):
+        patch.forget_in_copy(module if result is None else result, name)
+
+
+def _is_compiled(module: torch.nn.Module, attribute: str, wrapper: Any) -> bool:
+    """Whether calls of the module run, or may run, what the compiler made of it."""
+    if is_optimized(module):
+        return True
+    inner = wrapper.inner
+    while isinstance(inner, (_native.SpanCall, _native.RootCall)):
+        inner = inner.inner
+    if attribute == CALL_SLOT and not (inspect.ismethod(inner) and inner.__self__ is module):
+        return True
+    forward = getattr(module, "forward", None)
+    return hasattr(forward, "_torchdynamo_orig_callable") or _has_compiled_code(forward)
+
+
+def _has_compiled_code(forward: Any) -> bool:
+    """Whether the compiler holds code for this method, of this instance or of another one."""
+    dynamo = getattr(sys.modules.get("torch._C"), "_dynamo", None)
+    entries_of = getattr(getattr(dynamo, "eval_frame", None), "_debug_get_cache_entry_list", None)
+    code = getattr(inspect.unwrap(forward), "__code__", None) if callable(forward) else None
+    if "torch._dynamo" not in sys.modules or entries_of is None or code is None:
+        return False
+    return bool(entries_of(code))

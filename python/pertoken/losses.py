@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-
 if TYPE_CHECKING:
     from pertoken.recording import Recording
 
@@ -73,27 +72,38 @@ def describe_losses(recording: Recording, raw: dict[str, Any]) -> dict[str, Any]
 
 
 def _inlined_modules(recording: Recording, raw: dict[str, Any]) -> tuple[list[str], int]:
-    """Wrapped modules that compiled code ran without calling, and how many steps were compiled.
+    """Selected modules that compiled code ran without calling, and in how many steps it did.
 
-    A step in which no wrapped module was called at all, while the compiler is loaded, ran
-    compiled; so did the children of a module that `module.compile()` has replaced.
+    They are those below a module that is compiled and that ran, at least once, with no span of
+    another module inside it; and those below a compiled module that have no span at all.
     """
-    modules = recording.instrumentation.modules
-    steps = raw["steps"]
-    if not modules or not len(steps["step"]) or "torch._dynamo" not in sys.modules:
+    instrumentation = recording.instrumentation
+    instrumentation.note_compiled()
+    names, spans = instrumentation.names, raw["spans"]
+    if not names or not instrumentation.compiled or not len(raw["steps"]["step"]):
         return [], 0
-    bare = int(np.count_nonzero(steps["bare"]))
-    if bare:
-        return list(modules), bare
-    seen = {raw["sites"][site][1] for site in np.unique(raw["spans"]["site"]).tolist()}
-    compiled = [
-        name
-        for name, module in modules.items()
-        if recording.instrumentation.was_compiled(name, module)
-    ]
+    bare_steps = int(np.count_nonzero(raw["steps"]["bare"]))
+    bare = {""} if bare_steps else set()
+    childless = np.isin(spans["span"], spans["parent"], invert=True)
+    site_names = [name for _, name in raw["sites"]]
+    bare |= {site_names[site] for site in np.unique(spans["site"][childless]).tolist()}
+    seen = {site_names[site] for site in np.unique(spans["site"]).tolist()}
     inlined = [
         name
-        for name in modules
-        if name not in seen and any(name.startswith(parent + ".") for parent in compiled)
+        for name in names
+        if any(
+            _is_below(name, parent) and (parent in bare or name not in seen)
+            for parent in instrumentation.compiled
+        )
     ]
-    return inlined, len(steps["step"]) if inlined else 0
+    if not inlined:
+        return [], 0
+    if "" in bare:
+        return inlined, bare_steps
+    compiled = [parent in instrumentation.compiled for parent in site_names]
+    steps = spans["step"][np.array(compiled, dtype=bool)[spans["site"]]]
+    return inlined, len(np.unique(steps[steps >= 0]))
+
+
+def _is_below(name: str, parent: str) -> bool:
+    return name.startswith(parent + ".") if parent else True

@@ -177,8 +177,6 @@ def parse(text: bytes) -> Manifest:
     strings = content["strings"]
     if not isinstance(strings, list) or not all(isinstance(s, str) for s in strings):
         raise ManifestError("its table of strings is not a list of strings")
-    if len(set(strings)) != len(strings):
-        raise ManifestError("its table of strings holds a string twice")
     _check_metadata(content["meta"], content["losses"])
     return Manifest(tuple(strings), content["meta"], content["losses"], _columns(content["tables"]))
 

@@ -7,13 +7,54 @@ last one to go leaves the place as the first one found it.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 _ABSENT = object()
-_lock = threading.Lock()
+
+
+class ChangeLock:
+    """Held while models are changed: by one thread at a time, over a fork, and by no collector.
+
+    The garbage collector may drop a recording at any allocation, even of the thread that is in the
+    middle of a change; what it wants changed waits until that is done.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._depth = 0
+        self._waiting: list[Callable[[], None]] = []
+        # A forked child has one thread: a lock that another one held would never be free again.
+        os.register_at_fork(
+            before=self._lock.acquire,
+            after_in_parent=self._lock.release,
+            after_in_child=self._lock.release,
+        )
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._depth += 1
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._depth == 1:
+            while self._waiting:
+                self._waiting.pop()()
+        self._depth -= 1
+        self._lock.release()
+
+    def run_outside(self, action: Callable[[], None]) -> None:
+        """Runs `action` now, or at the end of the change that this thread is in."""
+        with self._lock:
+            if self._depth:
+                self._waiting.append(action)
+            else:
+                action()
+
+
+change_lock = ChangeLock()
 
 
 @dataclass
@@ -23,6 +64,7 @@ class _Place:
     original: Any  # the owner's own value before us, or _ABSENT
     base: Any  # what the lowest wrapper called when it was put in
     wrappers: list[Any] = field(default_factory=list)
+    written_over: bool = False  # somebody else wrote into the place, and we went on top again
 
     def read(self) -> Any:
         return self.owner.__dict__.get(self.name, _ABSENT)
@@ -41,6 +83,17 @@ class _Place:
         else:
             self.write(self.original)
 
+    def holds(self, value: Any) -> bool:
+        return any(held is value for held in self.wrappers)
+
+    def replace_elsewhere(self, wrapper: Any) -> None:
+        """In attributes into which others have moved the wrapper, taking it for the original."""
+        if isinstance(self.owner, type):
+            return
+        for name, value in self.owner.__dict__.items():
+            if value is wrapper:
+                self.owner.__dict__[name] = wrapper.inner
+
 
 _places: dict[tuple[int, str], _Place] = {}
 
@@ -51,7 +104,7 @@ def put(owner: Any, name: str, base: Any, make: Callable[[Any], Any]) -> Any:
     `base` is what the lowest wrapper has to call when the owner holds nothing there of its own (or
     None). Returns the wrapper.
     """
-    with _lock:
+    with change_lock:
         key = (id(owner), name)
         place = _places.get(key)
         if place is None:
@@ -69,23 +122,27 @@ def put(owner: Any, name: str, base: Any, make: Callable[[Any], Any]) -> Any:
 
 def put_back_on_top(owner: Any, name: str, wrapper: Any) -> None:
     """Puts a wrapper over a value that somebody else has meanwhile written into its place."""
-    with _lock:
+    with change_lock:
         place = _places.get((id(owner), name))
-        if place is None or wrapper not in place.wrappers:
+        if place is None or not place.holds(wrapper):
             return
         held = place.read()
         if held is _ABSENT or held is None or held is wrapper:
             return
         wrapper.inner = held
+        if place.original is _ABSENT and not place.written_over and not place.holds(held):
+            # Without us the attribute would be new, and come last.
+            place.write(_ABSENT)
+            place.written_over = True
         place.write(wrapper)
 
 
 def take_out(owner: Any, name: str, wrapper: Any) -> bool:
     """Takes a wrapper out of its place. False when somebody else had overwritten it."""
-    with _lock:
+    with change_lock:
         key = (id(owner), name)
         place = _places.get(key)
-        if place is None or not any(held is wrapper for held in place.wrappers):
+        if place is None or not place.holds(wrapper):
             return False
         place.wrappers = [held for held in place.wrappers if held is not wrapper]
         if not place.wrappers:
@@ -98,9 +155,25 @@ def take_out(owner: Any, name: str, wrapper: Any) -> bool:
             else:
                 place.write(wrapper.inner)
             return True
-        while above is not _ABSENT and hasattr(type(above), "inner"):
+        while place.holds(above):
             if above.inner is wrapper:
                 above.inner = wrapper.inner
                 return True
             above = above.inner
+        place.replace_elsewhere(wrapper)
         return False
+
+
+def forget_in_copy(copied: Any, name: str) -> None:
+    """Takes a wrapper out of an object that has it only because another's attributes were copied."""
+    value = copied.__dict__.get(name)
+    if not hasattr(type(value), "inner"):
+        return
+    with change_lock:
+        place = next((held for held in _places.values() if held.holds(value)), None)
+        if place is None or place.owner is copied:
+            return
+        if place.original is _ABSENT:
+            del copied.__dict__[name]
+        else:
+            copied.__dict__[name] = place.original

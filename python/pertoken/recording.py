@@ -7,17 +7,18 @@ import inspect
 import logging
 import os
 import sys
-import threading
+import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pertoken import _native
 from pertoken.assembly import assemble
 from pertoken.errors import RecordingStateError, SelectionError
-from pertoken.generation import GenerateWatch, RequestLog
+from pertoken.generation import GenerateWatch, RequestLog, inner_roots
 from pertoken.instrument import Instrumentation, unwrap_compiled
+from pertoken.patch import change_lock
 from pertoken.result import Profile
 from pertoken.schema import STEP_KINDS
 from pertoken.selection import ModuleSelection, select_modules
@@ -62,7 +63,8 @@ def profile(
 class Recording:
     """What is being recorded. Made by `profile()`; starts when its context is entered.
 
-    It may be started and stopped many times, from any thread; steps keep their numbers.
+    It may be started and stopped many times, from any thread; steps keep their numbers. It holds
+    the model until it is stopped, and stops when nobody holds it any longer.
     """
 
     def __init__(
@@ -78,12 +80,17 @@ class Recording:
             raise SelectionError(
                 f"memory_limit_bytes={memory_limit_bytes}: give at least {_MIN_MEMORY_BYTES}"
             )
-        self.model = model
-        self.root = unwrap_compiled(model)
         self.enabled = os.environ.get("PERTOKEN", "") != "0"
-        selected, self.detail = select_modules(self.root, modules)
+        if isinstance(modules, Iterable) and not isinstance(modules, str):
+            modules = list(modules)  # selected from again at each start
+        self._modules = modules
+        selected, self.detail = select_modules(unwrap_compiled(model), self._modules)
+        self._selected: dict[str, torch.nn.Module] | None = selected
         self.selection = modules if isinstance(modules, str) else self.detail
-        self.faults: Counter[str] = Counter()
+        self.model_facts = _describe(unwrap_compiled(model))
+        self._model_ref = weakref.ref(model)
+        self._held_model: torch.nn.Module | None = model
+        self.faults = FaultLog()
         self.origin_ticks = 0
         self.origin_unix_ns = 0
         self.stopped_ticks = 0  # 0 while it runs
@@ -92,48 +99,74 @@ class Recording:
             self.recorder = _native.Recorder(memory_limit_bytes * 7 // 8, _RING_RECORDS)
         except RuntimeError as error:
             raise RecordingStateError(str(error)) from None
-        self.instrumentation = Instrumentation(self.root, selected)
-        self._watch = GenerateWatch(self.root, self.recorder, self.log, self.note_fault)
-        self._lock = threading.RLock()
+        self.instrumentation = Instrumentation()
+        self._watch = GenerateWatch(self.recorder, self.log, self.faults.note)
         self._depth = 0
+        # Nothing in the model refers to the recording, so that it goes when its last holder does.
+        weakref.finalize(self, _abandon, self.instrumentation, self._watch, self.recorder)
 
     def start(self) -> None:
-        """Starts recording; does nothing while it runs."""
-        with self._lock:
+        """Starts recording; does nothing while it runs, or in a process forked from the recording.
+
+        Raises:
+            RecordingStateError: the model is gone, which a stopped recording does not hold.
+            SelectionError: the model has changed, and `modules` selects nothing any longer.
+        """
+        with change_lock:
             if self.recorder.active or not self.enabled:
                 return
+            model = self._model_ref()
+            if model is None:
+                raise RecordingStateError("the model of this recording does not exist any longer")
+            root = unwrap_compiled(model)
+            selected = self._selected or select_modules(root, self._modules)[0]
             if not self.origin_ticks:
                 self.origin_ticks, self.origin_unix_ns = _native.now_ticks(), _native.unix_time_ns()
-            self.stopped_ticks = 0
             self.recorder.start()
-            self._watch.install()
-            self.instrumentation.install(
-                self.recorder, self._watch.generation_var, self._watch.request_generation
-            )
+            if not self.recorder.active:
+                return
+            self.stopped_ticks = 0
+            self.model_facts = _describe(root)
+            self._held_model = model
+            inner = inner_roots(root)
+            try:
+                self._watch.install([root, *inner.values()])
+                self.instrumentation.install(
+                    model,
+                    selected,
+                    inner,
+                    self.recorder,
+                    self._watch.generation_var,
+                    self._watch.request_generation,
+                )
+            except BaseException:
+                self.stop()
+                raise
 
     def stop(self) -> None:
         """Stops recording and leaves the model as it was; does nothing when it does not run.
 
         Returns as soon as the model runs free; what was recorded is drained behind.
         """
-        with self._lock:
+        with change_lock:
             if not self.recorder.active and not self.instrumentation.is_installed:
                 return
             self.instrumentation.remove()
             self._watch.remove()
             self.recorder.stop()
             self.stopped_ticks = _native.now_ticks()
+            self._held_model = self._selected = None
 
     def __enter__(self) -> Recording:
         """Starts recording."""
-        with self._lock:
-            self._depth += 1
+        with change_lock:
             self.start()
+            self._depth += 1
         return self
 
     def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
         """Stops recording, when the outermost of nested entries is left."""
-        with self._lock:
+        with change_lock:
             self._depth -= 1
             if self._depth == 0:
                 self.stop()
@@ -155,6 +188,11 @@ class Recording:
                 return function(*args, **kwargs)
 
         return run  # type: ignore[return-value]
+
+    @property
+    def model(self) -> torch.nn.Module | None:
+        """What is recorded; None when it does not exist any longer."""
+        return self._model_ref()
 
     @property
     def is_recording(self) -> bool:
@@ -199,17 +237,42 @@ class Recording:
         """Whether some `generate()` ran whose steps do not tell how much they commit."""
         return any(
             generation.by_generate and not generation.commits_known
-            for generation in list(self.log.generations.values())
+            for generation in self.log.held()[1].values()
         )
-
-    def note_fault(self, where: str, error: Exception) -> None:
-        """Counts a fault of the recording; the first of each kind is logged."""
-        reason = f"{where}: {type(error).__name__}: {error}"
-        if reason not in self.faults:
-            logger.warning("pertoken: a fault while recording, in %s", reason)
-        self.faults[reason] += 1
 
     def __repr__(self) -> str:
         """One line: what is recorded and whether it runs."""
         state = "recording" if self.is_recording else "stopped"
-        return f"<pertoken.Recording of {type(self.root).__name__}, {self.detail}, {state}>"
+        return f"<pertoken.Recording of {self.model_facts['class']}, {self.detail}, {state}>"
+
+
+class FaultLog(Counter[str]):
+    """Counts faults of a recording by reason; the first of each is logged."""
+
+    def note(self, where: str, error: Exception) -> None:
+        """Counts one."""
+        reason = f"{where}: {type(error).__name__}: {error}"
+        if reason not in self:
+            logger.warning("pertoken: a fault while recording, in %s", reason)
+        self[reason] += 1
+
+
+def _abandon(instrumentation: Instrumentation, watch: GenerateWatch, recorder: Any) -> None:
+    """Stops what a recording that is gone, or the end of the process, has left running."""
+
+    def stop() -> None:
+        instrumentation.remove()
+        watch.remove()
+        recorder.stop()
+
+    change_lock.run_outside(stop)
+
+
+def _describe(root: torch.nn.Module) -> dict[str, Any]:
+    parameters = list(root.parameters())
+    return {
+        "class": type(root).__name__,
+        "device": str(parameters[0].device) if parameters else "",
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "modules": sum(1 for _ in root.modules()),
+    }

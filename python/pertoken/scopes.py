@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pertoken import _native
@@ -18,7 +20,7 @@ from pertoken.schema import STEP_KINDS
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class request(_native.RequestRegion):  # noqa: N801 - used as a function
+class request(_native.RequestRegion):
     """Attributes what runs inside to one request.
 
     Args:
@@ -37,27 +39,46 @@ class request(_native.RequestRegion):  # noqa: N801 - used as a function
         self.id = "" if id is None else str(id)
         self.model_version = "" if model_version is None else str(model_version)
         self.labels = {name: str(value) for name, value in labels.items()}
-        self.start_ticks = 0
-        self.end_ticks = 0
-        self.error = ""
 
     def __enter__(self) -> request:
-        """Opens the request."""
-        self.start_ticks = _native.now_ticks()
-        self.end_ticks = 0
-        self.error = ""
+        """Opens the request; each entry of one object is a request of its own."""
+        _run_var.set(RequestRun(self, _run_var.get(None), _native.now_ticks()))
         super().__enter__()
         return self
 
     def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
         """Closes the request; an exception is noted by its type and passes on."""
         super().__exit__(exc_type, exc, traceback)
-        self.end_ticks = _native.now_ticks()
-        if exc_type is not None:
-            self.error = exc_type.__name__
+        run = _run_var.get(None)
+        while run is not None and run.request is not self:
+            run = run.outer
+        if run is None:  # entered in another context
+            return
+        _run_var.set(run.outer)
+        run.error = "" if exc_type is None else exc_type.__name__
+        run.end_ticks = _native.now_ticks()
 
 
-class step(_native.StepRegion):  # noqa: N801 - used as a function
+@dataclass(eq=False)
+class RequestRun:
+    """One entry of a `request`, from its beginning to its end."""
+
+    request: request
+    outer: RequestRun | None
+    start_ticks: int
+    end_ticks: int = 0  # 0 while it runs
+    error: str = ""
+
+
+_run_var: ContextVar[RequestRun | None] = ContextVar("pertoken_request")
+
+
+def current_run() -> RequestRun | None:
+    """The innermost request round the running code."""
+    return _run_var.get(None)
+
+
+class step(_native.StepRegion):
     """Declares what runs inside to be one step, for loops that cannot be known from outside.
 
     Args:
@@ -88,7 +109,7 @@ class step(_native.StepRegion):  # noqa: N801 - used as a function
         )
 
 
-class span(_native.Region):  # noqa: N801 - used as a function
+class span(_native.Region):
     """A region of the user's own, as a context manager or as a decorator.
 
     Args:

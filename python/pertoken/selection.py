@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pertoken.errors import SelectionError
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 ModulePredicate = Callable[[str, Any], bool]
-ModuleSelection = Union[str, Iterable[str], ModulePredicate]
+ModuleSelection: TypeAlias = str | Iterable[str] | ModulePredicate
 
 _ATTENTION = re.compile(r"att(entio)?n|mixer|mamba|ssm|recurrent|temporal_block", re.IGNORECASE)
 _FEED_FORWARD = re.compile(
@@ -138,4 +138,3 @@ def _parts_of_block(block: str, named: dict[str, Any]) -> set[str]:
         if by_name or by_class:
             parts.add(name)
     return parts
-

@@ -26,7 +26,8 @@ class Sequences:
 
     Args:
         steps: native columns, one entry a step, ascending by step; see ``snapshot_columns.cpp``.
-        row_valid: native columns ``step``, ``row``, ``valid_tokens``: what padding masks said.
+        row_valid: native columns ``step``, ``row``, ``context_tokens`` and ``query_tokens``: what
+            padding masks left valid.
         generations: by number.
 
     Attributes:
@@ -49,7 +50,7 @@ class Sequences:
         self._step_of_row = np.repeat(np.arange(len(rows)), rows)
         self._row = np.arange(self._first[-1]) - self._first[self._step_of_row]
         self.request = self._requests()
-        self._valid = self._valid_tokens(row_valid)
+        self._masked_context, self._masked_query = self._masked(row_valid)
         self._query_len, self._row_context = self._lengths()
         self._members = self._steps_of_generations()
         self._committed = np.full(self._first[-1], _UNKNOWN, dtype=np.int64)
@@ -67,34 +68,44 @@ class Sequences:
         ]
         return np.array(requests, dtype=np.int64)[inverse] if len(known) else numbers
 
-    def _valid_tokens(self, row_valid: dict[str, Ints]) -> Ints:
-        """Valid tokens of each row of each step by its own mask, -1 where it has none."""
-        valid = np.full(self._first[-1], _UNKNOWN, dtype=np.int64)
+    def _masked(self, row_valid: dict[str, Ints]) -> tuple[Ints, Ints]:
+        """Valid tokens of each row before and in its step, by the step's mask; -1 without one."""
         index = np.searchsorted(self._steps["step"], row_valid["step"])
         inside = index < len(self._steps["step"])
         inside[inside] = self._steps["step"][index[inside]] == row_valid["step"][inside]
-        index = index[inside]
-        row = row_valid["row"][inside]
-        fits = row < self._steps["rows"][index]
-        valid[self._first[index[fits]] + row[fits]] = row_valid["valid_tokens"][inside][fits]
-        return valid
+        inside[inside] &= row_valid["row"][inside] < self._steps["rows"][index[inside]]
+        at = self._first[index[inside]] + row_valid["row"][inside]
+        context = np.full(self._first[-1], _UNKNOWN, dtype=np.int64)
+        query = context.copy()
+        context[at] = row_valid["context_tokens"][inside]
+        query[at] = row_valid["query_tokens"][inside]
+        return context, query
 
     def _lengths(self) -> tuple[Ints, Ints]:
         """Query and context length of each row by the step's own shapes and mask alone."""
         query = self._steps["query_len"][self._step_of_row]
         past = self._steps["past"][self._step_of_row]
         unread = self._steps["mask_unread"][self._step_of_row] != 0
-        has_mask = self._valid >= 0
-        context = np.where(has_mask & (past > 0), np.maximum(self._valid - query, 0), past)
-        valid_query = np.where(has_mask, self._valid - np.maximum(context, 0), query)
-        valid_query = np.where(unread & (query != 1), _UNKNOWN, valid_query)
+        has_mask = self._masked_query >= 0
+        query = np.where(has_mask, self._masked_query, query)
+        context = np.where(has_mask, self._masked_context, past)
+        query = np.where(unread & (query != 1), _UNKNOWN, query)
         context = np.where(unread & (past != 0), _UNKNOWN, context)
-        return valid_query, context
+        return query, context
+
+    def _valid(self, index: int) -> Ints | None:
+        """Valid tokens of the rows of a step and of their past, None where no mask says it."""
+        rows = self._rows_of(index)
+        context, query = self._masked_context[rows], self._masked_query[rows]
+        known = len(query) > 0 and bool(np.all(query >= 0)) and bool(np.all(context >= 0))
+        return context + query if known else None
 
     def _steps_of_generations(self) -> dict[int, Ints]:
         numbers = self._steps["generation"]
         order = np.argsort(numbers, kind="stable")
         known, starts = np.unique(numbers[order], return_index=True)
+        if not len(known):
+            return {}
         return dict(zip(known.tolist(), np.split(order, starts[1:]), strict=True))
 
     def _rows_of(self, index: int) -> slice:
@@ -105,12 +116,15 @@ class Sequences:
             self._carry_padding(members)
             self._commit_generate(generation, members)
             return
-        totals = self._steps["committed"][members]
-        self.tokens_committed[members] = totals
-        for index, total in zip(members.tolist(), totals.tolist(), strict=True):
-            rows = int(self._steps["rows"][index])
-            if total >= 0 and rows > 0 and total % rows == 0:
-                self._committed[self._rows_of(index)] = total // rows
+        for index in members.tolist():
+            self._commit_declared(index)
+
+    def _commit_declared(self, index: int) -> None:
+        """What the user said of a step, if anything; the rows where it is the same for each."""
+        total, rows = int(self._steps["committed"][index]), int(self._steps["rows"][index])
+        self.tokens_committed[index] = total
+        if total >= 0 and rows > 0 and total % rows == 0:
+            self._committed[self._rows_of(index)] = total // rows
 
     def _carry_padding(self, members: Ints) -> None:
         """Padding seen by the masks of the prefill holds for all later steps of the call."""
@@ -121,11 +135,11 @@ class Sequences:
             if self._steps["kind"][index] == _DRAFT:
                 continue
             past = self._steps["past"][index]
+            valid = self._valid(index)
             if self._steps["mask_unread"][index]:
                 unread = True
-            elif np.all(self._valid[rows] >= 0) and rows.stop > rows.start:
-                columns = past + self._steps["query_len"][index]
-                padding = columns - self._valid[rows]
+            elif valid is not None:
+                padding = past + self._steps["query_len"][index] - valid
             elif unread and past > 0:
                 self._row_context[rows] = _UNKNOWN
             elif padding is not None and past > 0 and len(padding) == rows.stop - rows.start:
@@ -133,6 +147,7 @@ class Sequences:
 
     def _commit_generate(self, generation: Generation, members: Ints) -> None:
         steps = self._steps
+        last = int(members[-1])
         drafts = steps["kind"][members] == _DRAFT
         for index in members[drafts].tolist():
             self._committed[self._rows_of(index)] = 0
@@ -141,23 +156,32 @@ class Sequences:
         if generation.is_beam_search:
             self._commit_beams(generation, members)
             return
-        if not generation.commits_known:
-            return
         lengths = generation.row_lengths
+        is_told = generation.commits_known and bool(np.any(steps["committed"][members] >= 0))
         for index in members.tolist():
             rows = self._rows_of(index)
             count = rows.stop - rows.start
             tokens, before = int(steps["committed"][index]), int(steps["committed_before"][index])
-            if tokens <= 0:
+            # The end of a running or broken call: what came of its last step is open.
+            is_open = index == last and (generation.running or generation.has_failed)
+            if steps["declared"][index]:
+                self._commit_declared(index)
+                continue
+            if steps["failed"][index]:
                 each: Any = 0
+            elif not is_told or (is_open and (tokens < 0 or generation.has_failed)):
+                each = _UNKNOWN
+            elif tokens <= 0:
+                each = 0
             elif lengths is not None and len(lengths) == count:
                 each = np.clip(np.array(lengths, dtype=np.int64) - before, 0, tokens)
-            elif count == 1 or (before == 0 and tokens == 1):
+            elif count == 1 or not generation.can_end_rows or (before == 0 and tokens == 1):
                 each = tokens  # no row can have ended before
             else:
-                continue
+                each = _UNKNOWN
             self._committed[rows] = each
-            self.tokens_committed[index] = int(self._committed[rows].sum())
+            if np.all(self._committed[rows] >= 0):
+                self.tokens_committed[index] = int(self._committed[rows].sum())
 
     def _commit_beams(self, generation: Generation, members: Ints) -> None:
         for index in members.tolist():
@@ -171,7 +195,7 @@ class Sequences:
         self.tokens_committed[last] = sum(generation.row_lengths)
 
     def _longest_context(self) -> Ints:
-        longest = self._steps["past"].copy()
+        longest: Ints = self._steps["past"].copy()
         filled = np.flatnonzero(self._steps["rows"] > 0)
         if len(filled):
             starts = self._first[:-1][filled]
@@ -269,9 +293,7 @@ class Sequences:
             np.full(len(row), _UNKNOWN),
         )
 
-    def by_request(
-        self, first_commit_ns: dict[int, int]
-    ) -> dict[int, tuple[int, int, int, int]]:
+    def by_request(self, first_commit_ns: dict[int, int]) -> dict[int, tuple[int, int, int, int]]:
         """For each request: first commit, rows, tokens in and tokens out; -1 where unknown.
 
         Args:
@@ -298,33 +320,30 @@ class Sequences:
         if generation.row_lengths is not None:
             return len(generation.row_lengths)
         rows = self._steps["rows"][members]
-        return int(rows.max()) if len(rows) else generation.prompt_rows
+        return int(rows.max()) if len(rows) else generation.prompt.rows
 
     def _prompt_tokens(self, generation: Generation, members: Ints) -> int:
-        if generation.prompt_tokens >= 0 or not generation.by_generate:
-            return generation.prompt_tokens
-        if generation.prompt_rows < 0:
+        prompt = generation.prompt
+        if prompt.tokens >= 0 or prompt.rows < 0:
+            return prompt.tokens
+        # What generate() found out about padding shows in the masks up to the first commit.
+        commits = np.flatnonzero(self._steps["committed"][members] >= 0)
+        valid = None
+        for index in members[: commits[0] + 1 if len(commits) else None].tolist():
+            if self._steps["mask_unread"][index]:
+                return _UNKNOWN
+            valid = self._valid(index)
+        if valid is None:
+            return prompt.rows * prompt.length
+        if len(valid) % prompt.rows:
             return _UNKNOWN
-        tokens = generation.prompt_rows * generation.prompt_len
-        prefill = [
-            i
-            for i in members.tolist()
-            if self._steps["kind"][i] == STEP_KINDS.index("prefill")
-            and (self._steps["mask_unread"][i] or np.all(self._valid[self._rows_of(i)] >= 0))
-            and self._steps["rows"][i] > 0
-        ]
-        if not prefill:
-            return tokens
-        if any(self._steps["mask_unread"][i] for i in prefill):
-            return _UNKNOWN
-        valid = self._valid[self._rows_of(prefill[-1])]
-        if len(valid) % generation.prompt_rows:
-            return _UNKNOWN
-        return int(valid.sum()) * generation.prompt_rows // len(valid)
+        return int(valid.sum()) * prompt.rows // len(valid)
 
     def _tokens_out(self, generation: Generation, members: Ints) -> int:
-        if generation.row_lengths is not None and generation.commits_known:
+        if generation.row_lengths is not None:
             return sum(generation.row_lengths)
+        if generation.running:  # a step that has not committed yet has not
+            members = members[self._steps["committed"][members] >= 0]
         committed = self.tokens_committed[members]
         return _UNKNOWN if np.any(committed < 0) or not len(committed) else int(committed.sum())
 
@@ -334,5 +353,7 @@ def _joined(
 ) -> tuple[int, int, int, int]:
     """Of two generations of one request: the earlier commit, the sums of the rest."""
     commits = [ns for ns in (first[0], second[0]) if ns >= 0]
-    sums = [_UNKNOWN if min(a, b) < 0 else a + b for a, b in zip(first[1:], second[1:], strict=True)]
+    sums = [
+        _UNKNOWN if min(a, b) < 0 else a + b for a, b in zip(first[1:], second[1:], strict=True)
+    ]
     return (min(commits, default=_UNKNOWN), sums[0], sums[1], sums[2])

@@ -9,22 +9,20 @@ from __future__ import annotations
 import errno
 import io
 import os
-import secrets
 import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import BinaryIO
 
 import numpy as np
 
 from pertoken import manifest
-from pertoken.errors import FileFormatError, PertokenError
+from pertoken.errors import FileFormatError, PertokenError, system_errors
 from pertoken.manifest import ColumnEntry, ManifestError, NewerFormatError
 from pertoken.result import Profile
 from pertoken.table import Array, TableError
+from pertoken.whole_file import written_aside
 
 MAX_TOTAL_BYTES = 16 << 30
 MAX_RATIO = 100
@@ -44,17 +42,6 @@ _END64_MAGIC = b"PK\x06\x06"
 _LOCATOR64 = struct.Struct("<4sLQL")
 _LOCATOR64_MAGIC = b"PK\x06\x07"
 
-_ADVICE = {
-    errno.ENOENT: "check the path, and that its folder exists",
-    errno.ENOTDIR: "check the path: a part of it is not a folder",
-    errno.EISDIR: "give the path of a file, not of a folder",
-    errno.EACCES: "check the permissions, or choose another path",
-    errno.EPERM: "check the permissions, or choose another path",
-    errno.EROFS: "choose a path on a file system that can be written",
-    errno.ENOSPC: "free some space, or choose another path",
-    errno.EDQUOT: "free some space, or choose another path",
-    errno.ENAMETOOLONG: "choose a shorter name",
-}
 
 _ARCHIVE_ERRORS = (
     zipfile.BadZipFile,
@@ -89,7 +76,7 @@ def save(profile: Profile, path: str | os.PathLike[str]) -> None:
             f"cannot save the profile: its strings and metadata take {len(text)} bytes of the "
             f"{MAX_MANIFEST_BYTES} that a file may hold; use fewer distinct ids and labels"
         )
-    with _system_errors("write", name), _written_aside(name) as stream:
+    with system_errors("write", name), written_aside(name, durable=True) as stream:
         total = _write(stream, profile, text, zipfile.ZIP_DEFLATED)
         # What `load` would take for a zip bomb is kept as it is, without compression.
         if total > _most_bytes(stream.tell()):
@@ -106,7 +93,7 @@ def load(path: str | os.PathLike[str]) -> Profile:
         PertokenError: the file cannot be opened; the message says why and what to do.
     """
     name = os.fsdecode(path)
-    with _system_errors("read", name):
+    with system_errors("read", name):
         # Opening a pipe would wait for somebody to write to it.
         if not stat.S_ISREG(os.stat(name).st_mode):
             code = errno.EISDIR if os.path.isdir(name) else errno.EINVAL
@@ -278,37 +265,3 @@ def _read_exactly(archive: zipfile.ZipFile, member: zipfile.ZipInfo, size: int) 
         if len(content) != size or stream.read(1):
             raise ManifestError(f"member {manifest.shortened(member.filename)} is cut short")
     return content
-
-
-@contextmanager
-def _system_errors(verb: str, name: str) -> Iterator[None]:
-    if "\0" in name:
-        raise PertokenError(f"cannot {verb} {name!r}: a path cannot hold a null character")
-    try:
-        yield
-    except OSError as error:
-        reason = (error.strerror or type(error).__name__).lower()
-        advice = _ADVICE.get(error.errno or 0, "check the path and the disk")
-        raise PertokenError(f"cannot {verb} {name!r}: {reason}; {advice}") from error
-
-
-@contextmanager
-def _written_aside(name: str) -> Iterator[BinaryIO]:
-    """Give a stream to a temporary file that takes the place of `name` when all went well."""
-    target = os.path.realpath(name)
-    if os.path.isdir(target):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
-    if os.path.exists(target) and not os.path.isfile(target):
-        raise OSError(errno.EINVAL, "not a regular file", name)
-    folder, base = os.path.split(target)
-    aside = os.path.join(folder, f".{base[:100]}.{secrets.token_hex(6)}.tmp")
-    descriptor = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        with os.fdopen(descriptor, "w+b") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(aside, target)
-    except BaseException:
-        os.unlink(aside)
-        raise

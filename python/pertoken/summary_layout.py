@@ -51,8 +51,8 @@ def site_text(site: str, category: str) -> str:
     if category == "between":
         return "(between steps)"
     if category == "generate":
-        name = f" {name_text(site)}" if site not in ("", "generate") else ""
-        return f"(in generate, outside forward{name})"
+        known = site in ("", "generate", "generate: outside forward")
+        return f"(in generate, outside forward{'' if known else ' ' + name_text(site)})"
     if site == "":
         return "(root module)"
     return name_text(site) if category == "module" else f"{name_text(site)} ({category})"

@@ -233,7 +233,27 @@ TEST(fit_goes_slower_after_a_step_back) {
   CHECK(worst_error_ns(clock, map, first_ticks(samples), last_ticks(samples)) <=
         static_cast<double>(map.error_bound_ns()));
   CHECK(map.error_bound_ns() > 100'000'000);
+  for (uint64_t ticks = first_ticks(samples); ticks < last_ticks(samples); ticks += kMillisecond) {
+    CHECK(map.to_ns(ticks + kMillisecond) - map.to_ns(ticks) > 499'000);
+  }
   CHECK(clock.error_ns(map, last_ticks(samples)) < 200);
+}
+
+// A small step, or a change of rate, somewhere between two distant samples, looks like a slew: what
+// it can be off in that gap is in the bound.
+TEST(fit_bounds_what_may_have_happened_between_samples) {
+  for (const long double step : {-2e6L, 3e5L, 2e6L}) {
+    for (const uint64_t place : {1, 4, 7}) {
+      const uint64_t at = kStartTicks + 10 * 8 * kSecond + place * kSecond;
+      VirtualClock clock(stepped(steady_truth(10), at, step));
+      const auto samples = samples_every(clock, 8 * kSecond, 20);
+      const ClockMap map = fit(samples);
+      CHECK_EQ(map.steps(), 0u);
+      CHECK(worst_error_ns(clock, map, first_ticks(samples), last_ticks(samples)) <=
+            static_cast<double>(map.error_bound_ns()));
+      CHECK(static_cast<long double>(map.error_bound_ns()) < 1.1L * std::abs(step));
+    }
+  }
 }
 
 // A bracket that was interrupted tells little, and a sample that both neighbours contradict is
@@ -278,6 +298,8 @@ TEST(fit_does_not_depend_on_the_order_of_samples) {
 TEST(conversion_rounds_down_and_saturates) {
   const ClockSample samples[] = {{0, -10, 0}, {4, -9, 4}};
   const ClockMap map = fit(samples);
+  const int64_t expected[] = {-10, -10, -10, -10, -9, -9, -9, -9, -8};
+  for (uint64_t ticks = 0; ticks < 9; ++ticks) CHECK_EQ(map.to_ns(ticks), expected[ticks]);
   for (uint64_t ticks = 1; ticks < 100; ++ticks) CHECK(map.to_ns(ticks - 1) <= map.to_ns(ticks));
   const ClockSample fast{0, 0, 0};
   const ClockMap far = fit({&fast, 1}, 8000.0);

@@ -37,15 +37,17 @@ TEST(extend_changes_nothing_up_to_the_given_tick_and_is_continuous_there) {
     std::vector<ClockSample> samples;
     ClockMap map;
     for (int round = 0; round < 40; ++round) {
-      const int fresh = static_cast<int>(clock.random_between(0, 4));
+      const int fresh = static_cast<int>(clock.random_between(round == 0 ? 1 : 0, 4));
       for (int i = 0; i < fresh; ++i) {
         clock.advance(clock.random_between(1, 8) * kSecond >> clock.random_between(0, 20));
         samples.push_back(clock.sample());
       }
       if (samples.size() > 16) samples.erase(samples.begin(), samples.end() - 16);
       if (round == 0) map = fit(samples);
-      // Before, among and after the samples.
-      const uint64_t from = clock.random_between(clock.now() - 10 * kSecond, clock.now() + kSecond);
+      // Before, among and after the samples, or just before one.
+      const uint64_t from =
+          round % 2 == 0 ? clock.random_between(clock.now() - 10 * kSecond, clock.now() + kSecond)
+                         : samples[clock.random_between(0, samples.size() - 1)].ticks_before - 1000;
       const ClockMap extended = extend(map, samples, from);
       for (int i = 0; i < 200; ++i) {
         const uint64_t ticks = from - (clock.random_between(0, 20 * kSecond) >> (i % 32));
@@ -93,6 +95,27 @@ TEST(nested_intervals_never_cross_after_any_number_of_refits) {
     std::sort(mapped.begin(), mapped.end(),
               [](const Mapped& a, const Mapped& b) { return a.ticks < b.ticks; });
     for (size_t i = 1; i < mapped.size(); ++i) CHECK(mapped[i - 1].ns <= mapped[i].ns);
+  }
+}
+
+// What the map had planned beyond the tick is gone, even where it began just after it.
+TEST(extend_replaces_the_old_course) {
+  std::vector<ClockSample> samples;
+  for (int i = 0; i < 10; ++i) {
+    const uint64_t ticks = kStartTicks + static_cast<uint64_t>(i) * 1'000'000;
+    samples.push_back({ticks, i * 1'000'000 + std::max(0, i - 5) * 500, ticks});
+  }
+  const ClockMap map = fit(samples);
+  CHECK(map.segments() >= 2);
+  for (size_t i = 6; i < 10; ++i) samples[i].boot_ns += 3000;
+  const uint64_t from = samples[5].ticks_before - 400'000;
+  const ClockMap extended = extend(map, samples, from);
+  for (size_t i = 0; i < 10; ++i) {
+    CHECK(std::abs(extended.to_ns(samples[i].ticks_before) - samples[i].boot_ns) < 50);
+  }
+  for (uint64_t ticks = from - 1000; ticks < from + 3'000'000; ticks += 50) {
+    const int64_t rise = extended.to_ns(ticks + 50) - extended.to_ns(ticks);
+    CHECK(rise >= 50 && rise <= 51);
   }
 }
 

@@ -176,11 +176,16 @@ TEST(nanoseconds_are_recorded_as_doubles_are) {
   ExpHistogram by_ns;
   ExpHistogram by_value;
   for (int i = 0; i < 20000; ++i) {
-    const uint64_t ns = i == 0 ? 0 : random() >> (random() % 64);
+    const uint64_t ns = std::max<uint64_t>(3, random() >> (random() % 64));
     by_ns.record_ns(ns);
     by_value.record(static_cast<double>(ns));
   }
   CHECK(by_ns == by_value);
+  CHECK_EQ(by_ns.min(), 3.0);
+  by_ns.record_ns(0);
+  by_value.record(0.0);
+  CHECK(by_ns == by_value);
+  CHECK_EQ(by_ns.zero_count(), 1u);
   for (int bit = 0; bit < 53; ++bit) {
     const uint64_t power = uint64_t{1} << bit;
     ExpHistogram at;

@@ -25,7 +25,6 @@ ANY_TEXT = st.text(alphabet=st.characters(exclude_categories=()), max_size=30)
 SAME_FOLDER = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=100
 )
-FIRST_MADE_UP_TID = 1 << 22
 
 
 @pytest.fixture

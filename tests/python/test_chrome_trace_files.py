@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
 
 from pertoken.errors import PertokenError
 from pertoken.result import Profile
@@ -22,17 +20,6 @@ from trace_profiles import (
     profile_of,
     read_strictly,
 )
-
-ANY_TEXT = st.text(alphabet=st.characters(exclude_categories=()), max_size=30)
-SAME_FOLDER = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=100
-)
-FIRST_MADE_UP_TID = 1 << 22
-
-
-@pytest.fixture
-def trace_path(tmp_path: Path) -> Path:
-    return tmp_path / "trace.json"
 
 
 @pytest.mark.parametrize("profile", [synthetic_profile(), profile_of()], ids=["some", "empty"])

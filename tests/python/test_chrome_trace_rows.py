@@ -20,7 +20,6 @@ from trace_profiles import (
     profile_of,
 )
 
-ANY_TEXT = st.text(alphabet=st.characters(exclude_categories=()), max_size=30)
 SAME_FOLDER = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=100
 )
@@ -189,3 +188,19 @@ def test_spans_of_a_device_have_a_row_of_their_own(trace_path: Path) -> None:
     trace = export(profile_of(spans=spans), trace_path)
     assert sorted(trace.row_names().values()) == ["MainThread", "MainThread on device 0"]
     assert not crossings(trace.slices())
+
+
+def test_a_parent_is_above_children_that_begin_with_it_where_others_cross(
+    trace_path: Path,
+) -> None:
+    spans = [
+        {"span": 0, "parent": 2, "start_ns": 0, "dur_ns": 10},
+        {"span": 2, "parent": 1, "start_ns": 0, "dur_ns": 50},
+        {"span": 1, "parent": 3, "start_ns": 0, "dur_ns": 50},
+        {"span": 3, "start_ns": 0, "dur_ns": 80},
+        {"span": 4, "start_ns": 40, "dur_ns": 80},
+    ]
+    slices = export(profile_of(spans=spans), trace_path).slices("span")
+    rows = {event["args"]["span"]: event["tid"] for event in slices}
+    assert rows == {0: 4243, 1: 4243, 2: 4243, 3: 4243, 4: FIRST_MADE_UP_TID}
+    assert [event["args"]["span"] for event in slices] == [3, 1, 2, 0, 4]

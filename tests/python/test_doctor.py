@@ -66,6 +66,19 @@ def test_without_the_native_module_it_still_answers(monkeypatch: pytest.MonkeyPa
         assert "planted" in diagnosis[name].reason
 
 
+def test_a_clock_other_than_the_counter_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Native:
+        @staticmethod
+        def clock_info() -> dict[str, object]:
+            return {"source": "steady", "ticks_per_second": 1e9, "reason": "planted"}
+
+    assert diagnose()["clock"].status in ("ok", "warning")
+    monkeypatch.setattr(doctor, "_native", lambda: Native)
+    check = doctor._check_clock()
+    assert (check.status, check.detail) == ("warning", "steady, 1e+09 ticks a second")
+    assert "planted" in check.reason
+
+
 def test_torch_whose_modules_have_no_slot_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
     monkeypatch.setattr(doctor, "_calls_the_compiled_slot", lambda torch: False)

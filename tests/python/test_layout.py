@@ -36,7 +36,7 @@ ARCHITECTURE = re.compile(r"__x86_64__|__aarch64__|__AVX|__SSE|__ARM_NEON")
 
 RESULT_SIDE = {
     "_native", "analysis", "errors", "export", "manifest", "quantity", "result", "schema",
-    "storage", "summary", "summary_html", "summary_layout", "summary_text", "table",
+    "storage", "summary", "summary_html", "summary_layout", "summary_text", "table", "whole_file",
 }  # fmt: skip
 OPTIONAL = {"torch", "transformers", "pandas", "pyarrow", "safetensors", "pynvml", "accelerate"}
 TERMINAL = {"rich", "click"}

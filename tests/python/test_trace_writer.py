@@ -4,27 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
 
 from pertoken import _native
 from synthetic import synthetic_profile
-
-ANY_TEXT = st.text(alphabet=st.characters(exclude_categories=()), max_size=30)
-SAME_FOLDER = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=100
-)
-FIRST_MADE_UP_TID = 1 << 22
-
-
-@pytest.fixture
-def trace_path(tmp_path: Path) -> Path:
-    return tmp_path / "trace.json"
 
 
 def native_arguments(target: object) -> dict[str, Any]:

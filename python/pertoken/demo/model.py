@@ -10,7 +10,7 @@ from pertoken.errors import MissingDependencyError
 
 __all__ = ["CONTEXT_LENGTH", "MODEL_FOLDER", "decode", "encode", "load_model"]
 
-MODEL_FOLDER = Path(__file__).parent / "model"
+MODEL_FOLDER = Path(__file__).parent / "weights"
 CONTEXT_LENGTH = 1024
 
 

@@ -21,26 +21,24 @@ What a trace holds, so that a reader can count on it:
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
-import secrets
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from pertoken import _native
-from pertoken.errors import PertokenError
+from pertoken.errors import system_errors
+from pertoken.whole_file import written_aside
 
 if TYPE_CHECKING:
     from pertoken.result import Profile
     from pertoken.table import Array, Table
 
-# Level 1 gives files about a fifth larger than level 6 does, in a third of the time.
+# Level 1 gives files about a fifth larger than level 6 does, in 40 % of the time.
 _GZIP_LEVEL = 1
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS
 _INT64_MAX = 2**63 - 1
@@ -55,17 +53,11 @@ def export_chrome_trace(profile: Profile, path: str | os.PathLike[str]) -> None:
         PertokenError: the file cannot be written; the message says why.
     """
     name = os.fsdecode(path)
-    if "\0" in name:
-        raise PertokenError(f"cannot write {name!r}: a path cannot hold a null character")
-    try:
-        with _written_aside(name) as stream:
-            if name.endswith(".gz"):
-                _write_gzip(profile, name, stream)
-            else:
-                _write(profile, name, stream.fileno())
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise PertokenError(f"cannot write {name!r}: {reason.lower()}") from error
+    with system_errors("write", name), written_aside(name, durable=False) as stream:
+        if name.endswith(".gz"):
+            _write_gzip(profile, name, stream)
+        else:
+            _write(profile, name, stream.fileno())
 
 
 def _write_gzip(profile: Profile, name: str, stream: BinaryIO) -> None:
@@ -134,23 +126,3 @@ def _strict(value: Any) -> Any:
     if value is None or isinstance(value, int):
         return value
     return _strict(str(value))
-
-
-@contextmanager
-def _written_aside(name: str) -> Iterator[BinaryIO]:
-    """Give a stream to a temporary file that takes the place of `name` when all went well."""
-    target = os.path.realpath(name)
-    if os.path.isdir(target):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
-    if os.path.exists(target) and not os.path.isfile(target):
-        raise OSError(errno.EINVAL, "not a regular file", name)
-    folder, base = os.path.split(target)
-    aside = os.path.join(folder, f".{base[:100]}.{secrets.token_hex(6)}.tmp")
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            yield stream
-        os.replace(aside, target)
-    except BaseException:
-        os.unlink(aside)
-        raise

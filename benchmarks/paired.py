@@ -1,0 +1,147 @@
+"""The method of every comparison here: interleaved blocks in random order, compared round by round.
+
+A round runs one block of every variant, so that what drifts (temperature, other tenants of the
+machine) meets all of them alike. Each block is compared with the block of "nothing" in its own
+round, and the median over the rounds is quoted with its 95 % interval. "nothing again", which does
+nothing either, is always one of the variants: its distance from 1 is the noise of the run.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from time import perf_counter_ns
+from typing import Any
+
+from script import Advance
+
+BASELINE = "nothing"
+CONTROL = "nothing again"
+CONFIDENCE = 0.95
+WARM_UP_ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Something to compare with nothing: `context` is entered before a block and left after it."""
+
+    name: str
+    context: Callable[[], AbstractContextManager[object]] = nullcontext
+
+
+@dataclass
+class Blocks:
+    """The blocks of one variant, in the order of the rounds."""
+
+    step_ns: list[float] = field(default_factory=list)  # mean step of each block
+    middle_step_ns: list[float] = field(default_factory=list)  # median step of each block
+    leave_ns: list[float] = field(default_factory=list)  # time to leave the variant's context
+
+
+def compare(
+    variants: Sequence[Variant],
+    block: Callable[[], Sequence[float]],
+    *,
+    rounds: int,
+    advance: Advance,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """Compare variants with doing nothing.
+
+    Args:
+        variants: what to compare; the baseline and the control are added.
+        block: runs one block and returns the nanoseconds of each of its timed steps. It is called
+            inside the variant's context, without the garbage collector; entering and leaving the
+            context, and what the block runs before its first timed step, are not timed.
+        rounds: rounds that count; two more go before them.
+        advance: called with the share that is done.
+        seed: of the order.
+
+    Returns:
+        For each variant: ``step_ns``, its mean step; ``ratio`` to the baseline and ``added_ns``,
+        both of mean steps, so that time stolen by a collector counts; ``middle_ratio``, of median
+        steps, which ignores it; and ``leave_ns``. Each is an estimate as of `median_interval`.
+    """
+    _require_one_thread()
+    everything = [Variant(BASELINE), Variant(CONTROL), *variants]
+    blocks = {variant.name: Blocks() for variant in everything}
+    order = random.Random(seed)
+    gc.collect()
+    gc.freeze()
+    try:
+        for number in range(WARM_UP_ROUNDS + rounds):
+            for variant in order.sample(everything, len(everything)):
+                _run_block(variant, block, blocks[variant.name], keep=number >= WARM_UP_ROUNDS)
+            advance((number + 1) / (WARM_UP_ROUNDS + rounds))
+    finally:
+        gc.unfreeze()
+    return {name: _estimates(of, blocks[BASELINE]) for name, of in blocks.items()}
+
+
+def median_interval(values: Iterable[float]) -> dict[str, float]:
+    """The median and its 95 % interval, by order statistics: no assumption on the distribution.
+
+    Returns:
+        ``median``, ``low``, ``high`` and ``count``. With fewer than six values, which cannot bound
+        a median at 95 %, the interval is that of all values.
+    """
+    ordered = sorted(values)
+    count = len(ordered)
+    below = 0  # values left out at each end
+    tail = 0.0
+    while below < (count - 1) // 2:
+        tail += math.comb(count, below) / 2.0**count
+        if 2 * tail > 1 - CONFIDENCE:
+            break
+        below += 1
+    outermost = max(below - 1, 0)
+    return {
+        "median": statistics.median(ordered),
+        "low": ordered[outermost],
+        "high": ordered[count - 1 - outermost],
+        "count": count,
+    }
+
+
+def _require_one_thread() -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() != 1:
+        raise RuntimeError("several torch threads make times meaningless; use one")
+
+
+def _run_block(
+    variant: Variant, block: Callable[[], Sequence[float]], blocks: Blocks, *, keep: bool
+) -> None:
+    gc.collect()
+    context = variant.context()
+    context.__enter__()
+    gc.disable()
+    try:
+        steps = block()
+    finally:
+        gc.enable()
+        start_ns = perf_counter_ns()
+        context.__exit__(None, None, None)
+        leave_ns = perf_counter_ns() - start_ns
+    if keep:
+        blocks.step_ns.append(statistics.fmean(steps))
+        blocks.middle_step_ns.append(statistics.median(steps))
+        blocks.leave_ns.append(leave_ns)
+
+
+def _estimates(blocks: Blocks, baseline: Blocks) -> dict[str, Any]:
+    pairs = list(zip(blocks.step_ns, baseline.step_ns, strict=True))
+    middles = zip(blocks.middle_step_ns, baseline.middle_step_ns, strict=True)
+    return {
+        "step_ns": median_interval(blocks.step_ns),
+        "ratio": median_interval(ours / theirs for ours, theirs in pairs),
+        "added_ns": median_interval(ours - theirs for ours, theirs in pairs),
+        "middle_ratio": median_interval(ours / theirs for ours, theirs in middles),
+        "leave_ns": median_interval(blocks.leave_ns),
+    }

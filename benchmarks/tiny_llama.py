@@ -1,0 +1,81 @@
+"""The model whose decode is timed: a Llama of 4 layers x 256, 59 modules, random weights."""
+
+from __future__ import annotations
+
+from time import perf_counter_ns
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, StoppingCriteria, StoppingCriteriaList
+
+VOCABULARY = 1024
+PROMPT_TOKENS = 16
+WARM_UP_STEPS = 4
+
+
+def tiny_llama() -> LlamaForCausalLM:
+    """The model, always with the same weights, which never ends a text by itself."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=256,
+        intermediate_size=688,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def prompt_ids() -> torch.Tensor:
+    """A prompt of random ids (1, 16), int64."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(1, VOCABULARY, (1, PROMPT_TOKENS), generator=generator)
+
+
+@torch.inference_mode()
+def decode_by_hand(model: Any, prompt: torch.Tensor, steps: int) -> list[int]:
+    """Decodes greedily in a loop of its own; the nanoseconds of each step after the warm-up."""
+    output = model(input_ids=prompt, use_cache=True)
+    cache = output.past_key_values
+    times_ns = []
+    for _ in range(WARM_UP_STEPS + steps):
+        start_ns = perf_counter_ns()
+        token = output.logits[:, -1:].argmax(-1)
+        output = model(input_ids=token, past_key_values=cache, use_cache=True)
+        times_ns.append(perf_counter_ns() - start_ns)
+    return times_ns[WARM_UP_STEPS:]
+
+
+class StepClock(StoppingCriteria):  # type: ignore[misc]
+    """Never stops; notes when each step of `generate()` is over."""
+
+    def __init__(self) -> None:
+        self.ends_ns: list[int] = []
+        self._go_on = torch.zeros(1, dtype=torch.bool)
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> torch.Tensor:
+        self.ends_ns.append(perf_counter_ns())
+        return self._go_on
+
+
+def decode_by_generate(model: Any, prompt: torch.Tensor, steps: int) -> list[int]:
+    """Decodes greedily by `generate()`; the nanoseconds between the ends of its steps.
+
+    The prefill and the steps of the warm-up are left out. What `generate()` does between two
+    forwards is part of a step.
+    """
+    clock = StepClock()
+    model.generate(
+        input_ids=prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=1 + WARM_UP_STEPS + steps,
+        do_sample=False,
+        stopping_criteria=StoppingCriteriaList([clock]),
+    )
+    ends_ns = clock.ends_ns[WARM_UP_STEPS:]
+    return [end - start for start, end in zip(ends_ns, ends_ns[1:], strict=False)]

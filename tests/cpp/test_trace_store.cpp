@@ -1,0 +1,141 @@
+// The store gives back what was put in, whole steps only, within its limit, and counts the rest.
+#include <cstdint>
+#include <limits>
+#include <map>
+#include <random>
+#include <vector>
+
+#include "check.h"
+#include "core/trace_store.h"
+
+namespace pertoken {
+namespace {
+
+StoredSpan span_of(int64_t seq, int64_t step, int32_t track = 0) {
+  return {.start_ticks = static_cast<uint64_t>(seq) * 100,
+          .dur_ticks = 10,
+          .seq = seq,
+          .parent_seq = seq > 1 ? seq - 1 : 0,
+          .step = step,
+          .site = static_cast<uint32_t>(seq % 1000),
+          .track = track};
+}
+
+std::vector<StoredSpan> held(const TraceStore& store) {
+  std::vector<StoredSpan> spans;
+  const StoreSnapshot snapshot = store.snapshot();
+  for (const auto& chunk : snapshot.chunks) {
+    for (uint32_t i = 0; i < chunk->size(); ++i) {
+      const StoredSpan span = chunk->at(i);
+      if (span.step == kNoStep || span.step >= snapshot.first_step) spans.push_back(span);
+    }
+  }
+  return spans;
+}
+
+bool same(const StoredSpan& a, const StoredSpan& b) {
+  return a.start_ticks == b.start_ticks && a.dur_ticks == b.dur_ticks && a.seq == b.seq &&
+         a.parent_seq == b.parent_seq && a.step == b.step && a.site == b.site &&
+         a.track == b.track;
+}
+
+// Numbers near and beyond every limit of the packed form, in random order.
+TEST(packing_keeps_every_field) {
+  std::mt19937_64 random(3);
+  const int64_t bases[] = {1, int64_t{1} << 31, (int64_t{1} << 32) + 5, int64_t{1} << 39};
+  const uint64_t durs[] = {0, 1, 0xFFFFFFFEu, 0xFFFFFFFFu, uint64_t{1} << 45};
+  TraceStore store(std::numeric_limits<size_t>::max());
+  std::vector<StoredSpan> put;
+  for (int i = 0; i < 30000; ++i) {
+    StoredSpan span = span_of(bases[random() % 4] + static_cast<int64_t>(random() % 100000), 0);
+    span.step = random() % 5 == 0 ? kNoStep : bases[random() % 4] - 1;
+    span.parent_seq = random() % 3 == 0 ? 0 : span.seq - static_cast<int64_t>(random() % 0xFFFFFFFF) - 1;
+    if (span.parent_seq < 0) span.parent_seq = 0;
+    if (span.parent_seq != 0 && span.seq - span.parent_seq > 0xFFFFFFFFll) span.parent_seq = 0;
+    span.dur_ticks = durs[random() % 5];
+    span.start_ticks = random();
+    put.push_back(span);
+    store.add_span(span);
+  }
+  const std::vector<StoredSpan> got = held(store);
+  CHECK_EQ(got.size(), put.size());
+  for (size_t i = 0; i < got.size(); ++i) CHECK(same(got[i], put[i]));
+}
+
+TEST(a_span_takes_at_most_32_bytes) {
+  TraceStore store(std::numeric_limits<size_t>::max());
+  constexpr int64_t kSpans = 1'000'000;
+  for (int64_t seq = 1; seq <= kSpans; ++seq) store.add_span(span_of(seq, seq / 59));
+  CHECK(store.bytes() <= static_cast<size_t>(kSpans) * 32);
+}
+
+TEST(eviction_takes_the_oldest_steps_whole) {
+  constexpr size_t kLimit = size_t{1} << 20;
+  TraceStore store(kLimit);
+  std::map<int64_t, int> put;  // spans by step
+  int64_t seq = 0;
+  uint64_t total = 0;
+  for (int64_t step = 0; step < 5000; ++step) {
+    StepRow* row = store.step(step);
+    if (row != nullptr) row->begun = true;
+    for (int i = 0; i < 20; ++i) {
+      store.add_span(span_of(++seq, step, i % 2));
+      ++put[step];
+      ++total;
+    }
+    store.evict();
+    CHECK(store.bytes() <= kLimit);
+  }
+  CHECK(store.first_step() > 0);
+  std::map<int64_t, int> got;
+  for (const StoredSpan& span : held(store)) ++got[span.step];
+  for (const auto& [step, count] : put) {
+    CHECK_EQ(got[step], step < store.first_step() ? 0 : count);
+  }
+  CHECK_EQ(store.steps_evicted(), static_cast<uint64_t>(store.first_step()));
+  CHECK_EQ(store.snapshot().steps.size(), static_cast<size_t>(5000 - store.first_step()));
+  CHECK_EQ(store.spans_evicted() + held(store).size(), total);
+}
+
+TEST(spans_of_an_evicted_step_that_come_late_are_counted_not_kept) {
+  TraceStore store(size_t{64} << 10);
+  for (int64_t seq = 1; seq <= 20000; ++seq) store.add_span(span_of(seq, seq));
+  store.evict();
+  const uint64_t before = store.spans_evicted();
+  store.add_span(span_of(20001, 1));
+  CHECK_EQ(store.spans_evicted(), before + 1);
+  CHECK(store.step(1) == nullptr);
+}
+
+TEST(spans_outside_steps_are_bounded_too) {
+  TraceStore store(size_t{256} << 10);
+  for (int64_t seq = 1; seq <= 200000; ++seq) store.add_span(span_of(seq, kNoStep));
+  store.evict();
+  CHECK(store.bytes() <= (size_t{256} << 10));
+  CHECK_EQ(store.spans_evicted() + held(store).size(), uint64_t{200000});
+}
+
+TEST(a_snapshot_does_not_change_afterwards) {
+  TraceStore store(size_t{1} << 20);
+  for (int64_t seq = 1; seq <= 100; ++seq) store.add_span(span_of(seq, seq));
+  const StoreSnapshot snapshot = store.snapshot();
+  for (int64_t seq = 101; seq <= 100000; ++seq) store.add_span(span_of(seq, seq));
+  store.evict();
+  size_t count = 0;
+  for (const auto& chunk : snapshot.chunks) count += chunk->size();
+  CHECK_EQ(count, size_t{100});
+}
+
+TEST(steps_may_begin_out_of_order) {
+  TraceStore store(size_t{1} << 20);
+  store.step(5)->begun = true;
+  store.step(2)->begun = true;
+  const StoreSnapshot snapshot = store.snapshot();
+  CHECK_EQ(snapshot.steps.size(), size_t{6});
+  for (const StepRow& row : snapshot.steps) {
+    CHECK_EQ(row.begun, row.step == 5 || row.step == 2);
+  }
+}
+
+}  // namespace
+}  // namespace pertoken

@@ -1,0 +1,113 @@
+"""What holds of every profile, whatever was recorded."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+
+from pertoken import Profile
+
+
+def check(profile: Profile) -> None:
+    """Asserts that the tables agree with each other."""
+    check_spans(profile)
+    check_tokens(profile)
+    check_steps(profile)
+    assert profile.losses["faults"] == {}
+    assert profile.losses["records_dropped"] == 0
+
+
+def check_spans(profile: Profile) -> None:
+    """Each span's parent exists and encloses it, on the same track."""
+    spans = profile.spans
+    assert len(set(spans["span"].tolist())) == len(spans)
+    place = {span: index for index, span in enumerate(spans["span"].tolist())}
+    start, end = spans["start_ns"], spans["start_ns"] + spans["dur_ns"]
+    assert (spans["dur_ns"] >= 0).all()
+    for index, parent in enumerate(spans["parent"].tolist()):
+        if parent < 0:
+            continue
+        above = place[parent]
+        assert start[above] <= start[index] and end[index] <= end[above]
+        assert spans["track"][above] == spans["track"][index]
+    steps = set(profile.steps["step"].tolist())
+    assert set(spans["step"].tolist()) - {-1} <= steps
+
+
+def check_tokens(profile: Profile) -> None:
+    """Tokens lie at the ends of their steps; positions and latencies follow from the commits."""
+    steps, tokens = profile.steps, profile.tokens
+    ends = dict(
+        zip(steps["step"].tolist(), (steps["start_ns"] + steps["wall_ns"]).tolist(), strict=True)
+    )
+    assert [ends[step] for step in tokens["step"].tolist()] == tokens["commit_ns"].tolist()
+    in_step: dict[int, int] = defaultdict(int)
+    for step in tokens["step"].tolist():
+        in_step[step] += 1
+    for step, committed in zip(
+        steps["step"].tolist(), steps["tokens_committed"].tolist(), strict=True
+    ):
+        if in_step[step]:
+            assert committed == in_step[step]
+
+
+def check_sequences(profile: Profile) -> None:
+    """Each sequence's positions count from 0, and its latencies are differences of its commits.
+
+    Holds where a request has one generation and no beam search.
+    """
+    tokens = profile.tokens
+    sequences: dict[tuple[int, int], list[tuple[int, int, int]]] = defaultdict(list)
+    for request, row, position, commit, latency in zip(
+        *(tokens[name].tolist() for name in ("request", "row", "position", "commit_ns", "itl_ns")),
+        strict=True,
+    ):
+        sequences[request, row].append((position, commit, latency))
+    for entries in sequences.values():
+        assert [entry[0] for entry in entries] == list(range(len(entries)))
+        commits = [entry[1] for entry in entries]
+        assert entries[0][2] == -1
+        assert [entry[2] for entry in entries[1:]] == np.diff(commits).tolist()
+    requests = profile.requests
+    for index, request in enumerate(requests["request"].tolist()):
+        own = [c for (r, _), entries in sequences.items() if r == request for _, c, _ in entries]
+        if own:
+            assert requests["ttft_ns"][index] == min(own) - requests["start_ns"][index]
+            assert requests["tokens_out"][index] in (len(own), -1)
+
+
+def check_steps(profile: Profile) -> None:
+    """The rows of a step agree with the step."""
+    rows = profile.step_rows
+    for index, step in enumerate(profile.steps["step"].tolist()):
+        own = rows.where(rows["step"] == step)
+        assert len(own) == max(profile.steps["rows"][index], 0)
+        assert own["row"].tolist() == list(range(len(own)))
+        committed = own["committed"]
+        if len(own) and (committed >= 0).all():
+            assert profile.steps["tokens_committed"][index] == committed.sum()
+        if len(own):
+            contexts = own["context_len"]
+            longest = contexts.max() if (contexts >= 0).all() else -1
+            assert profile.steps["context_len"][index] == longest
+            assert set(own["phase"].tolist()) == {profile.steps["kind"][index]}
+            assert set(own["request"].tolist()) == {profile.steps["request"][index]}
+
+
+def check_tiled(profile: Profile, root: str) -> None:
+    """Inside each generate(), the spans outside forward and the root's spans leave no hole."""
+    spans = profile.spans
+    regions = np.flatnonzero((spans["site"] == "generate") & (spans["category"] == "region"))
+    assert len(regions)
+    for region in regions.tolist():
+        inside = spans.where(spans["parent"] == spans["span"][region])
+        assert set(inside["site"].tolist()) <= {root, "generate: outside forward"}
+        order = np.argsort(inside["start_ns"], kind="stable")
+        start = inside["start_ns"][order]
+        end = start + inside["dur_ns"][order]
+        assert start[0] == spans["start_ns"][region]
+        assert end[-1] == spans["start_ns"][region] + spans["dur_ns"][region]
+        assert (start[1:] == end[:-1]).all()
+        assert set(inside["category"][order][::2].tolist()) == {"generate"}
+        assert set(inside["category"][order][1::2].tolist()) <= {"module"}
