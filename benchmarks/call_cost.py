@@ -12,12 +12,12 @@ from functools import partial
 from typing import Any
 
 import torch
-
-import pertoken
 from call_loops import ChildLoop, RootLoop
 from decode_overhead import recorded, require_complete
 from paired import Variant, compare
-from script import Advance, run_script
+from script import Advance, part, run_script
+
+import pertoken
 
 BLOCK_BATCHES = 5
 
@@ -29,8 +29,9 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
     child, root = ChildLoop(calls), RootLoop(calls)
     loops: dict[str, tuple[torch.nn.Module, Callable[[], float]]] = {
         "child": (child, partial(child, ids)),
-        "root": (root, partial(root.generate, ids, commits=False)),
-        "root_with_commit": (root, partial(root.generate, ids, commits=True)),
+        # Looked up at each call: a recording wraps generate() in the class.
+        "root": (root, lambda: root.generate(ids, commits=False)),
+        "root_with_commit": (root, lambda: root.generate(ids, commits=True)),
     }
     result: dict[str, Any] = {"rounds": rounds, "calls_a_block": BLOCK_BATCHES * calls}
     for number, (name, (model, batch)) in enumerate(loops.items()):
@@ -39,9 +40,11 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
             [Variant("pertoken", partial(recorded, recording))],
             partial(_batches, batch),
             rounds=rounds,
-            advance=lambda share, done=number: advance((done + share) / len(loops)),
+            advance=part(advance, number, len(loops)),
         )
         require_complete(recording)
+        if model is root and "decode" not in recording.totals()["steps"]:
+            raise RuntimeError("the steps were not seen as those of generate()")
     return result
 
 

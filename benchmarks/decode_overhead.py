@@ -12,10 +12,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import pertoken
 from hooks import calls_a_step, no_op_hooks, timing_hooks, torch_profiler
 from paired import Variant, compare
-from script import Advance, run_script
+from script import Advance, part, run_script
 from tiny_llama import (
     WARM_UP_STEPS,
     decode_by_generate,
@@ -23,6 +22,8 @@ from tiny_llama import (
     prompt_ids,
     tiny_llama,
 )
+
+import pertoken
 
 SELECTIONS = ("root", "layers", "all")
 WAYS: dict[str, Callable[..., list[int]]] = {
@@ -64,7 +65,7 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
                 variants,
                 block,
                 rounds=rounds,
-                advance=lambda share, done=number: advance((done + share) / len(WAYS)),
+                advance=part(advance, number, len(WAYS)),
             ),
         }
         for recording in recordings.values():

@@ -7,22 +7,26 @@ growth of the process's high-water mark while pertoken writes, for two sizes of 
 
 from __future__ import annotations
 
+import gc
 import gzip
 import mmap
 import re
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
-import pertoken
 from hooks import torch_profiler
 from paired import median_interval
 from script import Advance, run_script
 from skeleton import recording_of_skeleton, require_spans
 from tiny_llama import decode_by_hand, prompt_ids, tiny_llama
 
+import pertoken
+
+WRITERS = ("pertoken_json", "torch_json", "pertoken_gzip")
 EVENT = re.compile(rb'"ph":')
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -35,35 +39,38 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
     small, large = (_profile(size) for size in (spans // 4, spans))
     advance(0.1)
     model, prompt = tiny_llama(), prompt_ids()
-    times: dict[str, list[int]] = {"pertoken_json": [], "pertoken_gzip": [], "torch_json": []}
-    events: dict[str, int] = {}
+    times: dict[str, list[int]] = {name: [] for name in WRITERS}
+    events: dict[str, list[int]] = {name: [] for name in WRITERS}
     sizes: dict[str, int] = {}
     with tempfile.TemporaryDirectory(prefix="pertoken-bench-") as folder:
         plain, zipped = Path(folder, "trace.json"), Path(folder, "trace.json.gz")
         growth = {
-            name: peak_growth_bytes(lambda profile=profile: profile.export_chrome_trace(plain))
+            name: peak_growth_bytes(partial(profile.export_chrome_trace, plain))
             for name, profile in (("small", small), ("large", large))
         }
         for repeat in range(repeats):
-            with torch_profiler() as profiler:
-                decode_by_hand(model, prompt, decode_steps)
+            profiler = _profiled_decode(model, prompt, decode_steps)
             exports: dict[str, tuple[Callable[[], object], Path]] = {
-                "pertoken_json": (lambda: large.export_chrome_trace(plain), plain),
-                "torch_json": (lambda: profiler.export_chrome_trace(str(plain)), plain),
-                "pertoken_gzip": (lambda: large.export_chrome_trace(zipped), zipped),
+                "pertoken_json": (partial(large.export_chrome_trace, plain), plain),
+                "torch_json": (partial(profiler.export_chrome_trace, str(plain)), plain),
+                "pertoken_gzip": (partial(large.export_chrome_trace, zipped), zipped),
             }
             for name, (export, path) in exports.items():
+                gc.collect()
                 start_ns = perf_counter_ns()
                 export()
                 times[name].append(perf_counter_ns() - start_ns)
+                # torch.profiler's events are not as many in each repeat.
+                events[name].append(count_events(path))
                 sizes[name] = path.stat().st_size
-                if name not in events:
-                    events[name] = count_events(path)
                 path.unlink()
-            del profiler, exports
             advance(0.1 + 0.9 * (repeat + 1) / repeats)
     rates = {
-        name: [events[name] / (time_ns / 1e9) for time_ns in times[name]] for name in times
+        name: [
+            count / (time_ns / 1e9)
+            for count, time_ns in zip(events[name], times[name], strict=True)
+        ]
+        for name in WRITERS
     }
     in_turn = zip(rates["pertoken_json"], rates["torch_json"], strict=True)
     return {
@@ -72,11 +79,11 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
         "peak_growth_bytes": growth,
         "writers": {
             name: {
-                "events": events[name],
+                "events": events[name][-1],
                 "file_bytes": sizes[name],
                 "events_a_second": median_interval(rates[name]),
             }
-            for name in times
+            for name in WRITERS
         },
         "times_torch": median_interval(ours / theirs for ours, theirs in in_turn),
     }
@@ -85,8 +92,7 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
 def count_events(path: Path) -> int:
     """How many events a trace holds."""
     if path.suffix == ".gz":
-        with gzip.open(path) as stream:
-            return sum(1 for _ in EVENT.finditer(stream.read()))
+        return sum(1 for _ in EVENT.finditer(gzip.decompress(path.read_bytes())))
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text:
         return sum(1 for _ in EVENT.finditer(text))
 
@@ -107,6 +113,13 @@ def _status_bytes(field: str) -> int:
     if found is None:
         raise RuntimeError(f"{STATUS} has no {field}")
     return int(found[1]) * 1024
+
+
+def _profiled_decode(model: Any, prompt: Any, steps: int) -> Any:
+    """A finished run of torch.profiler; it can be exported once."""
+    with torch_profiler() as profiler:
+        decode_by_hand(model, prompt, steps)
+    return profiler
 
 
 def _profile(spans: int) -> pertoken.Profile:

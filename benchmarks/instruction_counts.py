@@ -3,7 +3,7 @@
 A process makes some number of calls and counts all its main thread's instructions; the difference
 between a long and a short run, a call, is what the calls take. A bare callable is counted the same
 way, and the rest is the wrapper's. The callables are the package's own, without torch, which would
-take valgrind minutes to load.
+take valgrind minutes to load. A smoke run counts as many calls as any other.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from script import Advance, quiet_environment, run_script
 
 SHORT_CALLS = 2_000
 LONG_CALLS = 12_000
+STORE_BYTES = 64 << 20
+RING_RECORDS = 1 << 16  # more than a run makes
 MAIN_THREAD = "-01"  # as callgrind numbers the files of threads
 
 
@@ -29,7 +31,7 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
     valgrind = shutil.which("valgrind")
     if valgrind is None:
         return {"missing": "valgrind is not installed"}
-    counts = {}
+    counts: dict[str, float] = {}
     for number, kind in enumerate(KINDS):
         short, long = (_count(valgrind, kind, calls) for calls in (SHORT_CALLS, LONG_CALLS))
         counts[kind] = (long - short) / (LONG_CALLS - SHORT_CALLS)
@@ -38,7 +40,6 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
         "instructions_a_call": counts,
         "added_by_wrapper": counts["wrapped"] - counts["bare"],
         "added_by_inactive_wrapper": counts["wrapped, stopped"] - counts["bare"],
-        "added_by_region": counts["region"] - counts["bare context"],
     }
 
 
@@ -49,7 +50,7 @@ def _count(valgrind: str, kind: str, calls: int) -> int:
             "--separate-threads=yes",
             f"--callgrind-out-file={folder}/counts",
         ]
-        script = [sys.executable, __file__, "--calls", str(calls), "--kind", kind]
+        script = [sys.executable, __file__, "count", kind, str(calls)]
         subprocess.run(
             [valgrind, *options, *script],
             check=True,
@@ -69,28 +70,25 @@ def _inner(x: object) -> object:
     return x
 
 
-class _Context:
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *exc: object) -> None:
-        return None
+def _call(slot: Any, *args: object, **kwargs: object) -> object:
+    """Calls what stands in a slot as nn.Module does."""
+    return slot(*args, **kwargs)
 
 
 def _bare(calls: int) -> None:
     for _ in range(calls):
-        _inner(None)
+        _call(_inner, None)
 
 
 def _wrapped(calls: int, active: bool = True) -> None:
     from pertoken import _native
 
-    recorder = _native.Recorder(64 << 20, 1 << 16)
+    recorder = _native.Recorder(STORE_BYTES, RING_RECORDS)
     child = _native.SpanCall(_inner, recorder, _native.intern_module("child"))
 
     def run() -> None:
         for _ in range(calls):
-            child(None)
+            _call(child, None)
 
     root = _native.SpanCall(run, recorder, _native.intern_module("root"))
     recorder.start()
@@ -103,18 +101,11 @@ def _stopped(calls: int) -> None:
     _wrapped(calls, active=False)
 
 
-def _bare_context(calls: int) -> None:
-    context = _Context()
-    for _ in range(calls):
-        with context:
-            pass
-
-
 def _region(calls: int) -> None:
     import pertoken
     from pertoken import _native
 
-    recorder = _native.Recorder(64 << 20, 1 << 16)
+    recorder = _native.Recorder(STORE_BYTES, RING_RECORDS)
     region = pertoken.span("region")
     recorder.start()
     for _ in range(calls):
@@ -126,7 +117,6 @@ KINDS = {
     "bare": _bare,
     "wrapped": _wrapped,
     "wrapped, stopped": _stopped,
-    "bare context": _bare_context,
     "region": _region,
 }
 
@@ -140,7 +130,7 @@ def _run_counted(kind: str, calls: int) -> None:
 
 
 if __name__ == "__main__":
-    if "--kind" in sys.argv:
-        _run_counted(sys.argv[sys.argv.index("--kind") + 1], int(sys.argv[sys.argv.index("--calls") + 1]))
+    if sys.argv[1:2] == ["count"]:
+        _run_counted(sys.argv[2], int(sys.argv[3]))
     else:
         run_script("instructions", measure)

@@ -41,11 +41,16 @@ def run_script(name: str, measure: Measure) -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(1)
-    text = json.dumps(rounded(_with_progress(name, measure, arguments.smoke)), indent=1)
+    text = json.dumps(rounded(_with_progress(name, measure, arguments)), indent=1)
     if arguments.output is None:
         print(text)
     else:
         arguments.output.write_text(text + "\n")
+
+
+def part(advance: Advance, number: int, count: int) -> Advance:
+    """The progress of part `number` of `count` parts of equal length."""
+    return lambda share: advance((number + share) / count)
 
 
 def rounded(value: Any) -> Any:
@@ -59,18 +64,23 @@ def rounded(value: Any) -> Any:
     return value
 
 
-def _with_progress(name: str, measure: Measure, smoke: bool) -> dict[str, Any]:
+def _with_progress(name: str, measure: Measure, arguments: argparse.Namespace) -> dict[str, Any]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    console = Console(stderr=arguments.output is None)
     # Drawn only when told to: a thread that redraws would disturb what is measured.
     with Progress(
-        *columns, console=Console(stderr=True), transient=True, auto_refresh=False
+        *columns,
+        console=console,
+        transient=True,
+        auto_refresh=False,
+        disable=not console.is_terminal,
     ) as progress:
         task = progress.add_task(name, total=1.0)
 
         def advance(share: float) -> None:
             progress.update(task, completed=share, refresh=True)
 
-        return measure(smoke, advance)
+        return measure(arguments.smoke, advance)

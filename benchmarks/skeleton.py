@@ -110,8 +110,8 @@ class Skeleton(nn.Module):
         return model_kwargs
 
 
-def record_spans(recording: pertoken.Recording, spans: int) -> None:
-    """Runs the skeleton that is being recorded until it has made at least `spans` spans.
+def record_spans(recording: pertoken.Recording, model: Skeleton, spans: int) -> None:
+    """Runs the model, which is being recorded, until it has made at least `spans` spans.
 
     Each request but the last is drained before the next one: without computing anything, a model
     makes more records than any collector should have to take.
@@ -120,14 +120,15 @@ def record_spans(recording: pertoken.Recording, spans: int) -> None:
     steps = -(-spans // SPANS_A_STEP)
     while steps > 0:
         recording.recorder.drain()
-        recording.root.generate(prompt, max_new_tokens=min(steps, STEPS_A_REQUEST))  # type: ignore[operator]
+        model.generate(prompt, max_new_tokens=min(steps, STEPS_A_REQUEST))
         steps -= STEPS_A_REQUEST
 
 
 def recording_of_skeleton(spans: int) -> pertoken.Recording:
     """A recording of every module, stopped, that holds at least `spans` spans and lost none."""
-    with pertoken.profile(Skeleton(), modules="all") as recording:
-        record_spans(recording, spans)
+    model = Skeleton()
+    with pertoken.profile(model, modules="all") as recording:
+        record_spans(recording, model, spans)
     recording.recorder.drain()
     return recording
 

@@ -10,10 +10,11 @@ import gc
 from time import perf_counter_ns
 from typing import Any
 
-import pertoken
 from paired import median_interval
 from script import Advance, run_script
 from skeleton import Skeleton, record_spans, require_spans
+
+import pertoken
 
 
 def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
         model = Skeleton()
         recording = pertoken.profile(model, modules="all")
         recording.start()
-        record_spans(recording, spans)
+        record_spans(recording, model, spans)
         gc.collect()
         start_ns = perf_counter_ns()
         recording.stop()

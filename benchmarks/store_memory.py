@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pertoken
 from script import Advance, run_script
 from skeleton import Skeleton, record_spans, recording_of_skeleton, require_spans
+
+import pertoken
 
 PAGE_FIELD = 1  # of /proc/self/statm: resident pages
 
@@ -18,8 +19,9 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
     recording_of_skeleton(2_000)  # what is allocated once and for all
     advance(0.1)
     before_bytes = resident_bytes()
-    with pertoken.profile(Skeleton(), modules="all") as recording:
-        record_spans(recording, spans)
+    model = Skeleton()
+    with pertoken.profile(model, modules="all") as recording:
+        record_spans(recording, model, spans)
         recording.recorder.drain()
         store_bytes = int(recording.recorder.store_bytes)
         grown_bytes = resident_bytes() - before_bytes

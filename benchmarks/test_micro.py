@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-
-import pertoken
 from call_loops import ChildLoop, RootLoop
 from skeleton import Skeleton, recording_of_skeleton, require_spans
+
+import pertoken
 
 OPERATIONS = 1000
 ROUNDS = 100
@@ -58,7 +58,7 @@ def recording_all() -> Iterator[Callable[[torch.nn.Module], Callable[[], None]]]
         recording = pertoken.profile(model, modules="all")
         recording.start()
         running.append(recording)
-        return recording.recorder.drain  # type: ignore[no-any-return]
+        return recording.recorder.drain
 
     yield start
     for recording in running:
@@ -128,7 +128,8 @@ def test_request(benchmark: Benchmark, recording_all: Any) -> None:
 
 @pytest.mark.benchmark(group="start and stop of a recording of 59 modules")
 def test_start_and_stop(benchmark: Benchmark) -> None:
-    recording = pertoken.profile(Skeleton(), modules="all")
+    model = Skeleton()
+    recording = pertoken.profile(model, modules="all")
 
     def run() -> None:
         recording.start()
@@ -155,6 +156,4 @@ def test_save(benchmark: Benchmark, profile: pertoken.Profile, tmp_path: Path) -
 @pytest.mark.benchmark(group="a profile of 100,000 spans")
 def test_load(benchmark: Benchmark, profile: pertoken.Profile, tmp_path: Path) -> None:
     profile.save(tmp_path / "run.pertoken")
-    benchmark.pedantic(
-        pertoken.load, args=(tmp_path / "run.pertoken",), rounds=10, warmup_rounds=1
-    )
+    benchmark.pedantic(pertoken.load, args=(tmp_path / "run.pertoken",), rounds=10, warmup_rounds=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from time import perf_counter_ns
 from typing import Any
 
@@ -28,7 +29,9 @@ def tiny_llama() -> LlamaForCausalLM:
         eos_token_id=None,
         pad_token_id=0,
     )
-    return LlamaForCausalLM(config).eval()
+    model = LlamaForCausalLM(config)
+    model.train(False)
+    return model
 
 
 def prompt_ids() -> torch.Tensor:
@@ -51,7 +54,7 @@ def decode_by_hand(model: Any, prompt: torch.Tensor, steps: int) -> list[int]:
     return times_ns[WARM_UP_STEPS:]
 
 
-class StepClock(StoppingCriteria):  # type: ignore[misc]
+class StepClock(StoppingCriteria):
     """Never stops; notes when each step of `generate()` is over."""
 
     def __init__(self) -> None:
@@ -78,4 +81,4 @@ def decode_by_generate(model: Any, prompt: torch.Tensor, steps: int) -> list[int
         stopping_criteria=StoppingCriteriaList([clock]),
     )
     ends_ns = clock.ends_ns[WARM_UP_STEPS:]
-    return [end - start for start, end in zip(ends_ns, ends_ns[1:], strict=False)]
+    return [end - start for start, end in pairwise(ends_ns)]

@@ -7,6 +7,7 @@
 #include "bindings/scope.h"
 #include "bindings/snapshot_columns.h"
 #include "bindings/span_call.h"
+#include "bindings/without_gil.h"
 #include "core/recorder.h"
 #include "core/string_table.h"
 
@@ -41,10 +42,7 @@ py::dict histogram_dict(const ExpHistogram& histogram) {
 // Rows of (kind, ...) with the kind as its number.
 py::dict totals(Recorder& recorder) {
   AggregateSnapshot snapshot;
-  {
-    const py::gil_scoped_release unlocked;
-    snapshot = recorder.totals();
-  }
+  without_gil([&] { snapshot = recorder.totals(); });
   py::list steps;
   for (int kind = 0; kind < kStepKinds; ++kind) {
     const StepTotals& totals = snapshot.steps[static_cast<size_t>(kind)];
@@ -60,8 +58,8 @@ py::dict totals(Recorder& recorder) {
   }
   py::list sites;
   for (const SiteTotals& totals : snapshot.sites) {
-    sites.append(py::make_tuple(totals.site, static_cast<int>(totals.kind),
-                                histogram_dict(totals.dur_ns)));
+    sites.append(
+        py::make_tuple(totals.site, static_cast<int>(totals.kind), histogram_dict(totals.dur_ns)));
   }
   py::dict result;
   result["steps"] = steps;
@@ -83,9 +81,9 @@ Recorder* recorder_of(PyObject* object) {
 void bind_recorder(py::module_& m) {
   py::class_<Recorder, std::shared_ptr<Recorder>>(m, "Recorder")
       .def(py::init(&make_recorder), py::arg("store_limit_bytes"), py::arg("ring_capacity"))
-      .def("start", &Recorder::start, py::call_guard<py::gil_scoped_release>())
-      .def("stop", &Recorder::stop, py::call_guard<py::gil_scoped_release>())
-      .def("drain", &Recorder::drain, py::call_guard<py::gil_scoped_release>())
+      .def("start", [](Recorder& recorder) { without_gil([&] { recorder.start(); }); })
+      .def("stop", [](Recorder& recorder) { without_gil([&] { recorder.stop(); }); })
+      .def("drain", [](Recorder& recorder) { without_gil([&] { recorder.drain(); }); })
       .def_property_readonly("active", &Recorder::active)
       .def_property_readonly("first_step", &Recorder::first_step)
       .def_property_readonly("store_bytes", &Recorder::store_bytes)
@@ -94,15 +92,13 @@ void bind_recorder(py::module_& m) {
           "snapshot",
           [](Recorder& recorder, uint64_t origin_ticks, const py::array_t<uint64_t>& marks) {
             RecorderSnapshot snapshot;
-            {
-              const py::gil_scoped_release unlocked;
-              snapshot = recorder.snapshot();
-            }
+            without_gil([&] { snapshot = recorder.snapshot(); });
             return snapshot_columns(snapshot, origin_ticks, marks);
           },
           py::arg("origin_ticks"), py::arg("marks"));
   m.def(
-      "intern_module", [](const std::string& name) { return intern_site(SiteCategory::kModule, name); },
+      "intern_module",
+      [](const std::string& name) { return intern_site(SiteCategory::kModule, name); },
       py::arg("name"));
   m.def("site_names", [] {
     py::list names;

@@ -49,14 +49,13 @@ void note_commit(GenerationState& state, int64_t tokens) {
     state.prompt_len = state.past;
     state.first_commit_ticks = state.last_end_ticks;
   }
-  if (tokens < 0) {
-    state.past = kPastUntold;
-  } else if (state.last_kind == StepKind::kVerify && state.last_past >= 0) {
+  const bool told = tokens >= 0;
+  if (told && state.last_kind == StepKind::kVerify && state.last_past >= 0) {
     state.past = state.last_past + tokens;  // the rejected candidates are cut off again
-  } else if (state.last_keep > tokens && state.past >= 0) {
+  } else if (told && state.last_keep > tokens && state.past >= 0) {
     state.past -= state.last_keep - tokens;  // a prefill that verified candidates as well
-  } else if (state.last_kind == StepKind::kPrefill && !state.keep_known) {
-    state.past = kPastUntold;  // it may have, but was not told how many
+  } else if (!told || (state.last_kind == StepKind::kPrefill && !state.keep_known)) {
+    state.past = kPastUntold;  // it may have, but nobody said how many
   }
   ++state.commits;
   if (tokens < 0) {
@@ -233,8 +232,8 @@ PyType_Slot commit_slots[] = {{Py_tp_init, reinterpret_cast<void*>(commit_init)}
                               {Py_tp_descr_get, reinterpret_cast<void*>(bind_method)},
                               {Py_tp_members, commit_members},
                               {0, nullptr}};
-PyType_Spec commit_spec = {"pertoken._native.CommitCall", sizeof(CommitCall), 0,
-                           Py_TPFLAGS_DEFAULT, commit_slots};
+PyType_Spec commit_spec = {"pertoken._native.CommitCall", sizeof(CommitCall), 0, Py_TPFLAGS_DEFAULT,
+                           commit_slots};
 
 }  // namespace
 

@@ -26,12 +26,12 @@ struct GenerationState {
 
   uint32_t steps;
   uint32_t commits;
-  uint32_t tokens;  // committed a row, so far
+  uint32_t tokens;      // committed a row, so far
   bool tokens_unknown;  // some commit did not say how many
   uint32_t last_step;
-  int64_t prompt_len;       // tokens in the cache at the first commit, -1 unknown
-  int64_t past;             // tokens in the cache before the next step, or one of those below
-  int64_t last_past;        // and before the last one
+  int64_t prompt_len;  // tokens in the cache at the first commit, -1 unknown
+  int64_t past;        // tokens in the cache before the next step, or one of those below
+  int64_t last_past;   // and before the last one
   int64_t last_query_len;
   int64_t last_keep;
   StepKind last_kind;

@@ -108,10 +108,9 @@ void dealloc(PyObject* self) {
   Py_DECREF(type);
 }
 
-PyMemberDef members[] = {
-    {"inner", T_OBJECT, offsetof(MethodCall, inner), 0, nullptr},
-    {"__wrapped__", T_OBJECT, offsetof(MethodCall, inner), READONLY, nullptr},
-    {nullptr, 0, 0, 0, nullptr}};
+PyMemberDef members[] = {{"inner", T_OBJECT, offsetof(MethodCall, inner), 0, nullptr},
+                         {"__wrapped__", T_OBJECT, offsetof(MethodCall, inner), READONLY, nullptr},
+                         {nullptr, 0, 0, 0, nullptr}};
 
 PyType_Slot slots[] = {{Py_tp_init, reinterpret_cast<void*>(init)},
                        {Py_tp_new, reinterpret_cast<void*>(PyType_GenericNew)},

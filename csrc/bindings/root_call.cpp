@@ -17,10 +17,9 @@ namespace {
 struct RootCall {
   SpanCall base;  // first, so that span_call_* work on it
   PyObject* generation_var;
-  PyObject* request_hook;  // request object -> the number of its generation in this recording
   ForwardSignature* signature;
-  bool is_span_when_nested;      // in another root's step; else such a call is not recorded
-  uint64_t only_generate_of;     // steps only in this model's generate() or in none; 0: in any
+  bool is_span_when_nested;   // in another root's step; else such a call is not recorded
+  uint64_t only_generate_of;  // steps only in this model's generate() or in none; 0: in any
 };
 
 struct StepPlan {
@@ -101,26 +100,9 @@ StepPlan plan_step(const RootCall& call, const GenerationState* state, PyObject*
   return plan;
 }
 
-// The generation that stands for a request without generate(), asked for once and then kept.
-uint32_t request_generation(const RootCall& call, Scope* request) {
-  ScopeEntry& entry = request->entries[call.base.recorder->slot()];
-  if (entry.uid != call.base.recorder->uid()) {
-    entry.uid = call.base.recorder->uid();
-    PyObject* number = PyObject_CallOneArg(call.request_hook, request->owner);
-    if (number == nullptr) {
-      PyErr_Clear();
-      call.base.recorder->count_fault();
-    }
-    entry.generation = narrow(integer_argument(number, -1));
-    Py_XDECREF(number);
-  }
-  return entry.generation;
-}
-
 // What the padding mask says of each row. Inside generate() only the prefill is asked: padding
 // stays what it was.
-void push_padding(StepPlan& plan, PyObject* mask, ThreadBuffer& buffer,
-                  uint32_t step) {
+void push_padding(StepPlan& plan, PyObject* mask, ThreadBuffer& buffer, uint32_t step) {
   std::vector<RowTokens> valid;
   if (!valid_tokens(mask, plan.rows, plan.past, plan.query_len, valid)) {
     plan.flags |= kStepMaskUnread;
@@ -159,17 +141,19 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
   const bool keep_known = call.signature->knows(ArgumentRole::kKeep);
   Scope* request = scope == nullptr ? nullptr : scope->nearest_open(&Scope::request);
   if (state == nullptr && request != nullptr) {
-    plan.generation = request_generation(call, request);
+    plan.generation = request_generation(request, recorder);
   }
   Scope* step_region = scope == nullptr ? nullptr : scope->nearest_open(&Scope::step);
   if (step_region != nullptr) {
-    const uint32_t step = begin_step_region(step_region, recorder, buffer, narrow(plan.query_len),
-                                            narrow(plan.past), plan.generation);
+    const uint32_t step = begin_step_region(
+        step_region, recorder, buffer,
+        {.rows = narrow(plan.rows), .query_len = narrow(plan.query_len), .past = narrow(plan.past)},
+        plan.generation);
     const uint32_t parent = buffer.open_seq != 0 ? buffer.open_seq : enclosing(recorder).seq;
     // What a forward of generate() commits here is for the user's step to say.
     if (state != nullptr) note_step(*state, plan, keep_known, kNone32);
-    PyObject* result = timed_call(call.base.inner, args, kwargs, recorder, buffer, call.base.site,
-                                  parent, step);
+    PyObject* result =
+        timed_call(call.base.inner, args, kwargs, recorder, buffer, call.base.site, parent, step);
     if (state != nullptr) state->last_end_ticks = now_ticks();
     return result;
   }
@@ -230,10 +214,10 @@ PyObject* root_call(PyObject* self, PyObject* args, PyObject* kwargs) {
   if (value != nullptr && Py_IS_TYPE(value, generation_state_type)) {
     state = reinterpret_cast<GenerationState*>(value);
   }
-  const bool is_step = state == nullptr || call.only_generate_of == 0 ||
-                       call.only_generate_of == state->model;
-  PyObject* result = is_step ? call_step(call, state, args, kwargs, *buffer)
-                             : call_nested(call, args, kwargs);
+  const bool is_step =
+      state == nullptr || call.only_generate_of == 0 || call.only_generate_of == state->model;
+  PyObject* result =
+      is_step ? call_step(call, state, args, kwargs, *buffer) : call_nested(call, args, kwargs);
   Py_XDECREF(value);
   return result;
 }
@@ -242,21 +226,19 @@ int root_init(PyObject* self, PyObject* args, PyObject*) {
   PyObject* inner = nullptr;
   PyObject* recorder = nullptr;
   PyObject* generation_var = nullptr;
-  PyObject* request_hook = nullptr;
   PyObject* places = nullptr;  // a list of (role, keyword, position)
   unsigned int site = 0;
   int takes_first_positional = 0;
   int is_span_when_nested = 1;
   unsigned long long only_generate_of = 0;
-  if (!PyArg_ParseTuple(args, "OOIOOO!ppK:RootCall", &inner, &recorder, &site, &generation_var,
-                        &request_hook, &PyList_Type, &places, &takes_first_positional,
-                        &is_span_when_nested, &only_generate_of)) {
+  if (!PyArg_ParseTuple(args, "OOIOO!ppK:RootCall", &inner, &recorder, &site, &generation_var,
+                        &PyList_Type, &places, &takes_first_positional, &is_span_when_nested,
+                        &only_generate_of)) {
     return -1;
   }
   auto& call = *reinterpret_cast<RootCall*>(self);
   if (span_call_init(&call.base, inner, recorder, site) < 0) return -1;
   call.generation_var = Py_NewRef(generation_var);
-  call.request_hook = Py_NewRef(request_hook);
   call.is_span_when_nested = is_span_when_nested != 0;
   call.only_generate_of = only_generate_of;
   try {
@@ -285,14 +267,10 @@ int root_init(PyObject* self, PyObject* args, PyObject*) {
 int root_traverse(PyObject* self, visitproc visit, void* arg) {
   auto& call = *reinterpret_cast<RootCall*>(self);
   Py_VISIT(call.generation_var);
-  Py_VISIT(call.request_hook);
   return span_call_traverse(self, visit, arg);
 }
 
-int root_clear(PyObject* self) {
-  Py_CLEAR(reinterpret_cast<RootCall*>(self)->request_hook);
-  return span_call_clear(self);
-}
+int root_clear(PyObject* self) { return span_call_clear(self); }
 
 void root_dealloc(PyObject* self) {
   PyObject_GC_UnTrack(self);
@@ -300,7 +278,6 @@ void root_dealloc(PyObject* self) {
   Py_CLEAR(call.base.inner);
   Py_CLEAR(call.base.owner);
   Py_CLEAR(call.generation_var);
-  Py_CLEAR(call.request_hook);
   delete call.signature;
   PyTypeObject* type = Py_TYPE(self);
   type->tp_free(self);

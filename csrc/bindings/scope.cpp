@@ -4,13 +4,14 @@
 #include <new>
 
 #include "bindings/span_call.h"
+#include "bindings/step_inputs.h"
 #include "core/string_table.h"
 
 namespace pertoken::bindings {
 
 namespace {
 
-PyObject* scope_var = nullptr;     // the context variable
+PyObject* scope_var = nullptr;  // the context variable
 PyTypeObject* scope_type = nullptr;
 int64_t scopes_entered = 0;  // 0 for as long as the user opened none, which spares the look-up
 
@@ -69,9 +70,15 @@ Scope* enter_scope(Opener* opener) {
     scope->request = outer->request;
   }
   switch (opener->kind) {
-    case ScopeKind::kRegion: scope->region = scope; break;
-    case ScopeKind::kStep: scope->step = scope; break;
-    case ScopeKind::kRequest: scope->request = scope; break;
+    case ScopeKind::kRegion:
+      scope->region = scope;
+      break;
+    case ScopeKind::kStep:
+      scope->step = scope;
+      break;
+    case ScopeKind::kRequest:
+      scope->request = scope;
+      break;
   }
   scope->is_open = true;
   scope->site = opener->site;
@@ -116,6 +123,27 @@ uint32_t open_parent(const Scope* scope, int slot) {
     if (is_parent && !outer->is_open) parent_seq = outer->entries[slot].parent_seq;
   }
   return parent_seq;
+}
+
+// By slot of a recorder, while it is installed: () -> number of the generation that stands for the
+// running request.
+struct RequestHook {
+  uint64_t uid = 0;
+  PyObject* hook = nullptr;
+};
+RequestHook request_hooks[kMaxRecorders];
+
+PyObject* set_request_hook(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  const Recorder* recorder = count == 2 ? recorder_of(args[0]) : nullptr;
+  if (recorder == nullptr) {
+    if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "give a recorder and its hook");
+    return nullptr;
+  }
+  RequestHook& held = request_hooks[recorder->slot()];
+  PyObject* before = held.hook;
+  held = {recorder->uid(), args[1] == Py_None ? nullptr : Py_NewRef(args[1])};
+  Py_XDECREF(before);
+  Py_RETURN_NONE;
 }
 
 template <typename F>
@@ -168,8 +196,7 @@ void end_region(Scope* scope) {
     const bool is_innermost = buffer->open_seq == scope->seq;
     if (entry.on_thread && is_innermost) buffer->open_seq = entry.saved_seq;
     if (!recorder->active()) continue;
-    const uint32_t parent_seq =
-        entry.on_thread && !is_innermost ? 0 : open_parent(scope, slot);
+    const uint32_t parent_seq = entry.on_thread && !is_innermost ? 0 : open_parent(scope, slot);
     buffer->push({scope->start_ticks, end_ticks, make_tag(RecordType::kSpan, scope->site),
                   scope->seq, parent_seq, entry.step});
   }
@@ -184,20 +211,25 @@ void end_step(Scope* scope, bool failed) {
   for_each_active([&](int slot, Recorder& recorder) {
     ThreadBuffer* buffer = recorder.buffer();
     if (buffer == nullptr) return;
+    Scope* request = scope->nearest_open(&Scope::request);
     // No recorded model ran inside: the region itself is all there is to this step.
-    if (!begun) begin_step_region(scope, recorder, *buffer, kNone32, kNone32, kNone32);
+    if (!begun) {
+      const uint32_t generation =
+          request == nullptr ? kNone32 : request_generation(request, recorder);
+      begin_step_region(scope, recorder, *buffer, {}, generation);
+    }
     const ScopeEntry& entry = scope->entries[slot];
     if (entry.uid != recorder.uid()) return;
-    buffer->push({end_ticks, 0, make_tag(RecordType::kStepEnd, failed ? kStepFailed : 0), 0, 0,
-                  entry.step});
+    buffer->push(
+        {end_ticks, 0, make_tag(RecordType::kStepEnd, failed ? kStepFailed : 0), 0, 0, entry.step});
     if (scope->tokens_committed == kNone32) return;
     uint64_t before = 0;
-    if (Scope* request = scope->nearest_open(&Scope::request)) {
+    if (request != nullptr) {
       before = request->entries[slot].tokens;
       request->entries[slot].tokens += scope->tokens_committed;
     }
-    buffer->push({before, scope->tokens_committed, make_tag(RecordType::kCommit, kCommitTotal), 0, 0,
-                  entry.step});
+    buffer->push({before, scope->tokens_committed, make_tag(RecordType::kCommit, kCommitTotal), 0,
+                  0, entry.step});
   });
 }
 
@@ -224,12 +256,13 @@ PyObject* opener_exit(PyObject* self, PyObject* const* args, Py_ssize_t count) {
 
 int region_init(PyObject* self, PyObject* args, PyObject* kwargs) {
   static const char* names[] = {"name", nullptr};
-  const char* name = nullptr;
-  Py_ssize_t length = 0;
-  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "s#:span", const_cast<char**>(names), &name,
-                                   &length)) {
+  PyObject* text = nullptr;
+  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "U:span", const_cast<char**>(names), &text)) {
     return -1;
   }
+  Py_ssize_t length = 0;
+  const char* name = PyUnicode_AsUTF8AndSize(text, &length);
+  if (name == nullptr) return -1;
   auto* opener = reinterpret_cast<Opener*>(self);
   opener->kind = ScopeKind::kRegion;
   try {
@@ -271,16 +304,10 @@ PyMethodDef opener_methods[] = {
      METH_FASTCALL, nullptr},
     {nullptr, nullptr, 0, nullptr}};
 
-PyObject* current_request(PyObject*, PyObject*) {
-  Scope* scope = current_scope();
-  const Scope* request = scope == nullptr ? nullptr : scope->nearest_open(&Scope::request);
-  if (request == nullptr) Py_RETURN_NONE;
-  return Py_NewRef(request->owner);
-}
-
 PyMethodDef module_methods[] = {
-    {"current_request", current_request, METH_NOARGS,
-     "The request object round the running code, or None."},
+    {"set_request_hook",
+     reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(set_request_hook)), METH_FASTCALL,
+     "Says what numbers the requests without a generate() in a recorder; None takes it away."},
     {nullptr, nullptr, 0, nullptr}};
 
 bool add_opener(PyObject* module, const char* qualified, const char* name, initproc init) {
@@ -326,17 +353,38 @@ Enclosing enclosing(const Recorder& recorder) noexcept {
   return result;
 }
 
+uint32_t request_generation(Scope* request, Recorder& recorder) {
+  ScopeEntry& entry = request->entries[recorder.slot()];
+  if (entry.uid == recorder.uid()) return entry.generation;
+  entry.uid = recorder.uid();
+  entry.generation = kNone32;
+  const RequestHook& held = request_hooks[recorder.slot()];
+  if (held.hook == nullptr || held.uid != recorder.uid()) return kNone32;
+  PyObject* hook = Py_NewRef(held.hook);
+  PyObject* number = PyObject_CallNoArgs(hook);
+  const int64_t generation = host_integer(number, -1);
+  if (number == nullptr || generation < 0) {
+    PyErr_Clear();
+    recorder.count_fault();
+  } else {
+    entry.generation = static_cast<uint32_t>(generation);
+  }
+  Py_XDECREF(number);
+  Py_DECREF(hook);
+  return entry.generation;
+}
+
 uint32_t begin_step_region(Scope* step, Recorder& recorder, ThreadBuffer& buffer,
-                           uint32_t query_len, uint32_t past, uint32_t generation) noexcept {
+                           const StepLengths& lengths, uint32_t generation) noexcept {
   ScopeEntry& entry = step->entries[recorder.slot()];
   if (entry.uid != recorder.uid()) {
     entry.uid = recorder.uid();
     entry.step = recorder.next_step();
-    const uint64_t lengths = uint64_t{step->step_rows} << 32 | query_len;
-    buffer.push({step->start_ticks, lengths,
-                 make_tag(RecordType::kStepBegin,
-                          static_cast<uint32_t>(step->step_kind) | kStepDeclared),
-                 generation, past, entry.step});
+    const uint32_t rows = step->step_rows == kNone32 ? lengths.rows : step->step_rows;
+    buffer.push(
+        {step->start_ticks, uint64_t{rows} << 32 | lengths.query_len,
+         make_tag(RecordType::kStepBegin, static_cast<uint32_t>(step->step_kind) | kStepDeclared),
+         generation, lengths.past, entry.step});
   }
   return entry.step;
 }

@@ -17,12 +17,12 @@ enum class ScopeKind : uint8_t { kRegion, kStep, kRequest };
 // How one scope stands in one recorder. `uid` 0: it has no part in it.
 struct ScopeEntry {
   uint64_t uid;
-  uint32_t parent_seq;   // region: the enclosing span
-  uint32_t saved_seq;    // region: what was open on the thread, when `on_thread`
-  bool on_thread;        // region: opened inside a synchronous call
-  uint32_t step;         // step: its number here
-  uint32_t generation;   // request: its number here
-  uint32_t tokens;       // request: what its step regions have committed so far
+  uint32_t parent_seq;  // region: the enclosing span
+  uint32_t saved_seq;   // region: what was open on the thread, when `on_thread`
+  bool on_thread;       // region: opened inside a synchronous call
+  uint32_t step;        // step: its number here
+  uint32_t generation;  // request: its number here
+  uint32_t tokens;      // request: what its step regions have committed so far
 };
 
 struct Scope {
@@ -35,7 +35,7 @@ struct Scope {
   Scope* request;
   uint64_t thread_uid;  // where it was entered, 0 when that is unknown
   uint64_t start_ticks;
-  bool is_open;  // false after its exit, while tasks and generators may still hold on to it
+  bool is_open;   // false after its exit, while tasks and generators may still hold on to it
   uint32_t seq;   // region
   uint32_t site;  // region
   StepKind step_kind;
@@ -57,10 +57,21 @@ struct Enclosing {
 };
 Enclosing enclosing(const Recorder& recorder) noexcept;
 
+// What a forward says of the step it runs in; kNone32 where it does not.
+struct StepLengths {
+  uint32_t rows = kNone32;
+  uint32_t query_len = kNone32;
+  uint32_t past = kNone32;
+};
+
 // The number of the step region round the running code in this recorder, begun if it has not yet
-// been; kNone32 when there is none. The lengths are those of the forward that asks.
+// been. The lengths are those of the forward that asks first; rows that the user gave come before.
 uint32_t begin_step_region(Scope* step, Recorder& recorder, ThreadBuffer& buffer,
-                           uint32_t query_len, uint32_t past, uint32_t generation) noexcept;
+                           const StepLengths& lengths, uint32_t generation) noexcept;
+
+// The generation that stands for a request without generate() in this recorder, asked of its hook
+// once and then kept; kNone32 when it has none.
+uint32_t request_generation(Scope* request, Recorder& recorder);
 
 // Adds Region, StepRegion and RequestRegion to the module. Returns false with an exception set.
 bool add_scope_types(PyObject* module);

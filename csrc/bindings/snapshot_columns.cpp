@@ -1,5 +1,6 @@
 #include "bindings/snapshot_columns.h"
 
+#include "bindings/without_gil.h"
 #include "core/string_table.h"
 
 namespace pertoken::bindings {
@@ -35,24 +36,25 @@ py::dict span_columns(const RecorderSnapshot& snapshot, int64_t origin_ns) {
     auto* dur_ns = durs.mutable_data();
     auto* site = sites.mutable_data();
     auto* track = tracks.mutable_data();
-    const py::gil_scoped_release unlocked;
-    size_t at = 0;
-    for (const auto& chunk : snapshot.store.chunks) {
-      for (uint32_t i = 0; i < chunk->size(); ++i) {
-        const StoredSpan span = chunk->at(i);
-        if (!is_held(span, first_step)) continue;
-        const int64_t begin_ns = snapshot.clock.to_ns(span.start_ticks);
-        const int64_t end_ns = snapshot.clock.to_ns(span.start_ticks + span.dur_ticks);
-        id[at] = span_id(span.track, span.seq);
-        parent[at] = span.parent_seq == 0 ? -1 : span_id(span.track, span.parent_seq);
-        step[at] = span.step;
-        start_ns[at] = begin_ns - origin_ns;
-        dur_ns[at] = end_ns - begin_ns;
-        site[at] = static_cast<int32_t>(span.site);
-        track[at] = span.track;
-        ++at;
+    without_gil([&] {
+      size_t at = 0;
+      for (const auto& chunk : snapshot.store.chunks) {
+        for (uint32_t i = 0; i < chunk->size(); ++i) {
+          const StoredSpan span = chunk->at(i);
+          if (!is_held(span, first_step)) continue;
+          const int64_t begin_ns = snapshot.clock.to_ns(span.start_ticks);
+          const int64_t end_ns = snapshot.clock.to_ns(span.start_ticks + span.dur_ticks);
+          id[at] = span_id(span.track, span.seq);
+          parent[at] = span.parent_seq == 0 ? -1 : span_id(span.track, span.parent_seq);
+          step[at] = span.step;
+          start_ns[at] = begin_ns - origin_ns;
+          dur_ns[at] = end_ns - begin_ns;
+          site[at] = static_cast<int32_t>(span.site);
+          track[at] = span.track;
+          ++at;
+        }
       }
-    }
+    });
   }
   py::dict columns;
   columns["span"] = ids;
@@ -85,8 +87,7 @@ py::dict step_columns(const RecorderSnapshot& snapshot, int64_t origin_ns) {
   column("failed", [](const StepRow& row) { return int64_t{(row.detail & kStepFailed) != 0}; });
   column("mask_unread",
          [](const StepRow& row) { return int64_t{(row.detail & kStepMaskUnread) != 0}; });
-  column("declared",
-         [](const StepRow& row) { return int64_t{(row.detail & kStepDeclared) != 0}; });
+  column("declared", [](const StepRow& row) { return int64_t{(row.detail & kStepDeclared) != 0}; });
   column("start_ns", [&](const StepRow& row) { return clock.to_ns(row.start_ticks) - origin_ns; });
   column("wall_ns", [&](const StepRow& row) {
     return row.end_ticks == 0 ? -1 : clock.to_ns(row.end_ticks) - clock.to_ns(row.start_ticks);
@@ -97,8 +98,7 @@ py::dict step_columns(const RecorderSnapshot& snapshot, int64_t origin_ns) {
   column("committed", [](const StepRow& row) { return widened(row.committed); });
   column("bare", [](const StepRow& row) { return int64_t{(row.detail & kStepBare) != 0}; });
   column("committed_before", [](const StepRow& row) { return int64_t{row.committed_before}; });
-  column("committed_is_total",
-         [](const StepRow& row) { return int64_t{row.committed_is_total}; });
+  column("committed_is_total", [](const StepRow& row) { return int64_t{row.committed_is_total}; });
   column("track", [](const StepRow& row) { return int64_t{row.track}; });
   return columns;
 }

@@ -72,11 +72,10 @@ void dealloc(PyObject* self) {
   Py_DECREF(type);
 }
 
-PyMemberDef members[] = {
-    {"inner", T_OBJECT, offsetof(SpanCall, inner), 0, nullptr},
-    {"__wrapped__", T_OBJECT, offsetof(SpanCall, inner), READONLY, nullptr},
-    {"site", T_UINT, offsetof(SpanCall, site), READONLY, nullptr},
-    {nullptr, 0, 0, 0, nullptr}};
+PyMemberDef members[] = {{"inner", T_OBJECT, offsetof(SpanCall, inner), 0, nullptr},
+                         {"__wrapped__", T_OBJECT, offsetof(SpanCall, inner), READONLY, nullptr},
+                         {"site", T_UINT, offsetof(SpanCall, site), READONLY, nullptr},
+                         {nullptr, 0, 0, 0, nullptr}};
 
 PyMethodDef methods[] = {{"__reduce_ex__", span_call_reduce, METH_O, nullptr},
                          {nullptr, nullptr, 0, nullptr}};

@@ -160,7 +160,7 @@ PyObject* ForwardSignature::find(ArgumentRole role, PyObject* args,
 }
 
 InputShape input_shape(const ForwardSignature& signature, PyObject* args, PyObject* kwargs,
-                       bool& failed) noexcept {
+                       bool& failed) {
   InputShape result;
   int64_t sizes[2] = {-1, -1};
   if (PyObject* ids = signature.find(ArgumentRole::kIds, args, kwargs)) {
@@ -203,7 +203,7 @@ int64_t integer_argument(PyObject* value, int64_t otherwise) noexcept {
   return number;
 }
 
-int64_t cache_length(PyObject* cache, bool& failed) noexcept {
+int64_t cache_length(PyObject* cache, bool& failed) {
   if (PyTuple_Check(cache)) {  // the older form: a tuple a layer of (rows, heads, length, width)
     PyObject* value = cache;
     while (PyTuple_Check(value) && PyTuple_GET_SIZE(value) > 0) value = PyTuple_GET_ITEM(value, 0);
@@ -224,7 +224,7 @@ int64_t cache_length(PyObject* cache, bool& failed) noexcept {
   return host_integer(length.get(), -1);
 }
 
-int64_t host_integer(PyObject* value, int64_t otherwise) noexcept {
+int64_t host_integer(PyObject* value, int64_t otherwise) {
   if (value == nullptr || PyLong_Check(value)) return integer_argument(value, otherwise);
   if (!is_true(value, names().is_cpu)) return otherwise;
   const Owned item(PyObject_CallMethodNoArgs(value, names().item));
@@ -233,7 +233,7 @@ int64_t host_integer(PyObject* value, int64_t otherwise) noexcept {
 }
 
 bool valid_tokens(PyObject* mask, int64_t rows, int64_t past, int64_t query_len,
-                  std::vector<RowTokens>& valid) noexcept {
+                  std::vector<RowTokens>& valid) {
   HostMask host;
   if (query_len < 0 || !read_mask(mask, rows, host)) return false;
   const bool past_is_covered = past >= 0 && host.columns >= past + query_len;

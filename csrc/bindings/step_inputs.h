@@ -26,7 +26,9 @@ class ForwardSignature {
   void add(ArgumentRole role, PyObject* keyword, int position);
   // Borrowed; nullptr when it was not passed or is None.
   PyObject* find(ArgumentRole role, PyObject* args, PyObject* kwargs) const noexcept;
-  bool knows(ArgumentRole role) const noexcept { return !places_[static_cast<size_t>(role)].empty(); }
+  bool knows(ArgumentRole role) const noexcept {
+    return !places_[static_cast<size_t>(role)].empty();
+  }
   // Whether the first positional tensor is what the model works on, for want of a known name.
   bool takes_first_positional = false;
 
@@ -42,16 +44,16 @@ struct InputShape {
 // Of ids (rows, length) or (length,), of embeddings (rows, length, width), else of the first
 // dimension of anything that has a shape. `failed` is set when an attribute raised.
 InputShape input_shape(const ForwardSignature& signature, PyObject* args, PyObject* kwargs,
-                       bool& failed) noexcept;
+                       bool& failed);
 
 // Tokens in the cache, where the cache knows without reading a device tensor; else -1.
-int64_t cache_length(PyObject* cache, bool& failed) noexcept;
+int64_t cache_length(PyObject* cache, bool& failed);
 
 // A host integer argument, or `otherwise`.
 int64_t integer_argument(PyObject* value, int64_t otherwise) noexcept;
 
 // The same, or the value of a tensor of one integer that lies in host memory.
-int64_t host_integer(PyObject* value, int64_t otherwise) noexcept;
+int64_t host_integer(PyObject* value, int64_t otherwise);
 
 // What a padding mask leaves valid of one row.
 struct RowTokens {
@@ -62,6 +64,6 @@ struct RowTokens {
 // Reads a mask in host memory: (rows, past + query) of ones, or (rows, heads, query, keys) as
 // attention takes it. False when it is not of that form, or lies elsewhere.
 bool valid_tokens(PyObject* mask, int64_t rows, int64_t past, int64_t query_len,
-                  std::vector<RowTokens>& valid) noexcept;
+                  std::vector<RowTokens>& valid);
 
 }  // namespace pertoken::bindings

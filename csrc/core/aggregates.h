@@ -23,9 +23,9 @@ struct SiteTotals {
 struct StepTotals {
   uint64_t begun = 0;
   uint64_t failed = 0;
-  uint64_t rows = 0;              // of steps whose rows are known
-  uint64_t tokens_in = 0;         // of steps whose lengths are known
-  ExpHistogram wall_ns;           // of steps that ended
+  uint64_t rows = 0;       // of steps whose rows are known
+  uint64_t tokens_in = 0;  // of steps whose lengths are known
+  ExpHistogram wall_ns;    // of steps that ended
 };
 
 struct AggregateSnapshot {

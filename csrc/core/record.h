@@ -26,15 +26,17 @@ inline constexpr uint32_t kStepDeclared = 1u << 11;   // by the user, not found 
 inline constexpr uint32_t kCommitTotal = 1u << 0;
 
 // Meaning of the fields by type:
+// clang-format off
 //              start_ticks  end_ticks                 low 24 of tag  seq         parent_seq  step
 //   kSpan      begin        end                       site           own         enclosing   its step
-//   kGap       the same, between two steps               site    own         enclosing   next one
+//   kGap       begin        end, between two steps    site           own         enclosing   next one
 //   kStepBegin begin        rows << 32 | query_len    kind | flags   generation  past        own
 //   kStepEnd   end          0                         flags          0           0           own
 //   kCommit    tokens       tokens now                flags          0           0           which
 //              before
-//   kRowValid  row          before the step << 32 |   0              0           0           which
-//                           in it: valid tokens
+//   kRowValid  row          valid tokens before the   0              0           0           which
+//                           step << 32 | in it
+// clang-format on
 struct Record {
   uint64_t start_ticks;
   uint64_t end_ticks;

@@ -192,7 +192,8 @@ void Recorder::drain() {
 void Recorder::refresh_rate_locked() {
   constexpr double kRefreshNs = 1e9;
   const uint64_t now = now_ticks();
-  if (static_cast<double>(now - rate_ticks_) * ns_per_tick_ < kRefreshNs && rate_ticks_ != 0) return;
+  if (static_cast<double>(now - rate_ticks_) * ns_per_tick_ < kRefreshNs && rate_ticks_ != 0)
+    return;
   rate_ticks_ = now;
   clock_.trim(store_.oldest_ticks(now));
   ns_per_tick_ = 1e9 / clock_.map().ticks_per_second();
@@ -257,9 +258,9 @@ void Recorder::collect(const Record& record, int32_t track) {
       const int64_t inside = record.type() == RecordType::kGap ? kNoStep : step;
       store_.add_span(
           {record.start_ticks, dur_ticks, seq, parent_seq, inside, record.detail(), track});
-      const uint8_t kind = step == kNoStep             ? kOutsideSteps
-                           : step == progress.step     ? progress.kind
-                                                       : static_cast<uint8_t>(StepKind::kOther);
+      const uint8_t kind = step == kNoStep         ? kOutsideSteps
+                           : step == progress.step ? progress.kind
+                                                   : static_cast<uint8_t>(StepKind::kOther);
       aggregates_.add_span(record.detail(), kind, to_ns(dur_ticks));
       break;
     }

@@ -62,7 +62,8 @@ class Recorder {
     ThreadState* state = tls_thread_state;
     if (state != nullptr) [[likely]] {
       const ThreadState::Entry& entry = state->entries[slot_];
-      if (entry.recorder_uid == uid_) [[likely]] return entry.buffer;
+      if (entry.recorder_uid == uid_) [[likely]]
+        return entry.buffer;
     }
     return attach_thread();
   }
@@ -96,7 +97,7 @@ class Recorder {
 
   // How far the collector is in a track.
   struct TrackProgress {
-    int64_t last_seq = -1;  // -1: none yet, and the first is taken as it is
+    int64_t last_seq = -1;   // -1: none yet, and the first is taken as it is
     int64_t step = kNoStep;  // the last one begun on this track, and its kind
     uint8_t kind = static_cast<uint8_t>(StepKind::kOther);
   };

@@ -58,7 +58,8 @@ struct ThreadState {
   uint32_t last_seq = 0;  // span numbers of this thread, common to all recorders; 0 is never used
 
   uint32_t next_seq() noexcept {
-    if (++last_seq == 0) [[unlikely]] last_seq = 1;
+    if (++last_seq == 0) [[unlikely]]
+      last_seq = 1;
     return last_seq;
   }
 };

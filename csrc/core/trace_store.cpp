@@ -24,12 +24,10 @@ bool SpanChunk::try_append(const StoredSpan& span) {
   const uint32_t parent_distance =
       span.parent_seq == 0 ? 0 : static_cast<uint32_t>(span.seq - span.parent_seq);
   if (span.dur_ticks >= kLong) long_durations_.emplace(size_, span.dur_ticks);
-  rows_[size_] = Row{span.start_ticks,
-                     static_cast<uint32_t>(std::min<uint64_t>(span.dur_ticks, kLong)),
-                     span.site,
-                     static_cast<int32_t>(seq_delta),
-                     parent_distance,
-                     static_cast<int32_t>(step_delta)};
+  rows_[size_] =
+      Row{span.start_ticks, static_cast<uint32_t>(std::min<uint64_t>(span.dur_ticks, kLong)),
+          span.site,        static_cast<int32_t>(seq_delta),
+          parent_distance,  static_cast<int32_t>(step_delta)};
   ++size_;
   last_step_ = std::max(last_step_, span.step);
   if (span.step != kNoStep) earliest_step_ = std::min(earliest_step_, span.step);

@@ -79,7 +79,7 @@ struct StepRow {
   uint32_t rows = kNone32;
   uint32_t query_len = kNone32;
   uint32_t past = kNone32;
-  uint32_t committed = kNone32;  // tokens: of each row, or of all when committed_is_total
+  uint32_t committed = kNone32;   // tokens: of each row, or of all when committed_is_total
   uint32_t committed_before = 0;  // tokens of each row, by earlier steps of the generation
   uint32_t generation = kNone32;
   int32_t track = -1;
@@ -136,7 +136,7 @@ class TraceStore {
   size_t bytes_ = 0;
   int64_t first_step_ = 0;
   uint64_t steps_evicted_ = 0;
-  uint64_t spans_dropped_ = 0;  // in chunks that are gone, or on arrival
+  uint64_t spans_dropped_ = 0;                     // in chunks that are gone, or on arrival
   std::deque<std::shared_ptr<SpanChunk>> chunks_;  // oldest first
   std::unordered_map<int32_t, std::shared_ptr<SpanChunk>> open_chunks_;  // by track
   std::deque<StepRow> steps_;                                            // first_step_ and on

@@ -32,7 +32,7 @@ class EscapedStrings {
   size_t size() const { return ends_.size() - 1; }
   // The text of `code`, which lies between -1 and size() - 1; -1 is the empty string.
   std::string_view operator[](int32_t code) const {
-    const auto index = static_cast<size_t>(code + 1);
+    const auto index = static_cast<size_t>(int64_t{code} + 1);
     const size_t begin = index == 0 ? 0 : ends_[index - 1];
     return {text_.data() + begin, ends_[index] - begin};
   }

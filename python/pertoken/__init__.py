@@ -8,6 +8,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from pertoken.errors import (
     FileFormatError,
     MissingDependencyError,
@@ -15,11 +18,13 @@ from pertoken.errors import (
     RecordingStateError,
     SelectionError,
 )
-from pertoken.recording import Recording, profile
-from pertoken.result import Profile
-from pertoken.scopes import request, span, step
-from pertoken.storage import load
-from pertoken.version import __version__
+
+if TYPE_CHECKING:
+    from pertoken.recording import Recording, profile
+    from pertoken.result import Profile
+    from pertoken.scopes import request, span, step
+    from pertoken.storage import load
+    from pertoken.version import __version__
 
 __all__ = [
     "FileFormatError",
@@ -36,3 +41,30 @@ __all__ = [
     "span",
     "step",
 ]
+
+# Imported when first used: a program that only imports pertoken pays next to nothing.
+_HOMES = {
+    "Profile": "result",
+    "Recording": "recording",
+    "__version__": "version",
+    "load": "storage",
+    "profile": "recording",
+    "request": "scopes",
+    "span": "scopes",
+    "step": "scopes",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Finds a public name in its module."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'pertoken' has no attribute {name!r}")
+    value = getattr(import_module(f"pertoken.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted(__all__)

@@ -12,7 +12,7 @@ MAX_RECORDERS: int
 
 def build_info() -> dict[str, Any]: ...
 def clock_info() -> dict[str, Any]: ...
-def current_request() -> Any: ...
+def set_request_hook(recorder: Recorder, hook: Callable[[], int] | None, /) -> None: ...
 def fit_clock(samples: NDArray[np.int64], nominal_ns_per_tick: float = ...) -> ClockMap: ...
 def intern_module(name: str) -> int: ...
 def now_ticks() -> int: ...
@@ -79,9 +79,10 @@ class RootCall:
         recorder: Recorder,
         site: int,
         generation_var: ContextVar[Any],
-        request_hook: Callable[[Any], int],
         places: list[tuple[int, str, int]],
         takes_first_positional: bool,
+        is_span_when_nested: bool = True,
+        only_generate_of: int = 0,
         /,
     ) -> None: ...
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any: ...
@@ -110,13 +111,22 @@ class GenerationState:
     depth: int
     steps: int
     commits: int
+    model: int
     tokens: int
+    tokens_unknown: bool
     prompt_len: int
     last_end_ticks: int
     first_commit_ticks: int
     region_start_ticks: int
     def __init__(
-        self, recorder: Recorder, generation: int, depth: int, fresh_cache: bool, /
+        self,
+        recorder: Recorder,
+        generation: int,
+        depth: int,
+        fresh_cache: bool,
+        model: int,
+        is_chunked: bool,
+        /,
     ) -> None: ...
     def enter(self) -> None: ...
     def leave(self) -> None: ...

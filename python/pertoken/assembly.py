@@ -51,7 +51,9 @@ def assemble(recording: Recording) -> Profile:
     entries, generations = recording.log.held()
     running = recording.stopped_ticks == 0
     marks = [entry.start_ticks for entry in entries] + [entry.end_ticks for entry in entries]
-    marks.append(recording.stopped_ticks or _native.now_ticks())
+    now = _native.now_ticks()
+    origin_ticks = recording.origin_ticks or now  # never started: nothing, which lasts no time
+    marks.append(recording.stopped_ticks or now)
     commit_ticks = {}
     for number, generation in generations.items():
         state = generation.state  # gone from one moment to the next when the call ends
@@ -59,7 +61,7 @@ def assemble(recording: Recording) -> Profile:
         commit_ticks[number] = (generation if is_known_now else state).first_commit_ticks
     commit_ticks = {number: ticks for number, ticks in commit_ticks.items() if ticks}
     marks += commit_ticks.values()
-    raw = recording.recorder.snapshot(recording.origin_ticks, np.array(marks, dtype=np.uint64))
+    raw = recording.recorder.snapshot(origin_ticks, np.array(marks, dtype=np.uint64))
     if running:
         _cut(raw, int(raw["marks_ns"][2 * len(entries)]))
     strings = StringTable()
@@ -87,15 +89,11 @@ def assemble(recording: Recording) -> Profile:
 
 def _cut(raw: dict[str, Any], now_ns: int) -> None:
     """Leaves out what began after the requests were looked at, so that no step lacks its own."""
-    later = raw["steps"]["step"][raw["steps"]["start_ns"] > now_ns]
     for name in ("steps", "spans"):
         table = raw[name]
         begun = table["start_ns"] <= now_ns
         if not begun.all():
             raw[name] = {column: values[begun] for column, values in table.items()}
-    if len(later):  # the time before a step counts to it
-        step = raw["spans"]["step"]
-        raw["spans"]["step"] = np.where(np.isin(step, later), -1, step)
 
 
 def _requests(
@@ -210,7 +208,7 @@ def _meta(recording: Recording, raw: dict[str, Any], duration_ns: int) -> dict[s
         "transformers": _version_of("transformers"),
         "platform": platform.platform(),
         "boot_origin_ns": clock["boot_origin_ns"],
-        "unix_origin_ns": recording.origin_unix_ns,
+        "unix_origin_ns": recording.origin_unix_ns or _native.unix_time_ns(),
         "duration_ns": duration_ns,
         "clock": {
             "source": clock["source"],

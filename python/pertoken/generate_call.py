@@ -88,7 +88,9 @@ class GenerateCall:
         if given is None:
             return frozenset()
         listed = given.tolist() if hasattr(given, "tolist") else given
-        return frozenset(int(token) for token in (listed if hasattr(listed, "__iter__") else [listed]))
+        return frozenset(
+            int(token) for token in (listed if hasattr(listed, "__iter__") else [listed])
+        )
 
     @property
     def can_end_rows(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import logging
+import weakref
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from pertoken import _native, patch
 from pertoken.generate_call import GenerateCall, Prompt, positional_names
 from pertoken.instrument import InstanceMethodCall
 from pertoken.patch import change_lock
-from pertoken.scopes import RequestRun, current_run, request
+from pertoken.scopes import RequestRun, current_run
 
 logger = logging.getLogger("pertoken")
 
@@ -41,7 +42,7 @@ class Generation:
     is_beam_search: bool = False
     # What was handed in: a step may have more rows, by beams or returned sequences, and its mask
     # may tell the tokens where they are -1.
-    prompt: Prompt = Prompt()
+    prompt: Prompt = field(default_factory=Prompt)
     row_lengths: list[int] | None = None  # tokens committed to each returned row, once known
     state: Any = None  # of the running call
     first_commit_ticks: int = 0  # 0: nothing committed, or to be read from the steps
@@ -125,7 +126,9 @@ class RequestLog:
             self._close_ended_runs()
             generations = self.generations.items()
             return list(self.requests.values()), {
-                number: generation for number, generation in generations if not generation.is_delegated
+                number: generation
+                for number, generation in generations
+                if not generation.is_delegated
             }
 
     def _close_ended_runs(self) -> None:
@@ -164,6 +167,9 @@ class GenerateWatch:
 
     def install(self, models: Iterable[Any]) -> None:
         """Wraps `generate` and the method that it calls once for every step that commits."""
+        # The native side holds it outside the garbage collector's sight.
+        hook = partial(_number_request, weakref.ref(self))
+        _native.set_request_hook(self._recorder, hook)
         for model in models:
             self._models.add(id(model))
             if callable(getattr(model, "generate", None)):
@@ -201,6 +207,7 @@ class GenerateWatch:
 
     def remove(self) -> None:
         """Takes the wrappers out again."""
+        _native.set_request_hook(self._recorder, None)
         for owner, name, wrapper in reversed(self._installed):
             patch.take_out(owner, name, wrapper)
         self._installed.clear()
@@ -208,7 +215,7 @@ class GenerateWatch:
         self._counting_commits.clear()
         self._names.clear()
 
-    def request_generation(self, _scope: request) -> int:
+    def number_request(self) -> int:
         """The number that stands for the running request, in which no `generate()` runs."""
         generation = self._log.open_generation(self._log.open_request(current_run()))
         generation.by_generate = False
@@ -255,7 +262,9 @@ class GenerateWatch:
     def _names_of(self, model: Any) -> tuple[str, ...]:
         cls = type(model)
         if cls not in self._names:
-            self._names[cls] = positional_names(_plain(inspect.getattr_static(cls, "generate", None)))
+            self._names[cls] = positional_names(
+                _plain(inspect.getattr_static(cls, "generate", None))
+            )
         return self._names[cls]
 
     def _after(self, opened: Any, result: Any, error: type[BaseException] | None) -> None:
@@ -280,6 +289,11 @@ class GenerateWatch:
         finally:
             if generation is not None:
                 generation.running, generation.state = False, None
+
+
+def _number_request(watch: weakref.ref[GenerateWatch]) -> int:
+    alive = watch()
+    return -1 if alive is None else alive.number_request()
 
 
 def inner_roots(root: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import logging
 import pickle
 import pkgutil
 import sys
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("pertoken")
 
 CALL_SLOT = "_compiled_call_impl"
-_JIT_IGNORED = "__jit_ignored_attributes__"
 
 _IDS, _EMBEDS, _CACHE, _MASK, _KEEP, _USE_CACHE = range(6)
 _ARGUMENT_NAMES: dict[int, tuple[str, ...]] = {
@@ -34,6 +34,10 @@ _ARGUMENT_NAMES: dict[int, tuple[str, ...]] = {
     _KEEP: ("logits_to_keep", "num_logits_to_keep"),
     _USE_CACHE: ("use_cache",),
 }
+# What a forward with **kwargs may hand on; the other names are too common to mean a cache.
+_HANDED_ON = frozenset(
+    {"input_ids", "inputs_embeds", "past_key_values", "cache_params", "attention_mask", "use_cache"}
+)
 CACHE_ARGUMENTS = frozenset(_ARGUMENT_NAMES[_CACHE])
 
 
@@ -64,12 +68,39 @@ class InstanceMethodCall(_CopiedAsInner, _native.MethodCall):  # type: ignore[mi
     """A wrapper round a method that an instance holds itself."""
 
 
-class _IgnoredAttributes(list[str]):
-    """What ``torch.jit.script`` is to leave aside: it takes any attribute for one of the model."""
+class _SlotAnnotation:
+    """The type of the slot as torch annotates it, which ``torch.jit.script`` cannot compile.
 
-    def __init__(self, inner: Any) -> None:
-        super().__init__([*inner, CALL_SLOT])
-        self.inner = inner
+    Of a filled slot it tries to, if the module's class has no annotations of its own. While
+    anything is recorded it is that of ``forward``, which the compiler leaves alone.
+    """
+
+    def __init__(self) -> None:
+        self._users = 0
+        self._original: Any = None
+
+    def hide(self) -> None:
+        """For one more recording."""
+        annotations = self._annotations()
+        if self._users == 0 and CALL_SLOT in annotations:
+            self._original = annotations[CALL_SLOT]
+            annotations[CALL_SLOT] = annotations.get("forward")
+        self._users += 1
+
+    def show(self) -> None:
+        """For one recording less."""
+        self._users -= 1
+        if self._users == 0 and self._original is not None:
+            self._annotations()[CALL_SLOT] = self._original
+            self._original = None
+
+    def _annotations(self) -> dict[str, Any]:
+        import torch
+
+        return torch.nn.Module.__annotations__
+
+
+_slot_annotation = _SlotAnnotation()
 
 
 def _reduce_callable(function: Any, protocol: Any) -> Any:
@@ -144,7 +175,7 @@ def argument_places(model: torch.nn.Module) -> tuple[list[tuple[int, str, int]],
             keyword = prefix + name if role in (_IDS, _EMBEDS, _MASK) else name
             if keyword in parameters:
                 places.append((role, keyword, positions.get(keyword, -1)))
-            elif takes_any and name in ("input_ids", "inputs_embeds", "past_key_values"):
+            elif takes_any and name in _HANDED_ON:
                 places.append((role, keyword, -1))
     known = any(role in (_IDS, _EMBEDS) and keyword in parameters for role, keyword, _ in places)
     return places, not known
@@ -159,7 +190,7 @@ class Instrumentation:
         self.compiled: set[str] = set()  # modules that ran compiled, "" the root
         self._root_name = ""
         self._wrappers: dict[int, tuple[str, torch.nn.Module, str, Any]] = {}
-        self._class_hooks: list[tuple[Any, str, Any]] = []
+        self._undo: list[Callable[[], object]] = []  # what was done to torch's own classes
 
     def install(
         self,
@@ -168,7 +199,6 @@ class Instrumentation:
         inner_roots: dict[str, torch.nn.Module],
         recorder: Any,
         generation_var: Any,
-        request_hook: Any,
     ) -> None:
         """Wraps the root and every selected module.
 
@@ -178,7 +208,6 @@ class Instrumentation:
             inner_roots: modules whose calls are steps where no call of the root is round them.
             recorder: the native recorder.
             generation_var: holds the state of the running ``generate()``.
-            request_hook: gives a request that has no ``generate()`` its number.
         """
         import torch
 
@@ -190,11 +219,12 @@ class Instrumentation:
             module: torch.nn.Module, site: int, is_span_when_nested: bool, only_own_generate: bool
         ) -> tuple[Any, Any]:
             places, takes_first = argument_places(module)
-            rest = (recorder, site, generation_var, request_hook, places, takes_first)
-            rest += (is_span_when_nested, id(module) if only_own_generate else 0)
+            only_of = id(module) if only_own_generate else 0
+            rest = (recorder, site, generation_var, places, takes_first)
+            nested = (is_span_when_nested, only_of)
             return (
-                lambda inner: _native.RootCall(inner, *rest),
-                lambda inner: ForwardRootCall(inner, *rest),
+                lambda inner: _native.RootCall(inner, *rest, *nested),
+                lambda inner: ForwardRootCall(inner, *rest, *nested),
             )
 
         root_makers = make_root(root, _native.intern_module(self._root_name), True, False)
@@ -221,8 +251,8 @@ class Instrumentation:
         # These copy attributes as they are, wrappers included.
         for name in ("__setstate__", "_replicate_for_data_parallel"):
             self._hook_class(torch.nn.Module, name, _before_copy, _after_copy)
-        ignored = patch.put(torch.nn.Module, _JIT_IGNORED, (), _IgnoredAttributes)
-        self._class_hooks.append((torch.nn.Module, _JIT_IGNORED, ignored))
+        _slot_annotation.hide()
+        self._undo.append(_slot_annotation.show)
 
     def _hook_class(self, owner: Any, name: str, before: Any, after: Any) -> None:
         method = owner.__dict__.get(name)
@@ -230,7 +260,7 @@ class Instrumentation:
             hook = patch.put(
                 owner, name, method, lambda inner: _native.MethodCall(inner, before, after)
             )
-            self._class_hooks.append((owner, name, hook))
+            self._undo.append(partial(patch.take_out, owner, name, hook))
 
     def _wrap(self, name: str, module: torch.nn.Module, make: Any, make_forward: Any) -> None:
         try:
@@ -251,14 +281,13 @@ class Instrumentation:
             if not patch.take_out(module, attribute, wrapper):
                 self.overwritten.append(name or self._root_name)
         self._wrappers.clear()
-        for owner, name, hook in reversed(self._class_hooks):
-            patch.take_out(owner, name, hook)
-        self._class_hooks.clear()
+        while self._undo:
+            self._undo.pop()()
 
     @property
     def is_installed(self) -> bool:
         """Whether any wrapper of this recording stands in the model."""
-        return bool(self._wrappers or self._class_hooks)
+        return bool(self._wrappers or self._undo)
 
     def note_compiled(self) -> None:
         """Notes which of the wrapped modules the compiler has a hand in by now."""

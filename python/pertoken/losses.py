@@ -19,7 +19,7 @@ def describe_losses(recording: Recording, raw: dict[str, Any]) -> dict[str, Any]
         raw: its native snapshot.
 
     Returns:
-        Counts, names of modules that the compiler inlined, and a sentence for each loss.
+        Counts, names of modules that the compiler inlined, and sentences for what neither says.
     """
     native = raw["losses"]
     faults = dict(recording.faults)
@@ -32,22 +32,9 @@ def describe_losses(recording: Recording, raw: dict[str, Any]) -> dict[str, Any]
     reasons = []
     if not recording.enabled:
         reasons.append("PERTOKEN=0 in the environment: nothing was recorded.")
-    if native["records_dropped"]:
-        reasons.append(
-            f"{native['records_dropped']} records were dropped: a thread's ring was full, "
-            "or it could not be given one."
-        )
-    if native["steps_evicted"] or native["spans_evicted"]:
-        reasons.append(
-            f"The oldest {native['steps_evicted']} steps were let go to stay within "
-            "memory_limit_bytes; totals() still counts them."
-        )
-    if recording.log.evicted:
-        reasons.append(f"The oldest {recording.log.evicted} requests were let go likewise.")
     if inlined:
         reasons.append(
-            f"{len(inlined)} modules have no spans in steps that ran compiled "
-            f"({compiled_steps} of {len(raw['steps']['step'])}): the compiler inlined them."
+            f"{compiled_steps} of {len(raw['steps']['step'])} steps ran code that the compiler made."
         )
     if overwritten:
         reasons.append(
@@ -57,6 +44,11 @@ def describe_losses(recording: Recording, raw: dict[str, Any]) -> dict[str, Any]
     if recording.unknown_commits:
         reasons.append(
             "This transformers does not tell how many tokens a step commits: tokens are unknown."
+        )
+    if raw["clock"]["steps"]:
+        reasons.append(
+            f"The system's clock jumped {raw['clock']['steps']} times, as after a suspend: "
+            "intervals over a jump are longer by it."
         )
     bound = raw["clock"]["error_bound_ns"]
     return {

@@ -137,7 +137,6 @@ class Recording:
                     inner,
                     self.recorder,
                     self._watch.generation_var,
-                    self._watch.request_generation,
                 )
             except BaseException:
                 self.stop()

@@ -42,21 +42,21 @@ class request(_native.RequestRegion):
 
     def __enter__(self) -> request:
         """Opens the request; each entry of one object is a request of its own."""
-        _run_var.set(RequestRun(self, _run_var.get(None), _native.now_ticks()))
+        _run_var.set(RequestRun(self, current_run(), _native.now_ticks()))
         super().__enter__()
         return self
 
     def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
         """Closes the request; an exception is noted by its type and passes on."""
         super().__exit__(exc_type, exc, traceback)
-        run = _run_var.get(None)
+        run = current_run()
         while run is not None and run.request is not self:
             run = run.outer
-        if run is None:  # entered in another context
+        if run is None or run.end_ticks:  # it was entered in another context
             return
-        _run_var.set(run.outer)
         run.error = "" if exc_type is None else exc_type.__name__
         run.end_ticks = _native.now_ticks()
+        _run_var.set(current_run())
 
 
 @dataclass(eq=False)
@@ -74,8 +74,11 @@ _run_var: ContextVar[RequestRun | None] = ContextVar("pertoken_request")
 
 
 def current_run() -> RequestRun | None:
-    """The innermost request round the running code."""
-    return _run_var.get(None)
+    """The innermost request round the running code; tasks may outlive the one they began in."""
+    run = _run_var.get(None)
+    while run is not None and run.end_ticks:
+        run = run.outer
+    return run
 
 
 class step(_native.StepRegion):
@@ -83,7 +86,7 @@ class step(_native.StepRegion):
 
     Args:
         kind: ``prefill``, ``decode``, ``verify``, ``draft``, ``mixed`` or ``other``.
-        rows: rows of the batch; None when unknown.
+        rows: rows of the batch; None: those of the recorded model's forward inside, if any.
         tokens_committed: tokens that the step commits, over all rows; None when unknown.
 
     Calls of a recorded model inside are spans of this step, not steps of their own, and the step

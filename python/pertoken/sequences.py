@@ -111,6 +111,12 @@ class Sequences:
     def _rows_of(self, index: int) -> slice:
         return slice(int(self._first[index]), int(self._first[index + 1]))
 
+    def _rows_of_all(self, members: Ints) -> Ints:
+        """Places of the rows of several steps, step by step."""
+        count = np.maximum(self._steps["rows"][members], 0)
+        begin = self._first[members] - np.cumsum(count) + count
+        return np.repeat(begin, count) + np.arange(count.sum())
+
     def _commit(self, generation: Generation | None, members: Ints) -> None:
         if generation is not None and generation.by_generate:
             self._carry_padding(members)
@@ -122,74 +128,89 @@ class Sequences:
     def _commit_declared(self, index: int) -> None:
         """What the user said of a step, if anything; the rows where it is the same for each."""
         total, rows = int(self._steps["committed"][index]), int(self._steps["rows"][index])
+        if not self._steps["committed_is_total"][index]:
+            total = _UNKNOWN  # of a generate() whose request was let go, and its rows with it
         self.tokens_committed[index] = total
         if total >= 0 and rows > 0 and total % rows == 0:
             self._committed[self._rows_of(index)] = total // rows
 
     def _carry_padding(self, members: Ints) -> None:
         """Padding seen by the masks of the prefill holds for all later steps of the call."""
+        members = members[self._steps["kind"][members] != _DRAFT]
+        unread = self._steps["mask_unread"][members] != 0
+        valid = {at: self._valid(int(members[at])) for at in range(len(members)) if unread[at]}
+        with_rows = np.flatnonzero(self._steps["rows"][members] > 0)
+        first_rows = self._first[members[with_rows]]
+        for at in with_rows[self._masked_query[first_rows] >= 0].tolist():
+            valid[at] = self._valid(int(members[at]))
+        if not valid:
+            return
+        places = sorted(valid)
         padding: Ints | None = None
-        unread = False
-        for index in members.tolist():
-            rows = self._rows_of(index)
-            if self._steps["kind"][index] == _DRAFT:
-                continue
-            past = self._steps["past"][index]
-            valid = self._valid(index)
-            if self._steps["mask_unread"][index]:
-                unread = True
-            elif valid is not None:
-                padding = past + self._steps["query_len"][index] - valid
-            elif unread and past > 0:
-                self._row_context[rows] = _UNKNOWN
-            elif padding is not None and past > 0 and len(padding) == rows.stop - rows.start:
-                self._row_context[rows] = np.maximum(past - padding, 0)
+        for at, until in zip(places, [*places[1:], len(members)], strict=True):
+            tokens, index = valid[at], int(members[at])
+            if tokens is not None:
+                padding = self._steps["past"][index] + self._steps["query_len"][index] - tokens
+            later = members[at + 1 : until]
+            later = later[self._steps["past"][later] > 0]
+            if unread[: at + 1].any():
+                self._row_context[self._rows_of_all(later)] = _UNKNOWN
+            elif padding is not None:
+                later = later[self._steps["rows"][later] == len(padding)]
+                past = np.repeat(self._steps["past"][later], len(padding))
+                context = past - np.tile(padding, len(later))
+                self._row_context[self._rows_of_all(later)] = np.maximum(context, 0)
 
     def _commit_generate(self, generation: Generation, members: Ints) -> None:
         steps = self._steps
         last = int(members[-1])
         drafts = steps["kind"][members] == _DRAFT
-        for index in members[drafts].tolist():
-            self._committed[self._rows_of(index)] = 0
+        self._committed[self._rows_of_all(members[drafts])] = 0
         self.tokens_committed[members[drafts]] = 0
         members = members[~drafts]
         if generation.is_beam_search:
             self._commit_beams(generation, members)
             return
-        lengths = generation.row_lengths
-        is_told = generation.commits_known and bool(np.any(steps["committed"][members] >= 0))
-        for index in members.tolist():
-            rows = self._rows_of(index)
-            count = rows.stop - rows.start
-            tokens, before = int(steps["committed"][index]), int(steps["committed_before"][index])
-            # The end of a running or broken call: what came of its last step is open.
-            is_open = index == last and (generation.running or generation.has_failed)
-            if steps["declared"][index]:
-                self._commit_declared(index)
-                continue
-            if steps["failed"][index]:
-                each: Any = 0
-            elif not is_told or (is_open and (tokens < 0 or generation.has_failed)):
-                each = _UNKNOWN
-            elif tokens <= 0:
-                each = 0
-            elif lengths is not None and len(lengths) == count:
-                each = np.clip(np.array(lengths, dtype=np.int64) - before, 0, tokens)
-            elif count == 1 or not generation.can_end_rows or (before == 0 and tokens == 1):
-                each = tokens  # no row can have ended before
-            else:
-                each = _UNKNOWN
-            self._committed[rows] = each
-            if np.all(self._committed[rows] >= 0):
-                self.tokens_committed[index] = int(self._committed[rows].sum())
+        for index in members[steps["declared"][members] != 0].tolist():
+            self._commit_declared(index)
+        members = members[steps["declared"][members] == 0]
+        rows = np.maximum(steps["rows"][members], 0)
+        tokens, before = steps["committed"][members], steps["committed_before"][members]
+
+        # Tokens of every row, where it is the same for all.
+        is_told = generation.commits_known and bool(np.any(tokens >= 0))
+        no_row_can_have_ended = (rows == 1) | ((before == 0) & (tokens == 1))
+        if not generation.can_end_rows:
+            no_row_can_have_ended[:] = True
+        each = np.where(tokens <= 0, 0, np.where(no_row_can_have_ended, tokens, _UNKNOWN))
+        # At the end of a running or broken call, what came of its last step is open.
+        is_last = members == last
+        is_open = is_last & ((generation.running & (tokens < 0)) | generation.has_failed)
+        each = np.where(is_open | (not is_told), _UNKNOWN, each)
+        each = np.where(steps["failed"][members] != 0, 0, each)
+
+        of_step = np.repeat(np.arange(len(members)), rows)
+        at = self._rows_of_all(members)
+        committed = each[of_step]
+        lengths = np.array(generation.row_lengths or [], dtype=np.int64)
+        by_length = ((rows == len(lengths)) & (tokens > 0) & is_told & (len(lengths) > 0))[of_step]
+        left = lengths[self._row[at[by_length]]] - before[of_step[by_length]]
+        committed[by_length] = np.clip(left, 0, tokens[of_step[by_length]])
+        self._committed[at] = committed
+
+        unknown = np.bincount(of_step, committed < 0, len(members)) + ((rows == 0) & (each != 0))
+        total = np.bincount(of_step, committed, len(members)).astype(np.int64)
+        self.tokens_committed[members] = np.where(unknown > 0, _UNKNOWN, total)
 
     def _commit_beams(self, generation: Generation, members: Ints) -> None:
-        for index in members.tolist():
-            self._committed[self._rows_of(index)] = 0
+        self._committed[self._rows_of_all(members)] = 0
         self.tokens_committed[members] = 0
         if generation.running or generation.row_lengths is None or not len(members):
             return
         last = int(members[-1])
+        if self._steps["declared"][last]:
+            self._commit_declared(last)
+            return
         # The rows of the step are beams, those returned are sequences: which is which is unknown.
         self._committed[self._rows_of(last)] = _UNKNOWN
         self.tokens_committed[last] = sum(generation.row_lengths)
@@ -238,10 +259,7 @@ class Sequences:
         members = members[self._end_ns[members] >= 0]
         if generation is not None and generation.is_beam_search:
             return self._tokens_of_beams(generation, members)
-        rows = np.concatenate(
-            [np.arange(self._first[i], self._first[i + 1]) for i in members.tolist()]
-            or [np.empty(0, np.int64)]
-        ).astype(np.int64)
+        rows = self._rows_of_all(members)
         rows = rows[self._committed[rows] > 0]
         index, row, count = self._step_of_row[rows], self._row[rows], self._committed[rows]
         before = steps["committed_before"][index]
@@ -279,7 +297,7 @@ class Sequences:
     def _tokens_of_beams(self, generation: Generation, members: Ints) -> tuple[Ints, ...]:
         """All at the end of the last step; between tokens committed at once there is no time."""
         lengths = np.array(generation.row_lengths or [], dtype=np.int64)
-        if generation.running or not len(members):
+        if generation.running or not len(members) or self._steps["declared"][members[-1]]:
             lengths = lengths[:0]
         row = np.repeat(np.arange(len(lengths)), lengths)
         position = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -302,9 +320,10 @@ class Sequences:
         result: dict[int, tuple[int, int, int, int]] = {}
         for number, generation in self._generations.items():
             members = self._members.get(number, np.empty(0, np.int64))
-            commits = members[self.tokens_committed[members] > 0]
             first = first_commit_ns.get(number, _UNKNOWN)
-            if first < 0 and not generation.by_generate and len(commits):
+            declared = members[self._steps["declared"][members] != 0]
+            commits = declared[self.tokens_committed[declared] > 0]
+            if len(commits):  # the commits that the user speaks of
                 first = int(self._end_ns[commits].min())
             own = (
                 first,

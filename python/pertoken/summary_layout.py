@@ -200,8 +200,12 @@ def _losses(data: Mapping[str, Any]) -> Block:
         )
     lines.extend(name_text(reason) for reason in losses.get("reasons") or ())
     lines = lines or ["Nothing was lost."]
-    if losses.get("clock_error_ns") is not None:
-        lines.append(f"Clock error: at most {duration_text(losses['clock_error_ns'])}.")
+    clock_error_ns = losses.get("clock_error_ns")
+    if clock_error_ns is not None:
+        known = clock_error_ns >= 0
+        lines.append(
+            f"Clock error: {'at most ' + duration_text(clock_error_ns) if known else 'unknown'}."
+        )
     return Block("Losses", tuple(lines))
 
 

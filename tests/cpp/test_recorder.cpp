@@ -20,8 +20,8 @@ constexpr size_t kUnlimited = size_t{1} << 40;
 void push_span(Recorder& recorder, uint32_t site, uint32_t step) {
   ThreadBuffer* buffer = recorder.buffer();
   const uint64_t now = now_ticks();
-  buffer->push({now, now + 50, make_tag(RecordType::kSpan, site), tls_thread_state->next_seq(), 0,
-                step});
+  buffer->push(
+      {now, now + 50, make_tag(RecordType::kSpan, site), tls_thread_state->next_seq(), 0, step});
 }
 
 void push_step(Recorder& recorder, StepKind kind, int spans) {
@@ -82,8 +82,7 @@ TEST(every_record_of_many_threads_is_stored_or_counted) {
 }
 
 TEST(a_full_ring_drops_and_counts) {
-  const auto recorder =
-      Recorder::create({.store_limit_bytes = kUnlimited, .ring_capacity = 64});
+  const auto recorder = Recorder::create({.store_limit_bytes = kUnlimited, .ring_capacity = 64});
   // Not started: nobody drains.
   for (int i = 0; i < 100; ++i) push_span(*recorder, 1, 0);
   const RecorderSnapshot snapshot = recorder->snapshot();

@@ -35,8 +35,7 @@ std::vector<StoredSpan> held(const TraceStore& store) {
 
 bool same(const StoredSpan& a, const StoredSpan& b) {
   return a.start_ticks == b.start_ticks && a.dur_ticks == b.dur_ticks && a.seq == b.seq &&
-         a.parent_seq == b.parent_seq && a.step == b.step && a.site == b.site &&
-         a.track == b.track;
+         a.parent_seq == b.parent_seq && a.step == b.step && a.site == b.site && a.track == b.track;
 }
 
 // Numbers near and beyond every limit of the packed form, in random order.
@@ -49,7 +48,8 @@ TEST(packing_keeps_every_field) {
   for (int i = 0; i < 30000; ++i) {
     StoredSpan span = span_of(bases[random() % 4] + static_cast<int64_t>(random() % 100000), 0);
     span.step = random() % 5 == 0 ? kNoStep : bases[random() % 4] - 1;
-    span.parent_seq = random() % 3 == 0 ? 0 : span.seq - static_cast<int64_t>(random() % 0xFFFFFFFF) - 1;
+    span.parent_seq =
+        random() % 3 == 0 ? 0 : span.seq - static_cast<int64_t>(random() % 0xFFFFFFFF) - 1;
     if (span.parent_seq < 0) span.parent_seq = 0;
     if (span.parent_seq != 0 && span.seq - span.parent_seq > 0xFFFFFFFFll) span.parent_seq = 0;
     span.dur_ticks = durs[random() % 5];

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import TracebackType
 from typing import Any
 
@@ -99,11 +100,11 @@ class LengthLog(StoppingCriteria):
     @property
     def grown(self) -> list[int]:
         """By how many tokens the sequences grew in each turn."""
-        return [after - before for before, after in zip(self.lengths, self.lengths[1:], strict=False)]
+        return [after - before for before, after in pairwise(self.lengths)]
 
 
 def lengths_until(sequences: Tensor, prompt_len: int, eos: int | None) -> list[int]:
-    """Generated tokens of each returned row: to its first `eos`, that one included, or to the end."""
+    """Generated tokens of each returned row: up to and with its first `eos`, or all."""
     lengths = []
     for row in sequences[:, prompt_len:].tolist():
         lengths.append(row.index(eos) + 1 if eos in row else len(row))

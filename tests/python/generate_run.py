@@ -30,9 +30,7 @@ class GenerateRun:
 
     def steps(self, *columns: str) -> list[tuple[Any, ...]]:
         """These columns of the steps, a tuple a step."""
-        return list(
-            zip(*(self.profile.steps[name].tolist() for name in columns), strict=True)
-        )
+        return list(zip(*(self.profile.steps[name].tolist() for name in columns), strict=True))
 
     def rows(self, column: str) -> list[list[int]]:
         """A column of ``step_rows``, a list a step."""

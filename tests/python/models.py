@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -28,9 +29,12 @@ PAD = 0
 LAYERS = 2
 
 
-def _ready(model: Any) -> Any:
-    """Without an end of sequence, so that lengths are what a test asks for."""
-    config = model.generation_config
+def _build(seed: int, make: Callable[[], Any]) -> Any:
+    """A model with its own seed, without an end of sequence: lengths are what a test asks for."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = make()
+    config = getattr(model, "generation_config", None)
     if config is not None:
         config.eos_token_id = config.bos_token_id = None
         config.pad_token_id = PAD
@@ -41,7 +45,6 @@ def _ready(model: Any) -> Any:
 @cache
 def llama(seed: int = 0, layers: int = LAYERS) -> LlamaForCausalLM:
     """A decoder with rotary positions."""
-    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=16,
@@ -54,13 +57,12 @@ def llama(seed: int = 0, layers: int = LAYERS) -> LlamaForCausalLM:
         bos_token_id=None,
         eos_token_id=None,
     )
-    return _ready(LlamaForCausalLM(config))
+    return _build(seed, lambda: LlamaForCausalLM(config))
 
 
 @cache
 def gpt2() -> GPT2LMHeadModel:
     """A decoder with learned positions and cross-attention arguments in its forward."""
-    torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=VOCABULARY,
         n_positions=128,
@@ -71,13 +73,12 @@ def gpt2() -> GPT2LMHeadModel:
         eos_token_id=None,
         pad_token_id=PAD,
     )
-    return _ready(GPT2LMHeadModel(config))
+    return _build(0, lambda: GPT2LMHeadModel(config))
 
 
 @cache
 def t5() -> T5ForConditionalGeneration:
     """An encoder and a decoder; its forward does not take ``logits_to_keep``."""
-    torch.manual_seed(0)
     config = T5Config(
         vocab_size=VOCABULARY,
         d_model=16,
@@ -89,13 +90,12 @@ def t5() -> T5ForConditionalGeneration:
         pad_token_id=PAD,
         eos_token_id=None,
     )
-    return _ready(T5ForConditionalGeneration(config))
+    return _build(0, lambda: T5ForConditionalGeneration(config))
 
 
 @cache
 def mamba() -> MambaForCausalLM:
     """A recurrent model: its cache has no length."""
-    torch.manual_seed(0)
     config = MambaConfig(
         vocab_size=VOCABULARY,
         hidden_size=16,
@@ -105,13 +105,12 @@ def mamba() -> MambaForCausalLM:
         eos_token_id=None,
         pad_token_id=PAD,
     )
-    return _ready(MambaForCausalLM(config))
+    return _build(0, lambda: MambaForCausalLM(config))
 
 
 @cache
 def bert() -> BertModel:
     """An encoder."""
-    torch.manual_seed(0)
     config = BertConfig(
         vocab_size=VOCABULARY,
         hidden_size=16,
@@ -120,7 +119,7 @@ def bert() -> BertModel:
         intermediate_size=24,
         max_position_embeddings=64,
     )
-    return BertModel(config).eval()
+    return _build(0, lambda: BertModel(config))
 
 
 class NextToken(nn.Module):
@@ -128,7 +127,6 @@ class NextToken(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        torch.manual_seed(0)
         self.embedding = nn.Embedding(VOCABULARY, 8)
         self.layers = nn.ModuleList([nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(2)])
         self.head = nn.Linear(8, VOCABULARY)
@@ -145,7 +143,6 @@ class Regressor(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        torch.manual_seed(0)
         self.first = nn.Linear(6, 8)
         self.second = nn.Linear(8, 1)
 

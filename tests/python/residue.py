@@ -38,7 +38,12 @@ def state_of(model: nn.Module) -> dict[str, list[tuple[str, Any]]]:
 def class_state(model: nn.Module) -> dict[type, list[tuple[str, int]]]:
     """The attributes of each class that a module of the model is of, in their order."""
     classes = {cls for module in model.modules() for cls in type(module).__mro__} - {object}
-    return {cls: [(key, id(value)) for key, value in vars(cls).items()] for cls in classes}
+    annotations = [(key, id(value)) for key, value in nn.Module.__annotations__.items()]
+    return {
+        cls: [(key, id(value)) for key, value in vars(cls).items()]
+        + (annotations if cls is nn.Module else [])
+        for cls in classes
+    }
 
 
 def foreign_attributes(model: nn.Module) -> list[str]:

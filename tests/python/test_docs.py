@@ -26,17 +26,13 @@ MAKE_TARGET = re.compile(r"`?\bmake ([a-z0-9-]+)")
 
 def blocks(page: str, language: str) -> list[str]:
     """The fenced blocks of one language, in order."""
-    return [
-        code for found, code in FENCED.findall((ROOT / page).read_text()) if found == language
-    ]
+    return [code for found, code in FENCED.findall((ROOT / page).read_text()) if found == language]
 
 
 def anchors(text: str) -> set[str]:
     """The anchors that GitHub gives to the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", FENCED.sub("", text), re.MULTILINE)
-    return {
-        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings
-    }
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def broken_links(page: Path, text: str) -> list[str]:
@@ -47,9 +43,10 @@ def broken_links(page: Path, text: str) -> list[str]:
             continue
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
-        if not target.is_relative_to(ROOT) or not target.exists():
-            wrong.append(link)
-        elif anchor and anchor not in anchors(target.read_text() if path else text):
+        found = target.is_relative_to(ROOT) and target.exists()
+        if found and anchor:
+            found = anchor in anchors(target.read_text() if path else text)
+        if not found:
             wrong.append(link)
     return wrong
 

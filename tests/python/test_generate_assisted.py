@@ -47,7 +47,8 @@ def test_an_assistant_model_drafts_outside_and_each_verify_is_counted(sample: bo
     assistant = copy.deepcopy(model)  # agrees with the model often, not always
     with torch.no_grad():
         for parameter in assistant.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+            parameter.add_(0.002 * noise)
     run = run_generate(
         model,
         prompt(),
@@ -59,7 +60,7 @@ def test_an_assistant_model_drafts_outside_and_each_verify_is_counted(sample: bo
     assert_each_verify_committed_what_it_added(run)
     assert_shapes_are_real(run)
     assert run.profile.steps["kind"].tolist() == kinds_by_shape(run)
-    assert any(1 < call.query_len for call in run.forwards[1:])
+    assert any(call.query_len > 1 for call in run.forwards[1:])
     assert max(run.grown) > 1
     # The first forward is prefill and verify at once.
     assert run.forwards[0].query_len > 7
@@ -106,9 +107,7 @@ def test_an_end_of_sequence_inside_a_verify_cuts_what_it_commits() -> None:
 
 def test_early_exit_drafts_are_drafts_of_the_same_request() -> None:
     model = llama(layers=3)
-    run = run_generate(
-        model, prompt(), assistant_early_exit=1, max_new_tokens=10, prompt_len=7
-    )
+    run = run_generate(model, prompt(), assistant_early_exit=1, max_new_tokens=10, prompt_len=7)
     assert_each_verify_committed_what_it_added(run)
     assert_shapes_are_real(run)
     steps = run.profile.steps

@@ -120,13 +120,11 @@ def test_a_mask_that_covers_less_than_cache_and_query_leaves_lengths_unknown() -
     recording = pertoken.profile(model)
     with torch.no_grad(), recording:
         model(prompt(), past_key_values=cache)
-        with pytest.raises(Exception):  # noqa: B017 - whatever torch says of the shapes
-            model(prompt(1, 2), past_key_values=cache, attention_mask=torch.ones(1, 5).long())
+        model(prompt(1, 2), past_key_values=cache, attention_mask=torch.ones(1, 5).long())
     profile = recording.result()
     rows = profile.step_rows.where(profile.step_rows["step"] == 1)
     assert rows["query_len"].tolist() == [-1]
     assert rows["context_len"].tolist() == [-1]
-    assert profile.steps["error"].tolist() == ["", "exception"]
     assert profile.losses["faults"] == {}
 
 

@@ -77,9 +77,9 @@ def test_a_loop_of_declared_steps_in_a_request_gives_its_tokens() -> None:
 def test_a_number_that_does_not_divide_is_known_of_the_step_and_not_of_its_rows() -> None:
     model = NextToken().eval()
     recording = pertoken.profile(model)
-    with torch.no_grad(), recording, pertoken.request():
-        with pertoken.step(kind="verify", rows=2, tokens_committed=3):
-            model(prompt(2, 4))
+    declared = pertoken.step(kind="verify", rows=2, tokens_committed=3)
+    with torch.no_grad(), recording, pertoken.request(), declared:
+        model(prompt(2, 4))
     profile = recording.result()
     assert profile.steps["tokens_committed"].tolist() == [3]
     assert profile.step_rows["committed"].tolist() == [-1, -1]
@@ -87,15 +87,15 @@ def test_a_number_that_does_not_divide_is_known_of_the_step_and_not_of_its_rows(
     assert len(profile.tokens) == 0
 
 
-def test_an_undeclared_number_stays_unknown() -> None:
+def test_undeclared_rows_are_those_of_the_forward_and_tokens_stay_unknown() -> None:
     model = NextToken().eval()
     recording = pertoken.profile(model)
     with torch.no_grad(), recording, pertoken.step():
         model(prompt(2, 4))
     profile = recording.result()
     assert profile.steps["kind"].tolist() == ["other"]
-    assert profile.steps["rows"].tolist() == [-1]
-    assert profile.steps["tokens_in"].tolist() == [-1]
+    assert profile.steps["rows"].tolist() == [2]
+    assert profile.steps["tokens_in"].tolist() == [8]
     assert profile.steps["tokens_committed"].tolist() == [-1]
 
 

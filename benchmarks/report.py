@@ -1,0 +1,330 @@
+"""Makes the performance page of the newest committed results.
+
+``python benchmarks/report.py`` writes docs/performance.md. Every figure on the page comes from the
+file of results; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bars import Results, bytes_text, factor_text, ns_text, percent_text, rate_text, verdicts
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "performance.md"
+
+Estimate = dict[str, float]
+
+_WAYS = {
+    "generate": "Through `generate()`, as users run it",
+    "by_hand": "In a loop by hand round the forward, where nothing else is part of the step",
+}
+_OPERATIONS = {
+    "clock_read": "bare clock read",
+    "push": "push of a record with its timestamp",
+    "push_live": "the same, a consumer draining every 50 us",
+    "push_contended": "the same, a consumer that never rests",
+    "span": "all that the wrapper does round a call: two timestamps, number, push",
+    "drain_record": "collector: one record into the store and the aggregates",
+    "histogram": "one duration into an exponential histogram",
+}
+_CALLS = {
+    "child": "call of a child module inside a step",
+    "root": "step of the root inside `generate()`",
+    "root_with_commit": "the same with the note of what it commits",
+}
+_WRITERS = {
+    "pertoken_json": "pertoken, `.json`",
+    "torch_json": "torch.profiler, `.json`",
+    "pertoken_gzip": "pertoken, `.json.gz`",
+}
+
+
+def newest_results(folder: Path = RESULTS) -> Path:
+    """The file of the whole run that finished last.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    files = sorted(folder.glob("*.json"), key=lambda path: str(_load(path)["finished"]))
+    if not files:
+        raise FileNotFoundError(f"no results in {folder}; run benchmarks/run.py")
+    return files[-1]
+
+
+def render(results: Results, source: str) -> str:
+    """The page as markdown, from results and the name of the file that holds them."""
+    parts = results["benchmarks"]
+    sections = [
+        _head(source),
+        _bars(results),
+        _machine(results),
+        _method(parts["decode_overhead"]),
+        _decode(parts["decode_overhead"]),
+        _calls(parts["call_cost"], parts["instruction_counts"]),
+        _native(parts["native_micro"]),
+        _store(parts["store_memory"], parts["stop_latency"]),
+        _export(parts["export_speed"]),
+        _micro(parts["micro"]),
+        _limits(),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _head(source: str) -> str:
+    return (
+        "# Performance\n\n"
+        f"Made by `benchmarks/report.py` from `benchmarks/results/{source}`; not edited by hand.\n"
+        "`make bench` measures anew and writes this page. Figures are medians; what stands in\n"
+        "brackets is the 95 % interval of the median."
+    )
+
+
+def _bars(results: Results) -> str:
+    rows = []
+    for verdict in verdicts(results):
+        bar = verdict.bar
+        limit = f"{'≥' if bar.at_least else '≤'} {bar.text(bar.limit).removeprefix('+')}"
+        measured = _text(verdict.measured, bar.text)
+        rows.append((bar.what, limit, measured, "pass" if verdict.passed else "**FAIL**"))
+    return "## Bars\n\n" + _table(("what", "bar", "measured", ""), rows)
+
+
+def _machine(results: Results) -> str:
+    machine = results["machine"]
+    virtual = ", a virtual machine" if machine["virtual"] else ""
+    rows = [
+        (
+            "processor",
+            f"{machine['cpu']} (family {machine['cpu_family']}, "
+            f"model {machine['cpu_model_number']}), {machine['cores']} cores{virtual}",
+        ),
+        ("memory", f"{machine['memory_bytes'] / 2**30:.0f} GiB"),
+        ("system", f"{machine['os']}, {machine['kernel']}, {machine['libc']}"),
+        ("Python", f"{machine['python']}, numpy {machine['numpy']}"),
+        ("torch", f"{machine['torch']}, transformers {machine['transformers']}, one thread"),
+        ("pertoken", f"{machine['pertoken']}, {machine['compiler']}, {machine['build_type']}"),
+        (
+            "clock",
+            f"{machine['clock_source']}, {machine['clock_ticks_per_second'] / 1e9:.3f} GHz",
+        ),
+        (
+            "run",
+            f"{results['finished'][:10]}, {results['duration_s'] / 60:.0f} min, "
+            f"load {results['load_before']:.1f} before it, "
+            f"{results['stolen_share'] * 100:.1f} % of the time given to other machines",
+        ),
+    ]
+    return "## Machine\n\n" + _table(("", ""), rows)
+
+
+def _method(decode: dict[str, Any]) -> str:
+    return (
+        "## Method\n\n"
+        "Variants run interleaved: a round holds one block of each, in random order, and each\n"
+        "block is compared with the block of doing nothing in its own round. The median over\n"
+        "the rounds is quoted, its interval by order statistics. One torch thread; no garbage\n"
+        "collection inside a block; each block warms up before its first timed step; starting\n"
+        'and stopping a recording is not timed. "nothing again" also does nothing: its\n'
+        "distance from 0 is the noise. The mean step of a block counts, so that what the\n"
+        "collector's thread takes from the model's is part of the figure; the median step,\n"
+        "which would hide that, stands beside it.\n\n"
+        f"The model of the decode is a Llama of 4 layers x 256, {decode['modules']} modules and\n"
+        f"{decode['parameters'] / 1e6:.1f} M parameters, with random weights, at batch 1: as small a\n"
+        "step, and so as large a relative overhead, as anybody is likely to meet. "
+        f"{decode['rounds']} rounds\nof {decode['steps_a_block']} decode steps each."
+    )
+
+
+def _decode(decode: dict[str, Any]) -> str:
+    text = "## A decode step"
+    for way, title in _WAYS.items():
+        result = decode["ways"][way]
+        calls = result["calls_a_step"]
+        rows = []
+        for name, variant in result["variants"].items():
+            added = {key: value / calls for key, value in variant["added_ns"].items()}
+            rows.append(
+                (
+                    name,
+                    ns_text(variant["step_ns"]["median"]),
+                    _text(variant["ratio"], percent_text),
+                    percent_text(variant["middle_ratio"]["median"]),
+                    ns_text(added["median"]),
+                    ns_text(variant["leave_ns"]["median"]),
+                )
+            )
+        columns = (
+            "variant",
+            "step",
+            "added to the step",
+            "to its median",
+            f"a module call ({calls} a step)",
+            "leaving the block",
+        )
+        text += f"\n\n### {title}\n\n" + _table(columns, rows)
+    return (
+        f"{text}\n\n"
+        '"A module call" divides what is added to the step by all its module calls, recorded or\n'
+        'not. "Leaving the block" is outside the timed part: for pertoken `stop()` and draining\n'
+        "what is left, for hooks their removal, for torch.profiler its processing."
+    )
+
+
+def _calls(cost: dict[str, Any], instructions: dict[str, Any]) -> str:
+    rows = []
+    for name, title in _CALLS.items():
+        bare, wrapped = cost[name]["nothing"], cost[name]["pertoken"]
+        rows.append(
+            (
+                title,
+                ns_text(bare["step_ns"]["median"]),
+                ns_text(wrapped["step_ns"]["median"]),
+                _text(wrapped["added_ns"], ns_text),
+            )
+        )
+    text = (
+        "## One call\n\n"
+        "Modules that compute nothing, called in a row, so that caches are hot; bare and wrapped\n"
+        "interleaved.\n\n" + _table(("call", "bare", "wrapped", "added"), rows)
+    )
+    if "missing" in instructions:
+        return f"{text}\n\nInstructions were not counted: {instructions['missing']}."
+    return (
+        f"{text}\n\n"
+        "Instructions that the wrapper adds to a call, by valgrind: "
+        f"{instructions['added_by_wrapper']:.0f} while recording,\n"
+        f"{instructions['added_by_inactive_wrapper']:.0f} when the recording has stopped and a "
+        "caller still holds the wrapper."
+    )
+
+
+def _native(native: dict[str, Any]) -> str:
+    rows = [
+        (
+            _OPERATIONS[name],
+            _text(operation["ns"], ns_text),
+            _text(operation["ratio"], factor_text),
+        )
+        for name, operation in native["operations"].items()
+    ]
+    rate = _text(native["drained_records_a_second"], rate_text)
+    return (
+        "## The native core\n\n"
+        + _table(("operation", "time", "against the clock read"), rows)
+        + f"\n\nThe collector drains {rate} records; pushes refused in the run: {native['dropped']}."
+    )
+
+
+def _store(store: dict[str, Any], stop: dict[str, Any]) -> str:
+    grown = store["process_growth_bytes"] / store["spans"]
+    rows = [
+        (
+            f"store, {store['spans']:,} spans of {store['steps']:,} steps",
+            f"{bytes_text(store['bytes_a_span'])} a span, steps included",
+        ),
+        ("growth of the process meanwhile", f"{bytes_text(grown)} a span, with the ring"),
+        (f"`stop()` after {stop['spans']:,} spans", _with_worst(stop["stop_ns"])),
+        ("`result()` after it, draining included", _with_worst(stop["result_ns"])),
+    ]
+    return "## A million spans\n\n" + _table(("what", "measured"), rows)
+
+
+def _export(export: dict[str, Any]) -> str:
+    rows = []
+    for name, title in _WRITERS.items():
+        writer = export["writers"][name]
+        rows.append(
+            (
+                title,
+                f"{writer['events']:,}",
+                f"{writer['file_bytes'] / 1e6:.0f} MB",
+                _text(writer["events_a_second"], rate_text),
+            )
+        )
+    growth = export["peak_growth_bytes"]
+    if None in growth.values():
+        memory = "The memory of an export could not be measured here."
+    else:
+        memory = (
+            "The process's peak memory rises by "
+            f"{growth['small'] / 1e6:.1f} MB while {export['spans']['small']:,} spans are\n"
+            f"exported, and by {growth['large'] / 1e6:.1f} MB more for "
+            f"{export['spans']['large']:,}."
+        )
+    return (
+        "## Chrome export\n\n"
+        + _table(("writer", "events", "file", "events a second"), rows)
+        + f"\n\nIn the same turn pertoken writes {_text(export['times_torch'], factor_text)} as many "
+        f"events a second as\ntorch.profiler does of its own. {memory}"
+    )
+
+
+def _micro(micro: dict[str, Any]) -> str:
+    rows = [
+        (
+            benchmark["group"],
+            name,
+            f"{ns_text(benchmark['median_ns'])} "
+            f"({ns_text(benchmark['q1_ns'])} to {ns_text(benchmark['q3_ns'])})",
+        )
+        for name, benchmark in micro.items()
+    ]
+    return (
+        "## Public operations\n\n"
+        "By pytest-benchmark, one after the other, not interleaved; in brackets the quartiles.\n\n"
+        + _table(("group", "operation", "time"), rows)
+    )
+
+
+def _limits() -> str:
+    return (
+        "## What these figures do not say\n\n"
+        "- They are of one machine and one run. On another processor the clock alone may cost\n"
+        "  three times as much.\n"
+        "- The decode is on the CPU, with one torch thread. With several, the noise is far above\n"
+        "  the overhead, so that it cannot be stated.\n"
+        '- An overhead below the distance of "nothing again" from 0 is not told from none.\n'
+        "- A second core was free for the collector's thread. On a machine without one, what the\n"
+        "  collector takes (see the native core) is added to the model's own time.\n"
+        "- The store was below its limit in all but the collector's own benchmark: evicting old\n"
+        "  steps is not part of the decode.\n"
+        "- The two exports write different events: pertoken's are module calls and steps,\n"
+        "  torch.profiler's are operators, with longer arguments."
+    )
+
+
+def _text(estimate: Estimate, text: Any) -> str:
+    if estimate["low"] == estimate["high"]:
+        return str(text(estimate["median"]))
+    return f"{text(estimate['median'])} ({text(estimate['low'])} to {text(estimate['high'])})"
+
+
+def _with_worst(estimate: Estimate) -> str:
+    count = int(estimate["count"])
+    return f"{ns_text(estimate['median'])}, at worst {ns_text(estimate['worst'])} of {count}"
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _load(path: Path) -> Results:
+    results: Results = json.loads(path.read_text())
+    return results
+
+
+def main() -> None:
+    """Writes the page."""
+    source = newest_results()
+    PAGE.write_text(render(_load(source), source.name))
+    print(f"Written: {PAGE}, from {source.name}")
+
+
+if __name__ == "__main__":
+    main()

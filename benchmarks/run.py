@@ -1,0 +1,139 @@
+"""Runs the benchmarks, each in a process of its own, and writes their results to one file.
+
+``python benchmarks/run.py`` runs all and writes ``benchmarks/results/<date>-<cpu>.json``, of which
+``report.py`` makes the performance page. Part of them, or a smoke run with tiny sizes, goes where
+``--output`` says, so that a committed file always is one whole run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from bars import verdicts
+from machine import cpu_model, describe_machine, stolen_ticks
+from script import quiet_environment, rounded
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+SCHEMA = 1
+
+# The shortest first: what is broken shows early.
+BENCHMARKS = {
+    "store_memory": "memory a span in the native store",
+    "call_cost": "cost of a wrapped call",
+    "native_micro": "operations of the native core",
+    "micro": "microbenchmarks of the public operations",
+    "stop_latency": "latency of stop() after a million spans",
+    "instruction_counts": "instructions a call, by valgrind",
+    "export_speed": "Chrome export, beside torch.profiler's",
+    "decode_overhead": "overhead in a decode, beside hooks and torch.profiler",
+}
+
+
+def main() -> int:
+    """Runs what the command line names; 1 when a benchmark failed."""
+    arguments = _arguments()
+    output = arguments.output or RESULTS / file_name(datetime.now(timezone.utc))
+    load_before, stolen_before, start = os.getloadavg()[0], stolen_ticks(), time.monotonic()
+    results: dict[str, Any] = {}
+    failed = []
+    names = arguments.benchmarks or list(BENCHMARKS)
+    for number, name in enumerate(names, 1):
+        print(f"[{number}/{len(names)}] {name}: {BENCHMARKS[name]}", flush=True)
+        begun = time.monotonic()
+        measured = run_benchmark(name, smoke=arguments.smoke)
+        if measured is None:
+            failed.append(name)
+        else:
+            results[name] = measured
+        print(f"      {time.monotonic() - begun:.0f} s", flush=True)
+    if failed:
+        print(f"failed, nothing written: {', '.join(failed)}", file=sys.stderr)
+        return 1
+    stolen, ticks = (
+        after - before for after, before in zip(stolen_ticks(), stolen_before, strict=True)
+    )
+    document = {
+        "schema": SCHEMA,
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "duration_s": round(time.monotonic() - start),
+        "smoke": arguments.smoke,
+        "load_before": load_before,
+        "stolen_share": stolen / max(ticks, 1),
+        "machine": describe_machine(),
+        "benchmarks": results,
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(rounded(document), indent=1) + "\n")
+    print_bars(document)
+    print(f"Written: {output}")
+    return 0
+
+
+def run_benchmark(name: str, *, smoke: bool) -> dict[str, Any] | None:
+    """What one benchmark measured; None when it failed, after its own message on stderr."""
+    with tempfile.TemporaryDirectory(prefix="pertoken-bench-") as folder:
+        output = Path(folder, "result.json")
+        command = [sys.executable, str(HERE / f"{name}.py"), f"--output={output}"]
+        if smoke:
+            command.append("--smoke")
+        # torch's profiler writes to stderr at every start and stop.
+        done = subprocess.run(command, env=quiet_environment(), stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            print(done.stderr, file=sys.stderr)
+            return None
+        result: dict[str, Any] = json.loads(output.read_text())
+        return result
+
+
+def file_name(now: datetime) -> str:
+    """The name of a file of results: the date and the processor."""
+    cpu = re.sub(r"[^a-z0-9]+", "-", cpu_model().lower()).strip("-")
+    return f"{now:%Y-%m-%d}-{cpu}.json"
+
+
+def print_bars(document: dict[str, Any]) -> None:
+    """Prints how each bar was met."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("bar", "limit", "measured", "")
+    for verdict in verdicts(document):
+        bar = verdict.bar
+        table.add_row(
+            bar.what,
+            f"{'>=' if bar.at_least else '<='} {bar.text(bar.limit)}",
+            bar.text(verdict.measured["median"]),
+            "pass" if verdict.passed else "[bold red]FAIL",
+        )
+    Console().print(table)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Runs the benchmarks.")
+    parser.add_argument("benchmarks", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that all works")
+    parser.add_argument("--output", type=Path, help="the file to write, instead of one in results/")
+    arguments = parser.parse_args()
+    unknown = set(arguments.benchmarks) - set(BENCHMARKS)
+    if unknown:
+        parser.error(
+            f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}"
+        )
+    if (arguments.benchmarks or arguments.smoke) and arguments.output is None:
+        parser.error("results/ holds whole runs only: give --output for a part or a smoke run")
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(main())

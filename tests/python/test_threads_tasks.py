@@ -1,0 +1,447 @@
+"""Threads, tasks and generators each have spans of their own; starting and stopping disturbs none."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+
+import invariants
+import models
+import pertoken
+from odd_modules import Stack, numbers, seeded
+from pertoken import Profile
+from residue import assert_untouched, foreign_values
+
+
+def run_in_threads(count: int, work: Callable[[int], Any]) -> list[int]:
+    """Runs ``work(index)`` in that many threads at once; their ids as the system has them."""
+    barrier = threading.Barrier(count)
+    tids: list[int] = []
+    errors: list[BaseException] = []
+
+    def run(index: int) -> None:
+        try:
+            barrier.wait()
+            tids.append(threading.get_native_id())
+            work(index)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(i,), name=f"worker-{i}") for i in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors, errors
+    return tids
+
+
+def parent_sites(profile: Profile) -> list[tuple[str, str]]:
+    spans = profile.spans
+    names = dict(zip(spans["span"].tolist(), spans["site"].tolist(), strict=True))
+    return [
+        (site, names.get(parent, ""))
+        for site, parent in zip(spans["site"].tolist(), spans["parent"].tolist(), strict=True)
+    ]
+
+
+def test_threads_on_one_model_have_tracks_of_their_own() -> None:
+    model = seeded(Stack)
+    with pertoken.profile(model, modules="all") as recording:
+        tids = run_in_threads(4, lambda index: [model(numbers()) for _ in range(20)])
+    profile = recording.result()
+    invariants.check(profile)
+    assert profile.steps["step"].tolist() == list(range(80))
+    assert len(profile.spans) == 80 * 12
+    assert sorted(profile.tracks["tid"].tolist()) == sorted(tids)
+    assert Counter(profile.steps["thread"].tolist()) == dict.fromkeys(range(4), 20)
+    track_of_step = dict(
+        zip(profile.steps["step"].tolist(), profile.steps["thread"].tolist(), strict=True)
+    )
+    for step, track in zip(
+        profile.spans["step"].tolist(), profile.spans["track"].tolist(), strict=True
+    ):
+        assert track_of_step[step] == track
+
+
+def test_threads_on_several_models_do_not_meet() -> None:
+    stacks = [seeded(Stack) for _ in range(3)]
+    recordings = [pertoken.profile(stack, modules="all") for stack in stacks]
+    for recording in recordings:
+        recording.start()
+    run_in_threads(3, lambda index: [stacks[index](numbers()) for _ in range(5 + index)])
+    for index, recording in enumerate(recordings):
+        recording.stop()
+        profile = recording.result()
+        invariants.check(profile)
+        assert len(profile.steps) == 5 + index
+        assert len(profile.tracks) == 1
+
+
+def test_requests_of_threads_that_generate_at_once_stay_apart() -> None:
+    model = models.llama()
+    expected = [model.generate(models.prompt(1, 3 + i), max_new_tokens=4 + i) for i in range(3)]
+    results: dict[int, Any] = {}
+
+    def generate(index: int) -> None:
+        with pertoken.request(id=index):
+            ids = models.prompt(1, 3 + index)
+            results[index] = model.generate(ids, max_new_tokens=4 + index)
+
+    with pertoken.profile(model) as recording:
+        run_in_threads(3, generate)
+    assert all(torch.equal(results[index], ids) for index, ids in enumerate(expected))
+    profile = recording.result()
+    invariants.check(profile)
+    invariants.check_sequences(profile)
+    requests = profile.requests
+    assert {
+        id: (tokens_in, tokens_out)
+        for id, tokens_in, tokens_out in zip(
+            requests["id"].tolist(),
+            requests["tokens_in"].tolist(),
+            requests["tokens_out"].tolist(),
+            strict=True,
+        )
+    } == {str(i): (3 + i, 4 + i) for i in range(3)}
+    for request in requests["request"].tolist():
+        kinds = profile.steps["kind"][profile.steps["request"] == request].tolist()
+        assert kinds == ["prefill"] + ["decode"] * (len(kinds) - 1)
+
+
+def test_a_hundred_threads_come_and_go() -> None:
+    model = seeded(Stack)
+    with pertoken.profile(model) as recording:
+        for _ in range(4):
+            run_in_threads(25, lambda index: model(numbers()))
+    profile = recording.result()
+    invariants.check(profile)
+    assert len(profile.steps) == len(profile.tracks) == 100
+
+
+def test_threads_that_end_after_the_recording_lose_nothing() -> None:
+    model = seeded(Stack)
+    called, stopped = threading.Event(), threading.Event()
+
+    def work() -> None:
+        model(numbers())
+        called.set()
+        stopped.wait()
+
+    thread = threading.Thread(target=work)
+    with pertoken.profile(model) as recording:
+        thread.start()
+        called.wait()
+    stopped.set()
+    thread.join()
+    assert len(recording.result().steps) == 1
+    with recording:
+        run_in_threads(2, lambda index: model(numbers()))
+    assert len(recording.result().steps) == 3
+
+
+def test_tasks_do_not_see_each_others_spans_and_requests() -> None:
+    model = seeded(Stack)
+
+    async def serve(index: int) -> None:
+        with pertoken.request(id=index):
+            for turn in range(3):
+                with pertoken.span(f"task {index}"):
+                    await asyncio.sleep(0.001 * ((index + turn) % 3))
+                    model(numbers())
+                    await asyncio.sleep(0)
+
+    async def serve_all() -> None:
+        await asyncio.gather(*(serve(index) for index in range(5)))
+
+    with pertoken.profile(model, modules="root") as recording:
+        asyncio.run(serve_all())
+    profile = recording.result()
+    invariants.check(profile)
+    steps = profile.steps
+    assert Counter(parent_sites(profile)) == Counter(
+        {("Stack", f"task {i}"): 3 for i in range(5)} | {(f"task {i}", ""): 3 for i in range(5)}
+    )
+    ids = dict(
+        zip(profile.requests["request"].tolist(), profile.requests["id"].tolist(), strict=True)
+    )
+    step_requests = {
+        step: ids[request]
+        for step, request in zip(steps["step"].tolist(), steps["request"].tolist(), strict=True)
+    }
+    spans = profile.spans
+    parents = dict(zip(spans["span"].tolist(), spans["site"].tolist(), strict=True))
+    for step, parent in zip(spans["step"].tolist(), spans["parent"].tolist(), strict=True):
+        if step >= 0:
+            assert parents[parent] == f"task {step_requests[step]}"
+
+
+def test_worker_threads_of_tasks_carry_their_request_but_no_foreign_span() -> None:
+    model = models.llama()
+
+    async def serve(index: int) -> Any:
+        with pertoken.request(id=index), pertoken.span(f"serve {index}"):
+            ids = models.prompt(1, 4 + index)
+            return await asyncio.to_thread(model.generate, ids, max_new_tokens=3)
+
+    async def serve_all() -> Any:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+        return await asyncio.gather(*(serve(index) for index in range(6)))
+
+    with pertoken.profile(model, modules="root") as recording:
+        results = asyncio.run(serve_all())
+    for index, ids in enumerate(results):
+        assert torch.equal(ids, model.generate(models.prompt(1, 4 + index), max_new_tokens=3))
+    profile = recording.result()
+    invariants.check(profile)
+    invariants.check_sequences(profile)
+    requests = sorted(
+        zip(profile.requests["id"].tolist(), profile.requests["tokens_in"].tolist(), strict=True)
+    )
+    assert requests == [(str(index), 4 + index) for index in range(6)]
+    assert profile.steps["kind"].tolist().count("prefill") == 6
+    outermost = profile.spans["site"][profile.spans["parent"] == -1]
+    assert Counter(outermost.tolist()) == {"generate": 6} | {f"serve {i}": 1 for i in range(6)}
+
+
+def test_a_task_that_outlives_the_span_and_the_step_it_began_in_is_no_part_of_them() -> None:
+    model = seeded(Stack)
+
+    async def later(event: asyncio.Event) -> None:
+        await event.wait()
+        with pertoken.span("late"):
+            model(numbers())
+        model(numbers())
+
+    async def run() -> None:
+        event = asyncio.Event()
+        with pertoken.request(id="early"), pertoken.span("early"), pertoken.step("decode", rows=1):
+            task = asyncio.create_task(later(event))
+            await asyncio.sleep(0)
+            model(numbers())
+        event.set()
+        await task
+
+    with pertoken.profile(model, modules="root") as recording:
+        asyncio.run(run())
+    profile = recording.result()
+    invariants.check(profile)
+    assert parent_sites(profile) == [
+        ("Stack", "early"),
+        ("early", ""),
+        ("Stack", "late"),
+        ("late", ""),
+        ("Stack", ""),
+    ]
+    assert profile.steps["kind"].tolist() == ["decode", "other", "other"]
+    assert profile.steps["request"].tolist() == [0, -1, -1]
+
+
+def stream(model: Any, name: str, count: int) -> Iterator[Any]:
+    with pertoken.span(name):
+        for _ in range(count):
+            yield model(numbers())
+
+
+def test_generators_close_their_spans_in_any_order() -> None:
+    model = seeded(Stack)
+    with pertoken.profile(model, modules="root") as recording:
+        first, second = stream(model, "first", 2), stream(model, "second", 3)
+        for generator in (first, second, first, second):
+            next(generator)
+        assert list(first) == []
+        with pertoken.span("third"):
+            assert len(list(second)) == 1
+            model(numbers())
+        model(numbers())
+    profile = recording.result()
+    invariants.check(profile)
+    assert Counter(profile.spans["site"].tolist()) == {
+        "Stack": 7,
+        "first": 1,
+        "second": 1,
+        "third": 1,
+    }
+    assert ("Stack", "third") in parent_sites(profile)
+    assert parent_sites(profile)[-1] == ("Stack", "")
+
+
+def test_generators_begun_inside_a_forward_and_ended_outside_leave_no_span_open() -> None:
+    class Leaving(Stack):
+        def forward(self, x: Any) -> Any:
+            self.generator = stream(self.head, "begun inside", 2)
+            return next(self.generator)
+
+    model = seeded(Leaving)
+    with pertoken.profile(model, modules="all") as recording:
+        model(numbers())
+        assert len(list(model.generator)) == 1
+        model.layers[0](numbers())
+    profile = recording.result()
+    assert len(profile.steps) == 1
+    assert parent_sites(profile)[-1] == ("layers.0", "")
+
+
+def test_asynchronous_generators_and_decorated_coroutines() -> None:
+    model = seeded(Stack)
+
+    @pertoken.span("turn")
+    async def turn() -> Any:
+        await asyncio.sleep(0)
+        return model(numbers())
+
+    async def turns(count: int) -> AsyncIterator[Any]:
+        with pertoken.span("turns"):
+            for _ in range(count):
+                yield await turn()
+
+    @pertoken.profile(model, modules="root")
+    async def run() -> int:
+        return sum([1 async for _ in turns(3)])
+
+    assert asyncio.run(run()) == 3
+    assert foreign_values(model) == []
+
+
+def test_a_region_left_on_another_thread_or_twice_disturbs_nothing() -> None:
+    model = seeded(Stack)
+    with pertoken.profile(model, modules="root") as recording:
+        region = pertoken.span("moved")
+        region.__enter__()
+        run_in_threads(1, lambda index: region.__exit__(None, None, None))
+        model(numbers())
+        region.__exit__(None, None, None)
+        region.__exit__(None, None, None)
+        model(numbers())
+    profile = recording.result()
+    invariants.check(profile)
+    assert parent_sites(profile) == [("Stack", "moved"), ("moved", ""), ("Stack", "")]
+
+
+def test_one_span_object_in_many_threads_and_in_itself() -> None:
+    region = pertoken.span("shared")
+    model = seeded(Stack)
+
+    def work(index: int) -> None:
+        for _ in range(10):
+            with region, region:
+                model(numbers())
+
+    with pertoken.profile(model, modules="root") as recording:
+        run_in_threads(4, work)
+    profile = recording.result()
+    invariants.check(profile)
+    assert Counter(parent_sites(profile)) == {
+        ("Stack", "shared"): 40,
+        ("shared", "shared"): 40,
+        ("shared", ""): 40,
+    }
+
+
+def test_started_and_stopped_by_another_thread_while_generate_runs() -> None:
+    model, control = models.llama.__wrapped__(), models.llama.__wrapped__()
+    expected = control.generate(models.prompt(2), max_new_tokens=12)
+    recording = pertoken.profile(model, modules="all")
+    other = pertoken.profile(model)
+    done = threading.Event()
+    stops = []
+
+    def switch() -> None:
+        while not done.is_set():
+            recording.start()
+            other.start()
+            done.wait(0.002)
+            recording.stop()
+            other.stop()
+            stops.append(len(stops))
+
+    thread = threading.Thread(target=switch)
+    thread.start()
+    try:
+        for _ in range(50):
+            assert torch.equal(model.generate(models.prompt(2), max_new_tokens=12), expected)
+    finally:
+        done.set()
+        thread.join()
+    recording.stop()
+    other.stop()
+    assert_untouched(model, control)
+    for profile in (recording.result(), other.result()):
+        assert len(profile.steps) > 0
+        assert profile.losses["faults"] == {}
+        # Of a step that runs when it stops, the end is not recorded.
+        assert (profile.steps["wall_ns"] < 0).sum() <= len(stops)
+
+
+def test_one_recording_entered_by_several_threads_runs_until_the_last_leaves() -> None:
+    model = seeded(Stack)
+    recording = pertoken.profile(model)
+
+    def work(index: int) -> None:
+        for _ in range(5):
+            with recording:
+                model(numbers())
+
+    run_in_threads(4, work)
+    assert not recording.is_recording
+    assert foreign_values(model) == []
+    assert len(recording.result().steps) == 20
+
+
+def test_results_are_read_while_threads_record() -> None:
+    model = seeded(Stack)
+    done = threading.Event()
+
+    def work() -> None:
+        while not done.is_set():
+            model(numbers())
+
+    thread = threading.Thread(target=work)
+    with pertoken.profile(model, modules="all") as recording:
+        thread.start()
+        counts = []
+        for _ in range(20):
+            profile = recording.result()
+            counts.append(len(profile.steps))
+            assert recording.totals()["steps"].get("other", {"begun": 0})["begun"] >= counts[-1]
+        done.set()
+        thread.join()
+    assert counts == sorted(counts)
+    invariants.check(recording.result())
+
+
+def test_more_recordings_than_there_is_room_for() -> None:
+    model = seeded(Stack)
+    recordings = [pertoken.profile(model) for _ in range(8)]
+    with pytest.raises(pertoken.RecordingStateError, match="at most 8 recordings"):
+        pertoken.profile(model)
+    for recording in recordings:
+        recording.start()
+    model(numbers())
+    assert [len(recording.result().steps) for recording in recordings] == [1] * 8
+    recordings.pop().stop()
+    recording = None
+    assert pertoken.profile(model) is not None
+    for recording in recordings:
+        recording.stop()
+    assert foreign_values(model) == []
+
+
+def test_switched_off_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERTOKEN", "0")
+    model = seeded(Stack)
+    with pertoken.profile(model) as recording, pertoken.span("region"):
+        assert foreign_values(model) == []
+        assert not recording.is_recording
+        model(numbers())
+    profile = recording.result()
+    assert (len(profile.steps), len(profile.spans)) == (0, 0)
+    assert any("PERTOKEN=0" in reason for reason in profile.losses["reasons"])
+    assert str(recording.summary())
