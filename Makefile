@@ -21,9 +21,8 @@ PACKAGE := pyproject.toml CMakeLists.txt LICENSE README.md \
   $(shell find cmake csrc python -name __pycache__ -prune -o -print)
 HEADERS := $(shell find csrc -name '*.h')
 SOURCES := $(shell find csrc -name '*.cpp')
-FORMATTED := $(HEADERS) $(SOURCES) $(shell find tests/cpp -name '*.h' -o -name '*.cpp')
+FORMATTED := $(HEADERS) $(SOURCES) $(shell find tests/cpp benchmarks -name '*.h' -o -name '*.cpp')
 PYTHON_FILES := python tests benchmarks
-BENCHMARKS := $(shell grep -ls __main__ benchmarks/*.py)
 
 # ThreadSanitizer cannot start under some kernels' address randomisation; setarch switches it off.
 TSAN_RUN := $(shell setarch -R true 2>/dev/null && echo setarch -R)
@@ -53,8 +52,9 @@ format: $(VENV)/.dev ## rewrite the files as the linters want them
 wheel: ## build the wheel for PYTHON, repaired and measured, into wheelhouse/
 	.ci/build_wheel.sh $(PYTHON) wheelhouse
 
-bench: $(VENV)/.installed $(VENV)/.dev ## run the benchmarks
-	set -e; for script in $(BENCHMARKS); do echo "== $$script"; python "$$script"; done
+bench: $(VENV)/.installed $(VENV)/.dev ## run the benchmarks (minutes), write docs/performance.md
+	python benchmarks/run.py
+	python benchmarks/report.py
 
 clean: ## remove what was built
 	rm -rf build build-* dist wheelhouse demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

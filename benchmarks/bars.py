@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 Results = dict[str, Any]
+RECORDED = "pertoken all"
+CONTROL = "nothing again"
 Format = Callable[[float], str]
 
 
@@ -20,6 +22,9 @@ class Bar:
     limit: float
     text: Format
     at_least: bool = False
+    # What the control measured, as `read` gives it, and what it should have: its noise.
+    read_control: Callable[[Any], float] | None = None
+    neutral: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -28,13 +33,18 @@ class Verdict:
 
     bar: Bar
     measured: dict[str, float]
+    control: float | None
 
     @property
-    def passed(self) -> bool:
-        """Whether the median keeps the limit."""
-        if self.bar.at_least:
-            return self.measured["median"] >= self.bar.limit
-        return self.measured["median"] <= self.bar.limit
+    def outcome(self) -> str:
+        """``pass`` or ``FAIL`` by the median, ``noise`` where the control misses the limit, too."""
+        bar = self.bar
+        if self.control is not None:
+            allowed = abs(bar.limit - bar.neutral)
+            if abs(self.control - bar.neutral) > allowed:
+                return "noise"
+        median = self.measured["median"]
+        return "pass" if (median >= bar.limit if bar.at_least else median <= bar.limit) else "FAIL"
 
 
 def ns_text(value: float) -> str:
@@ -74,9 +84,48 @@ def _worst(estimate: dict[str, float]) -> dict[str, float]:
     return {**estimate, "median": estimate["worst"]}
 
 
-def _per_call(way: dict[str, Any]) -> dict[str, float]:
-    added = way["variants"]["pertoken all"]["added_ns"]
-    return {key: added[key] / way["calls_a_step"] for key in ("median", "low", "high")}
+def _per_call(way: str, variant: str) -> Callable[[Any], dict[str, float]]:
+    """What a variant adds to a module call."""
+
+    def read(decode: Any) -> dict[str, float]:
+        result = decode["ways"][way]
+        added = result["variants"][variant]["added_ns"]
+        return {key: added[key] / result["calls_a_step"] for key in ("median", "low", "high")}
+
+    return read
+
+
+def _ratio(way: str, variant: str) -> Callable[[Any], dict[str, float]]:
+    """A variant's step, to the step of nothing."""
+
+    def read(decode: Any) -> dict[str, float]:
+        ratio: dict[str, float] = decode["ways"][way]["variants"][variant]["ratio"]
+        return ratio
+
+    return read
+
+
+def _wrapper_bar(what: str, way: str) -> Bar:
+    return Bar(
+        what,
+        "decode_overhead",
+        _per_call(way, RECORDED),
+        300,
+        ns_text,
+        read_control=lambda decode: _per_call(way, CONTROL)(decode)["median"],
+    )
+
+
+def _step_bar(what: str, way: str) -> Bar:
+    return Bar(
+        what,
+        "decode_overhead",
+        _ratio(way, RECORDED),
+        1.01,
+        percent_text,
+        read_control=lambda decode: _ratio(way, CONTROL)(decode)["median"],
+        neutral=1.0,
+    )
 
 
 BARS = (
@@ -94,20 +143,8 @@ BARS = (
         1.3,
         factor_text,
     ),
-    Bar(
-        "wrapper in a real decode, all in, a module call",
-        "decode_overhead",
-        lambda decode: _per_call(decode["ways"]["generate"]),
-        300,
-        ns_text,
-    ),
-    Bar(
-        "the same in a decode loop by hand",
-        "decode_overhead",
-        lambda decode: _per_call(decode["ways"]["by_hand"]),
-        300,
-        ns_text,
-    ),
+    _wrapper_bar("wrapper in a real decode, all in, a module call", "generate"),
+    _wrapper_bar("the same in a decode loop by hand", "by_hand"),
     Bar(
         "a step's own bookkeeping in the root wrapper",
         "call_cost",
@@ -115,20 +152,8 @@ BARS = (
         1000,
         ns_text,
     ),
-    Bar(
-        "every module of every token, through generate()",
-        "decode_overhead",
-        lambda decode: decode["ways"]["generate"]["variants"]["pertoken all"]["ratio"],
-        1.01,
-        percent_text,
-    ),
-    Bar(
-        "the same in a decode loop by hand",
-        "decode_overhead",
-        lambda decode: decode["ways"]["by_hand"]["variants"]["pertoken all"]["ratio"],
-        1.01,
-        percent_text,
-    ),
+    _step_bar("every module of every token, through generate()", "generate"),
+    _step_bar("the same in a decode loop by hand", "by_hand"),
     Bar(
         "memory a span in the native store, all in",
         "store_memory",
@@ -165,5 +190,7 @@ BARS = (
 def verdicts(results: Results) -> Iterator[Verdict]:
     """Every bar whose benchmark is part of the results."""
     for bar in BARS:
-        if bar.benchmark in results["benchmarks"]:
-            yield Verdict(bar, bar.read(results["benchmarks"][bar.benchmark]))
+        part = results["benchmarks"].get(bar.benchmark)
+        if part is not None:
+            control = None if bar.read_control is None else bar.read_control(part)
+            yield Verdict(bar, bar.read(part), control)

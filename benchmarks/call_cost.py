@@ -12,12 +12,12 @@ from functools import partial
 from typing import Any
 
 import torch
+
+import pertoken
 from call_loops import ChildLoop, RootLoop
 from decode_overhead import recorded, require_complete
 from paired import Variant, compare
 from script import Advance, part, run_script
-
-import pertoken
 
 BLOCK_BATCHES = 5
 

@@ -6,8 +6,9 @@ from time import perf_counter_ns
 from typing import Any
 
 import torch
-from skeleton import Leaf
 from torch import nn
+
+from skeleton import Leaf
 
 
 class ChildLoop(nn.Module):

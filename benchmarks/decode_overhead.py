@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import pertoken
 from hooks import calls_a_step, no_op_hooks, timing_hooks, torch_profiler
 from paired import Variant, compare
 from script import Advance, part, run_script
@@ -23,8 +24,6 @@ from tiny_llama import (
     tiny_llama,
 )
 
-import pertoken
-
 SELECTIONS = ("root", "layers", "all")
 WAYS: dict[str, Callable[..., list[int]]] = {
     "generate": decode_by_generate,
@@ -34,7 +33,7 @@ WAYS: dict[str, Callable[..., list[int]]] = {
 
 def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
     """Compares all variants in one interleaved run for each way to decode."""
-    rounds, steps = (3, 4) if smoke else (80, 48)
+    rounds, steps = (3, 4) if smoke else (100, 48)
     model, prompt = tiny_llama(), prompt_ids()
     result: dict[str, Any] = {
         "modules": sum(1 for _ in model.modules()),

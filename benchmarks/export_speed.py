@@ -18,13 +18,12 @@ from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
+import pertoken
 from hooks import torch_profiler
 from paired import median_interval
 from script import Advance, run_script
 from skeleton import recording_of_skeleton, require_spans
 from tiny_llama import decode_by_hand, prompt_ids, tiny_llama
-
-import pertoken
 
 WRITERS = ("pertoken_json", "torch_json", "pertoken_gzip")
 EVENT = re.compile(rb'"ph":')

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import pertoken
 from pertoken import _native
 
 
@@ -28,7 +29,7 @@ def describe_machine() -> dict[str, Any]:
         "kernel": _kernel_version(),
         "libc": " ".join(platform.libc_ver()).strip() or None,
         "python": platform.python_version(),
-        "pertoken": _version("pertoken"),
+        "pertoken": pertoken.__version__,
         "torch": _version("torch"),
         "transformers": _version("transformers"),
         "numpy": _version("numpy"),

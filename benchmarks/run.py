@@ -114,7 +114,7 @@ def print_bars(document: dict[str, Any]) -> None:
             bar.what,
             f"{'>=' if bar.at_least else '<='} {bar.text(bar.limit)}",
             bar.text(verdict.measured["median"]),
-            "pass" if verdict.passed else "[bold red]FAIL",
+            verdict.outcome if verdict.outcome == "pass" else f"[bold red]{verdict.outcome}",
         )
     Console().print(table)
 

@@ -10,11 +10,10 @@ import gc
 from time import perf_counter_ns
 from typing import Any
 
+import pertoken
 from paired import median_interval
 from script import Advance, run_script
 from skeleton import Skeleton, record_spans, require_spans
-
-import pertoken
 
 
 def measure(smoke: bool, advance: Advance) -> dict[str, Any]:

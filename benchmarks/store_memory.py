@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pertoken
 from script import Advance, run_script
 from skeleton import Skeleton, record_spans, recording_of_skeleton, require_spans
-
-import pertoken
 
 PAGE_FIELD = 1  # of /proc/self/statm: resident pages
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from call_loops import ChildLoop, RootLoop
-from skeleton import Skeleton, recording_of_skeleton, require_spans
 
 import pertoken
+from call_loops import ChildLoop, RootLoop
+from skeleton import Skeleton, recording_of_skeleton, require_spans
 
 OPERATIONS = 1000
 ROUNDS = 100

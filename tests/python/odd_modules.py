@@ -123,6 +123,21 @@ class RaisingChild(nn.Module):
         return x
 
 
+class NoTensors(nn.Module):
+    """Computes in Python alone, and asks for a cache: torch itself aborts in threads that end."""
+
+    def __init__(self, children: int = 2) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList([NoTensors(0) for _ in range(children)])
+
+    def forward(self, input_ids: Tensor, past_key_values: Any = None) -> int:
+        return sum(part(input_ids) for part in self.parts) + sum(range(50))
+
+    def get_seq_length(self) -> int:
+        """As a cache does."""
+        return sum(range(3))
+
+
 def doubled(module: nn.Module, x: Tensor) -> Tensor:
     """For a ``forward`` that is a `functools.partial`, as quantisation wrappers make them."""
     return type(module).forward(module, x) * 2

@@ -74,6 +74,18 @@ def test_the_page_follows_the_figures(report: ModuleType, results: dict[str, Any
     }
 
 
+def test_a_noisy_control_voids_the_bar_that_rests_on_it(
+    report: ModuleType, results: dict[str, Any]
+) -> None:
+    variants = results["benchmarks"]["decode_overhead"]["ways"]["generate"]["variants"]
+    variants["pertoken all"]["ratio"]["median"] = 1.001
+    for control, outcome in ((1.002, "pass"), (1.02, "**noise**"), (0.98, "**noise**")):
+        variants["nothing again"]["ratio"]["median"] = control
+        page = report.render(results, "x.json")
+        row = next(line for line in page.splitlines() if "every module of every token" in line)
+        assert row.endswith(f"| {outcome} |")
+
+
 def test_a_limit_is_kept_when_it_is_met_exactly(
     report: ModuleType, results: dict[str, Any]
 ) -> None:

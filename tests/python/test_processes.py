@@ -215,21 +215,25 @@ ENDINGS = {
         region.__enter__(); request.__enter__(); model(x); sys.exit(0)
     """,
     "with daemon threads at work": """
+        model = NoTensors()
+        recording = pertoken.profile(model, modules="all")
+        recording.start()
         def work():
-            with pertoken.span("daemon"):
-                while True:
-                    model(x)
+            while True:
+                with pertoken.request(id=1), pertoken.span("daemon"):
+                    model(x, past_key_values=model)
         for _ in range(3):
             threading.Thread(target=work, daemon=True).start()
         time.sleep(0.05)
     """,
-    "with daemon threads that start, stop and read": """
+    "with daemon threads that start and stop": """
+        model = NoTensors()
         def work():
             while True:
                 with pertoken.profile(model) as own:
                     model(x)
-                own.result()
-        for _ in range(2):
+                own.totals()
+        for _ in range(3):
             threading.Thread(target=work, daemon=True).start()
         time.sleep(0.05)
     """,
@@ -262,7 +266,7 @@ def test_a_process_ends_while_it_records(ending: str, tmp_path: Path) -> None:
         "import os, sys, threading, time\n"
         f"sys.path[:0] = {[str(Path(__file__).parent)]!r}\n"
         "import torch, pertoken\n"
-        "from odd_modules import Stack, numbers, seeded\n"
+        "from odd_modules import NoTensors, Stack, numbers, seeded\n"
         "torch.set_num_threads(1)\n"
         "model, x = seeded(Stack), numbers()\n"
         'recording = pertoken.profile(model, modules="all")\n'
