@@ -220,8 +220,8 @@ void end_step(Scope* scope, bool failed) {
     }
     const ScopeEntry& entry = scope->entries[slot];
     if (entry.uid != recorder.uid()) return;
-    buffer->push(
-        {end_ticks, 0, make_tag(RecordType::kStepEnd, failed ? kStepFailed : 0), 0, 0, entry.step});
+    const uint32_t flags = (failed ? kStepFailed : 0) | (entry.forwards > 1 ? kStepSeveral : 0);
+    buffer->push({end_ticks, 0, make_tag(RecordType::kStepEnd, flags), 0, 0, entry.step});
     if (scope->tokens_committed == kNone32) return;
     uint64_t before = 0;
     if (request != nullptr) {
@@ -380,12 +380,15 @@ uint32_t begin_step_region(Scope* step, Recorder& recorder, ThreadBuffer& buffer
   if (entry.uid != recorder.uid()) {
     entry.uid = recorder.uid();
     entry.step = recorder.next_step();
-    const uint32_t rows = step->step_rows == kNone32 ? lengths.rows : step->step_rows;
-    buffer.push(
-        {step->start_ticks, uint64_t{rows} << 32 | lengths.query_len,
-         make_tag(RecordType::kStepBegin, static_cast<uint32_t>(step->step_kind) | kStepDeclared),
-         generation, lengths.past, entry.step});
+    entry.forwards = 0;
+    const bool has_rows = step->step_rows != kNone32;
+    const uint32_t rows = has_rows ? step->step_rows : lengths.rows;
+    const uint32_t detail =
+        static_cast<uint32_t>(step->step_kind) | kStepDeclared | (has_rows ? kStepRowsDeclared : 0);
+    buffer.push({step->start_ticks, uint64_t{rows} << 32 | lengths.query_len,
+                 make_tag(RecordType::kStepBegin, detail), generation, lengths.past, entry.step});
   }
+  ++entry.forwards;
   return entry.step;
 }
 

@@ -21,6 +21,7 @@ struct ScopeEntry {
   uint32_t saved_seq;   // region: what was open on the thread, when `on_thread`
   bool on_thread;       // region: opened inside a synchronous call
   uint32_t step;        // step: its number here
+  uint32_t forwards;    // step: that ran in it
   uint32_t generation;  // request: its number here
   uint32_t tokens;      // request: what its step regions have committed so far
 };

@@ -92,8 +92,14 @@ py::dict step_columns(const RecorderSnapshot& snapshot, int64_t origin_ns) {
   column("wall_ns", [&](const StepRow& row) {
     return row.end_ticks == 0 ? -1 : clock.to_ns(row.end_ticks) - clock.to_ns(row.start_ticks);
   });
-  column("rows", [](const StepRow& row) { return widened(row.rows); });
-  column("query_len", [](const StepRow& row) { return widened(row.query_len); });
+  // The lengths are those of the first forward; of several, only what the user said holds.
+  column("rows", [](const StepRow& row) {
+    const bool is_open = (row.detail & (kStepSeveral | kStepRowsDeclared)) == kStepSeveral;
+    return is_open ? -1 : widened(row.rows);
+  });
+  column("query_len", [](const StepRow& row) {
+    return (row.detail & kStepSeveral) != 0 ? -1 : widened(row.query_len);
+  });
   column("past", [](const StepRow& row) { return widened(row.past); });
   column("committed", [](const StepRow& row) { return widened(row.committed); });
   column("bare", [](const StepRow& row) { return int64_t{(row.detail & kStepBare) != 0}; });

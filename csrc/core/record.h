@@ -21,6 +21,8 @@ inline constexpr uint32_t kStepMaskUnread = 1u << 8;  // a padding mask was ther
 inline constexpr uint32_t kStepFailed = 1u << 9;      // forward raised
 inline constexpr uint32_t kStepBare = 1u << 10;       // no other span began inside
 inline constexpr uint32_t kStepDeclared = 1u << 11;   // by the user, not found in a forward
+inline constexpr uint32_t kStepRowsDeclared = 1u << 12;  // so are its rows
+inline constexpr uint32_t kStepSeveral = 1u << 13;       // declared, and several forwards ran in it
 
 // In kCommit: the numbers are those of all rows together, not of each.
 inline constexpr uint32_t kCommitTotal = 1u << 0;

@@ -287,7 +287,7 @@ void Recorder::collect(const Record& record, int32_t track) {
       StepRow* row = store_.step(step);
       if (row == nullptr || !row->begun) break;
       row->end_ticks = record.start_ticks;
-      row->detail |= record.detail() & (kStepFailed | kStepBare);
+      row->detail |= record.detail() & (kStepFailed | kStepBare | kStepSeveral);
       aggregates_.add_step_end(static_cast<StepKind>(row->detail & kStepKindMask),
                                to_ns(row->end_ticks - row->start_ticks),
                                (record.detail() & kStepFailed) != 0);

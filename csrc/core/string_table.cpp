@@ -1,5 +1,7 @@
 #include "core/string_table.h"
 
+#include <pthread.h>
+
 #include <deque>
 #include <mutex>
 #include <unordered_map>
@@ -15,7 +17,12 @@ struct StringTable {
 };
 
 StringTable& table() {
-  static StringTable* const instance = new StringTable;
+  static StringTable* const instance = [] {
+    // A fork while another thread interns a name must not leave the child a mutex held for ever.
+    pthread_atfork([] { table().mutex.lock(); }, [] { table().mutex.unlock(); },
+                   [] { table().mutex.unlock(); });
+    return new StringTable;
+  }();
   return *instance;
 }
 

@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pertoken import _native, patch
+from pertoken.selection import has_forward
 
 if TYPE_CHECKING:
     import torch
@@ -56,15 +57,15 @@ class _CopiedAsInner:
         return _reduce_callable(self.inner, protocol)
 
 
-class ForwardCall(_CopiedAsInner, _native.SpanCall):  # type: ignore[misc]
+class ForwardCall(_CopiedAsInner, _native.SpanCall):
     """A wrapper in an instance's own ``forward``."""
 
 
-class ForwardRootCall(_CopiedAsInner, _native.RootCall):  # type: ignore[misc]
+class ForwardRootCall(_CopiedAsInner, _native.RootCall):
     """As `ForwardCall`, for the root."""
 
 
-class InstanceMethodCall(_CopiedAsInner, _native.MethodCall):  # type: ignore[misc]
+class InstanceMethodCall(_CopiedAsInner, _native.MethodCall):
     """A wrapper round a method that an instance holds itself."""
 
 
@@ -120,13 +121,6 @@ def _reduce_callable(function: Any, protocol: Any) -> Any:
 def has_call_slot(module: torch.nn.Module) -> bool:
     """Whether this torch reads the slot that the wrappers stand in."""
     return hasattr(type(module), CALL_SLOT)
-
-
-def _has_forward(cls: type) -> bool:
-    """Whether a class of modules has one: containers do not."""
-    import torch
-
-    return inspect.getattr_static(cls, "forward", None) is not torch.nn.Module.forward
 
 
 def is_optimized(module: torch.nn.Module) -> bool:
@@ -267,7 +261,7 @@ class Instrumentation:
             if has_call_slot(module):
                 wrapper = patch.put(module, CALL_SLOT, module._call_impl, make)
                 self._wrappers[id(module)] = (name, module, CALL_SLOT, wrapper)
-            elif "forward" in module.__dict__ or _has_forward(type(module)):
+            elif has_forward(module):
                 wrapper = patch.put(module, "forward", module.forward, make_forward)
                 self._wrappers[id(module)] = (name, module, "forward", wrapper)
         except Exception as error:
@@ -333,7 +327,11 @@ def _has_compiled_code(forward: Any) -> bool:
     """Whether the compiler holds code for this method, of this instance or of another one."""
     dynamo = getattr(sys.modules.get("torch._C"), "_dynamo", None)
     entries_of = getattr(getattr(dynamo, "eval_frame", None), "_debug_get_cache_entry_list", None)
-    code = getattr(inspect.unwrap(forward), "__code__", None) if callable(forward) else None
-    if "torch._dynamo" not in sys.modules or entries_of is None or code is None:
+    if "torch._dynamo" not in sys.modules or entries_of is None:
         return False
-    return bool(entries_of(code))
+    while forward is not None:  # a decorator's own code may be what was compiled
+        code = getattr(forward, "__code__", None)
+        if code is not None and entries_of(code):
+            return True
+        forward = getattr(forward, "__wrapped__", None)
+    return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,7 +33,7 @@ def describe_losses(recording: Recording, raw: dict[str, Any]) -> dict[str, Any]
         reasons.append("PERTOKEN=0 in the environment: nothing was recorded.")
     if inlined:
         reasons.append(
-            f"{compiled_steps} of {len(raw['steps']['step'])} steps ran code that the compiler made."
+            f"{compiled_steps} of {len(raw['steps']['step'])} steps ran what the compiler made."
         )
     if overwritten:
         reasons.append(

@@ -165,7 +165,7 @@ def take_out(owner: Any, name: str, wrapper: Any) -> bool:
 
 
 def forget_in_copy(copied: Any, name: str) -> None:
-    """Takes a wrapper out of an object that has it only because another's attributes were copied."""
+    """Takes a wrapper out of an object that has it only as a copy of another's attributes."""
     value = copied.__dict__.get(name)
     if not hasattr(type(value), "inner"):
         return

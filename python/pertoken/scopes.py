@@ -86,7 +86,7 @@ class step(_native.StepRegion):
 
     Args:
         kind: ``prefill``, ``decode``, ``verify``, ``draft``, ``mixed`` or ``other``.
-        rows: rows of the batch; None: those of the recorded model's forward inside, if any.
+        rows: rows of the batch; None: those of the forward inside, where there is just one.
         tokens_committed: tokens that the step commits, over all rows; None when unknown.
 
     Calls of a recorded model inside are spans of this step, not steps of their own, and the step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
 import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -17,7 +18,8 @@ ModuleSelection: TypeAlias = str | Iterable[str] | ModulePredicate
 
 _ATTENTION = re.compile(r"att(entio)?n|mixer|mamba|ssm|recurrent|temporal_block", re.IGNORECASE)
 _FEED_FORWARD = re.compile(
-    r"mlp|ffn?$|feed_?forward|moe|experts$|intermediate|^output$|channel_mix|dense_?relu",
+    r"mlp|ffn?$|feed_?forward|moe|experts$|intermediate|^output$|channel_mix|dense_?relu"
+    r"|^(fc|lin|linear)_?\d$",
     re.IGNORECASE,
 )
 _PART_CLASS = re.compile(r"Attention|Mixer|MLP|FFN|FeedForward|LayerFF$|MoE|Moe")
@@ -29,59 +31,85 @@ def select_modules(
 ) -> tuple[dict[str, torch.nn.Module], str]:
     """The modules that `modules` names, by their full name, without the root, and what was meant.
 
+    Containers such as ``ModuleList`` are never called, and so never selected.
+
     Returns:
-        A dict from name to module, each module once, and one of ``root``, ``layers``, ``all`` and
-        ``custom``.
+        A dict from name to module, each module once under its first name, and one of ``root``,
+        ``layers``, ``all`` and ``custom``.
 
     Raises:
-        SelectionError: `modules` is not of a known form, or a pattern matches no module.
+        SelectionError: `modules` is not of a known form, or a pattern or predicate selects no
+            module.
     """
     named = {name: module for name, module in model.named_modules() if name}
     if isinstance(modules, str):
         if modules == "root":
             return {}, "root"
         if modules == "all":
-            return named, "all"
+            return {name: module for name, module in named.items() if has_forward(module)}, "all"
         if modules == "layers":
-            return _layers(model, named), "layers"
-        return _matching(named, [modules]), "custom"
+            chosen = _layers(model, named)
+            return {name: named[name] for name in named if name in chosen}, "layers"
+        return _matching(model, named, [modules]), "custom"
     if callable(modules):
-        return {name: module for name, module in named.items() if modules(name, module)}, "custom"
+        picked = {name: module for name, module in named.items() if modules(name, module)}
+        if not any(map(has_forward, picked.values())):
+            raise SelectionError(
+                f"the predicate selects none of the {len(named)} modules; for the model alone "
+                "give modules='root'"
+            )
+        return {name: module for name, module in picked.items() if has_forward(module)}, "custom"
     if isinstance(modules, Iterable):
         patterns = list(modules)
         if patterns and all(isinstance(pattern, str) for pattern in patterns):
-            return _matching(named, patterns), "custom"
+            return _matching(model, named, patterns), "custom"
     raise SelectionError(
         f"modules={modules!r}: give 'root', 'layers', 'all', a glob pattern such as "
         "'model.layers.*.mlp', a list of patterns, or a predicate f(name, module) -> bool"
     )
 
 
-def _matching(named: dict[str, Any], patterns: list[str]) -> dict[str, Any]:
-    chosen: dict[str, Any] = {}
+def has_forward(module: torch.nn.Module) -> bool:
+    """Whether a module can be called; containers cannot."""
+    import torch
+
+    if "forward" in module.__dict__:
+        return True
+    own = inspect.getattr_static(type(module), "forward", None)
+    return own is not torch.nn.Module.forward
+
+
+def _matching(model: torch.nn.Module, named: dict[str, Any], patterns: list[str]) -> dict[str, Any]:
+    """Those of which some name matches some pattern: a shared module has several names."""
+    names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+    chosen: set[int] = set()
     for pattern in patterns:
-        found = {
-            name: module for name, module in named.items() if fnmatch.fnmatchcase(name, pattern)
-        }
+        found = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+        called = [name for name in found if has_forward(model.get_submodule(name))]
+        if found and not called:
+            raise SelectionError(
+                f"modules={pattern!r} matches only containers, which are never called themselves; "
+                f"for what is in them give '{found[0]}.*'"
+            )
         if not found:
             examples = ", ".join(list(named)[:4]) or "none, the model has no submodules"
             raise SelectionError(
                 f"modules={pattern!r} matches no module; the model's names are: {examples}, ..."
             )
-        chosen |= found
-    return {name: module for name, module in named.items() if name in chosen}
+        chosen |= {id(model.get_submodule(name)) for name in called}
+    return {name: module for name, module in named.items() if id(module) in chosen}
 
 
-def _layers(model: torch.nn.Module, named: dict[str, Any]) -> dict[str, Any]:
+def _layers(model: torch.nn.Module, named: dict[str, Any]) -> set[str]:
     """Each repeated block, its attention and feed-forward children, embeddings and the head.
 
     A model without repeated blocks gives its direct children.
     """
     import torch
 
-    blocks = _repeated_blocks(named)
+    blocks = _repeated_blocks({"": model, **named})
     if not blocks:
-        return {name: module for name, module in named.items() if "." not in name}
+        return {name for name, module in named.items() if "." not in name and has_forward(module)}
     chosen = set(blocks)
     for name in blocks:
         chosen |= _parts_of_block(name, named)
@@ -95,7 +123,7 @@ def _layers(model: torch.nn.Module, named: dict[str, Any]) -> dict[str, Any]:
             chosen.add(name)
         if module is head or (head is None and _HEAD.search(name)):
             chosen.add(name)
-    return {name: module for name, module in named.items() if name in chosen}
+    return {name for name in chosen if has_forward(named[name])}
 
 
 def _repeated_blocks(named: dict[str, Any]) -> list[str]:
@@ -119,7 +147,8 @@ def _repeated_blocks(named: dict[str, Any]) -> list[str]:
         else:
             repeats = False
         if repeats:
-            blocks += [f"{name}.{child}" for child in children if f"{name}.{child}" in named]
+            names = [f"{name}.{child}" if name else child for child in children]
+            blocks += [block for block in names if block in named]
     return blocks
 
 
@@ -131,10 +160,10 @@ def _parts_of_block(block: str, named: dict[str, Any]) -> set[str]:
             continue
         last = name.rpartition(".")[2]
         class_name = type(module).__name__
-        if "norm" in last.lower() or "norm" in class_name.lower():
+        if any(word in f"{last} {class_name}".lower() for word in ("norm", "dropout")):
             continue
         by_name = _ATTENTION.search(last) or _FEED_FORWARD.search(last)
         by_class = any(module.children()) and _PART_CLASS.search(class_name)
-        if by_name or by_class:
+        if (by_name or by_class) and has_forward(module):
             parts.add(name)
     return parts

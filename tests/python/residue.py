@@ -27,10 +27,15 @@ def appearance(value: Any) -> Any:
     return type(value)
 
 
+def attribute(key: str, value: Any) -> tuple[str, Any]:
+    """An attribute that can be compared; the compiler keeps the identity of its module in one."""
+    return key, int if key == "_torchdynamo_wrapper_id" else appearance(value)
+
+
 def state_of(model: nn.Module) -> dict[str, list[tuple[str, Any]]]:
     """The attributes of each module of a model, in their order."""
     return {
-        name: [(key, appearance(value)) for key, value in module.__dict__.items()]
+        name: [attribute(key, value) for key, value in module.__dict__.items()]
         for name, module in model.named_modules()
     }
 

@@ -262,7 +262,8 @@ def test_models_are_traced_while_recorded(slot: str) -> None:
         traced = torch.jit.trace(model, numbers())
     expected = torch.jit.trace(control, numbers())
     graphs = [
-        re.sub(r"___torch_mangle_\d+\.", "", str(model.inlined_graph)) for model in (traced, expected)
+        re.sub(r"___torch_mangle_\d+\.", "", str(traced_model.inlined_graph))
+        for traced_model in (traced, expected)
     ]
     assert graphs[0] == graphs[1]
     assert torch.equal(traced(numbers(2)), control(numbers(2)))

@@ -265,7 +265,8 @@ def test_parameters_are_swapped_by_functional_call(slot: str) -> None:
 def test_torchs_own_models_run_as_without_us(make: Any) -> None:
     arguments = {nn.Transformer: (8, 2, 1, 1, 16), nn.LSTM: (8, 8), nn.MultiheadAttention: (8, 2)}
     model = seeded(lambda: make(*arguments[make]))
-    inputs = [torch.randn(3, 2, 8)] * {nn.Transformer: 2, nn.LSTM: 1, nn.MultiheadAttention: 3}[make]
+    counts = {nn.Transformer: 2, nn.LSTM: 1, nn.MultiheadAttention: 3}
+    inputs = [torch.randn(3, 2, 8)] * counts[make]
     with torch.no_grad():
         expected = model(*inputs)
         with pertoken.profile(model, modules="all") as recording:

@@ -122,7 +122,9 @@ def test_an_exception_inside_generate_ends_its_request_and_leaves_nothing() -> N
     assert_untouched(model, control)
 
 
-@pytest.mark.parametrize("order", [*itertools.permutations(range(2)), *itertools.permutations(range(3))])
+@pytest.mark.parametrize(
+    "order", [*itertools.permutations(range(2)), *itertools.permutations(range(3))]
+)
 def test_recordings_on_one_model_stop_in_any_order(order: tuple[int, ...]) -> None:
     model, control = fresh_llama(), fresh_llama()
     classes = class_state(model)

@@ -41,6 +41,9 @@ def test_calls_inside_are_spans_of_the_declared_step() -> None:
     steps = profile.steps
     assert steps["kind"].tolist() == ["prefill", "other"]
     assert steps["rows"].tolist() == [2, 1]
+    # Two calls of five and three tokens a row: no one length is that of the step.
+    assert steps["tokens_in"].tolist() == [-1, 4]
+    assert profile.step_rows["query_len"].tolist() == [-1, -1, 4]
     assert steps["tokens_committed"].tolist() == [2, -1]
     root = profile.spans.where(profile.spans["site"] == "NextToken")
     assert root["step"].tolist() == [0, 0, 1]
@@ -97,6 +100,19 @@ def test_undeclared_rows_are_those_of_the_forward_and_tokens_stay_unknown() -> N
     assert profile.steps["rows"].tolist() == [2]
     assert profile.steps["tokens_in"].tolist() == [8]
     assert profile.steps["tokens_committed"].tolist() == [-1]
+
+
+def test_of_several_forwards_only_what_was_declared_holds() -> None:
+    model = NextToken().eval()
+    recording = pertoken.profile(model)
+    with torch.no_grad(), recording, pertoken.step():
+        model(prompt(2, 4))
+        model(prompt(1, 4))
+    profile = recording.result()
+    invariants.check(profile)
+    assert profile.steps["rows"].tolist() == [-1]
+    assert profile.steps["tokens_in"].tolist() == [-1]
+    assert len(profile.step_rows) == 0
 
 
 def test_a_step_round_work_that_no_recording_sees_is_noted_by_itself() -> None:

@@ -1,4 +1,4 @@
-"""Threads, tasks and generators each have spans of their own; starting and stopping disturbs none."""
+"""Threads, tasks and generators each have spans of their own; starts and stops disturb none."""
 
 from __future__ import annotations
 
