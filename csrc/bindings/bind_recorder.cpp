@@ -18,13 +18,16 @@ namespace py = pybind11;
 namespace {
 
 std::shared_ptr<Recorder> make_recorder(size_t store_limit_bytes, size_t ring_capacity) {
-  std::shared_ptr<Recorder> recorder =
-      Recorder::create({.store_limit_bytes = store_limit_bytes, .ring_capacity = ring_capacity});
-  if (recorder == nullptr) {
+  return Recorder::create({.store_limit_bytes = store_limit_bytes, .ring_capacity = ring_capacity});
+}
+
+void start(Recorder& recorder) {
+  bool started = false;
+  without_gil([&] { started = recorder.start(); });
+  if (!started) {
     throw std::runtime_error("at most " + std::to_string(kMaxRecorders) +
-                             " recordings can exist at once in a process; drop one first");
+                             " recordings can run at once in a process; stop one first");
   }
-  return recorder;
 }
 
 py::dict histogram_dict(const ExpHistogram& histogram) {
@@ -81,7 +84,7 @@ Recorder* recorder_of(PyObject* object) {
 void bind_recorder(py::module_& m) {
   py::class_<Recorder, std::shared_ptr<Recorder>>(m, "Recorder")
       .def(py::init(&make_recorder), py::arg("store_limit_bytes"), py::arg("ring_capacity"))
-      .def("start", [](Recorder& recorder) { without_gil([&] { recorder.start(); }); })
+      .def("start", &start)
       .def("stop", [](Recorder& recorder) { without_gil([&] { recorder.stop(); }); })
       .def("drain", [](Recorder& recorder) { without_gil([&] { recorder.drain(); }); })
       .def_property_readonly("active", &Recorder::active)

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <chrono>
 
 namespace pertoken {
@@ -13,7 +14,9 @@ namespace {
 // Never destroyed: threads may end, and records arrive, while the process is being torn down.
 struct Registry {
   std::mutex mutex;
-  std::array<Recorder*, kMaxRecorders> recorders{};
+  std::vector<Recorder*> recorders;  // all there are
+  // Those that run. Written under the mutex; release here, acquire in Recorder::at().
+  std::array<std::atomic<Recorder*>, kMaxRecorders> running{};
   uint64_t last_uid = 0;
 };
 
@@ -38,23 +41,19 @@ constexpr std::chrono::milliseconds kLongestWait{20};
 struct ForkHandlers {
   static void prepare() {
     registry().mutex.lock();
-    for (Recorder* recorder : registry().recorders) {
-      if (recorder != nullptr) recorder->mutex_.lock();
-    }
+    for (Recorder* recorder : registry().recorders) recorder->mutex_.lock();
   }
   static void in_parent() {
-    for (Recorder* recorder : registry().recorders) {
-      if (recorder != nullptr) recorder->mutex_.unlock();
-    }
+    for (Recorder* recorder : registry().recorders) recorder->mutex_.unlock();
     registry().mutex.unlock();
   }
   static void in_child() {
     for (Recorder* recorder : registry().recorders) {
-      if (recorder == nullptr) continue;
       recorder->active_.store(false, std::memory_order_relaxed);
       recorder->in_forked_child_ = true;
       recorder->mutex_.unlock();
     }
+    for (auto& running : registry().running) running.store(nullptr, std::memory_order_release);
     registry().mutex.unlock();
   }
   static void install() {
@@ -65,57 +64,77 @@ struct ForkHandlers {
 
 std::shared_ptr<Recorder> Recorder::create(const RecorderOptions& options) {
   ForkHandlers::install();
-  Registry& all = registry();
-  const std::lock_guard lock(all.mutex);
-  const auto free_slot = std::find(all.recorders.begin(), all.recorders.end(), nullptr);
-  if (free_slot == all.recorders.end()) return nullptr;
-  const int slot = static_cast<int>(free_slot - all.recorders.begin());
+  const std::lock_guard lock(registry().mutex);
   // In a forked child the drain thread does not exist and its condition variable may count a
   // waiter that never leaves: destroying it would hang, so the child lets it be.
-  std::shared_ptr<Recorder> recorder(new Recorder(options, slot, ++all.last_uid),
+  std::shared_ptr<Recorder> recorder(new Recorder(options, ++registry().last_uid),
                                      [](Recorder* dead) {
-                                       if (!dead->in_forked_child_) {
-                                         delete dead;
-                                         return;
-                                       }
                                        dead->leave_registry();
+                                       if (!dead->in_forked_child_) delete dead;
                                      });
-  *free_slot = recorder.get();
+  registry().recorders.push_back(recorder.get());
   return recorder;
 }
 
-Recorder::Recorder(const RecorderOptions& options, int slot, uint64_t uid)
-    : options_(options), slot_(slot), uid_(uid), store_(options.store_limit_bytes) {}
+Recorder::Recorder(const RecorderOptions& options, uint64_t uid)
+    : options_(options), uid_(uid), store_(options.store_limit_bytes) {}
 
 Recorder::~Recorder() {
   stop();
   if (thread_.joinable()) thread_.join();
-  leave_registry();
 }
 
 void Recorder::leave_registry() noexcept {
+  release_slot();
   const std::lock_guard lock(registry().mutex);
-  registry().recorders[static_cast<size_t>(slot_)] = nullptr;
+  std::erase(registry().recorders, this);
 }
 
 Recorder* Recorder::at(int slot) noexcept {
-  return registry().recorders[static_cast<size_t>(slot)];
+  return registry().running[static_cast<size_t>(slot)].load(std::memory_order_acquire);
 }
 
-void Recorder::start() {
-  if (in_forked_child_) return;
+bool Recorder::take_slot() noexcept {
+  const std::lock_guard lock(registry().mutex);
+  for (int slot = 0; slot < kMaxRecorders; ++slot) {
+    auto& running = registry().running[static_cast<size_t>(slot)];
+    if (running.load(std::memory_order_relaxed) != nullptr) continue;
+    slot_.store(slot, std::memory_order_relaxed);
+    running.store(this, std::memory_order_release);
+    return true;
+  }
+  return false;
+}
+
+void Recorder::release_slot() noexcept {
+  const std::lock_guard lock(registry().mutex);
+  for (auto& running : registry().running) {
+    if (running.load(std::memory_order_relaxed) == this) {
+      running.store(nullptr, std::memory_order_release);
+    }
+  }
+}
+
+bool Recorder::start() {
+  if (in_forked_child_ || active()) return true;
   std::thread finished;
   {
     const std::lock_guard lock(mutex_);
-    if (active()) return;
     finished = std::move(thread_);
   }
   if (finished.joinable()) finished.join();
-  const std::lock_guard lock(mutex_);
-  clock_.sample();
-  stopping_ = false;
-  thread_ = std::thread([this] { run(); });
+  if (!take_slot()) return false;
+  try {
+    const std::lock_guard lock(mutex_);
+    clock_.sample();
+    stopping_ = false;
+    thread_ = std::thread([this] { run(); });
+  } catch (...) {
+    release_slot();
+    throw;
+  }
   active_.store(true, std::memory_order_relaxed);
+  return true;
 }
 
 void Recorder::stop() noexcept {
@@ -126,6 +145,17 @@ void Recorder::stop() noexcept {
     stopping_ = true;
   }
   wake_.notify_all();
+  release_slot();
+}
+
+// Drops what a thread remembers of recorders that are gone.
+void Recorder::forget_gone_recorders(ThreadState& state) noexcept {
+  const std::lock_guard lock(registry().mutex);
+  std::erase_if(state.attached, [](const ThreadState::Entry& entry) {
+    return std::none_of(
+        registry().recorders.begin(), registry().recorders.end(),
+        [&](const Recorder* recorder) { return recorder->uid_ == entry.recorder_uid; });
+  });
 }
 
 ThreadBuffer* Recorder::attach_thread() noexcept {
@@ -134,7 +164,16 @@ ThreadBuffer* Recorder::attach_thread() noexcept {
     unattached_.fetch_add(1, std::memory_order_relaxed);
     return nullptr;
   }
+  forget_gone_recorders(*state);
+  ThreadState::Entry& entry = state->entries[slot()];
+  for (const ThreadState::Entry& known : state->attached) {
+    if (known.recorder_uid == uid_) {
+      entry = known;
+      return entry.buffer;
+    }
+  }
   try {
+    state->attached.reserve(state->attached.size() + 1);
     const std::lock_guard lock(mutex_);
     const auto track = static_cast<int32_t>(tracks_.size());
     auto buffer = std::make_unique<ThreadBuffer>(options_.ring_capacity, track, system_thread_id(),
@@ -142,8 +181,9 @@ ThreadBuffer* Recorder::attach_thread() noexcept {
     tracks_.push_back({track, buffer->tid, buffer->name});
     progress_.emplace_back();
     buffers_.push_back(std::move(buffer));
-    state->entries[slot_] = {uid_, buffers_.back().get()};
-    return buffers_.back().get();
+    entry = {uid_, buffers_.back().get()};
+    state->attached.push_back(entry);
+    return entry.buffer;
   } catch (...) {
     unattached_.fetch_add(1, std::memory_order_relaxed);
     return nullptr;
@@ -152,12 +192,12 @@ ThreadBuffer* Recorder::attach_thread() noexcept {
 
 void Recorder::detach_thread(ThreadState* state) noexcept {
   const std::lock_guard lock(registry().mutex);
-  for (int slot = 0; slot < kMaxRecorders; ++slot) {
-    const ThreadState::Entry& entry = state->entries[slot];
-    const Recorder* recorder = registry().recorders[static_cast<size_t>(slot)];
-    if (recorder == nullptr || recorder->uid_ != entry.recorder_uid) continue;
-    // Pairs with the acquire load in drain_locked(): the last pushes come before it.
-    entry.buffer->thread_exited.store(true, std::memory_order_release);
+  for (const ThreadState::Entry& entry : state->attached) {
+    for (const Recorder* recorder : registry().recorders) {
+      if (recorder->uid_ != entry.recorder_uid) continue;
+      // Pairs with the acquire load in drain_locked(): the last pushes come before it.
+      entry.buffer->thread_exited.store(true, std::memory_order_release);
+    }
   }
 }
 

@@ -47,7 +47,6 @@ struct RecorderSnapshot {
 
 class Recorder {
  public:
-  // Takes one of kMaxRecorders slots; nullptr when all are taken.
   static std::shared_ptr<Recorder> create(const RecorderOptions& options);
   ~Recorder();
   Recorder(const Recorder&) = delete;
@@ -61,7 +60,7 @@ class Recorder {
   ThreadBuffer* buffer() noexcept {
     ThreadState* state = tls_thread_state;
     if (state != nullptr) [[likely]] {
-      const ThreadState::Entry& entry = state->entries[slot_];
+      const ThreadState::Entry& entry = state->entries[slot()];
       if (entry.recorder_uid == uid_) [[likely]]
         return entry.buffer;
     }
@@ -74,7 +73,9 @@ class Recorder {
   // Hot: numbers the steps of the recording. Relaxed: only uniqueness matters.
   uint32_t next_step() noexcept { return next_step_.fetch_add(1, std::memory_order_relaxed); }
 
-  void start();
+  // Takes one of kMaxRecorders slots; false when all are taken. Throws std::system_error when no
+  // thread can be had.
+  bool start();
   // Returns as soon as nothing more is recorded; what is in the rings is drained behind.
   void stop() noexcept;
   // Moves everything pushed so far into the store.
@@ -84,10 +85,11 @@ class Recorder {
   int64_t first_step();
   size_t store_bytes();
   size_t attached_threads();
-  int slot() const noexcept { return slot_; }
+  // Where it stands while it runs. Relaxed: what is found there is checked against uid().
+  int slot() const noexcept { return slot_.load(std::memory_order_relaxed); }
   uint64_t uid() const noexcept { return uid_; }
 
-  // The recorder in a slot, or nullptr. Under the registry's mutex or the GIL only.
+  // The recorder that runs in a slot, or nullptr. Under the GIL, without which none is destroyed.
   static Recorder* at(int slot) noexcept;
   // Called in a thread that ends.
   static void detach_thread(ThreadState* state) noexcept;
@@ -102,8 +104,11 @@ class Recorder {
     uint8_t kind = static_cast<uint8_t>(StepKind::kOther);
   };
 
-  Recorder(const RecorderOptions& options, int slot, uint64_t uid);
+  Recorder(const RecorderOptions& options, uint64_t uid);
+  bool take_slot() noexcept;
+  void release_slot() noexcept;
   void leave_registry() noexcept;
+  static void forget_gone_recorders(ThreadState& state) noexcept;
   ThreadBuffer* attach_thread() noexcept;
   void run() noexcept;
   void refresh_rate_locked();
@@ -115,8 +120,8 @@ class Recorder {
   }
 
   const RecorderOptions options_;
-  const int slot_;
   const uint64_t uid_;
+  std::atomic<int> slot_{0};
   std::atomic<bool> active_{false};
   std::atomic<uint32_t> next_step_{0};
   std::atomic<uint64_t> faults_{0};      // a statistic

@@ -6,13 +6,14 @@
 #include <atomic>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "core/record.h"
 #include "core/spsc_ring.h"
 
 namespace pertoken {
 
-inline constexpr int kMaxRecorders = 8;  // at once, in one process
+inline constexpr int kMaxRecorders = 8;  // that run at once, in one process
 
 struct ThreadBuffer {
   ThreadBuffer(size_t capacity, int32_t track_number, int64_t system_tid, std::string thread_name)
@@ -53,8 +54,9 @@ struct ThreadState {
     uint64_t recorder_uid = 0;  // 0 matches no recorder
     ThreadBuffer* buffer = nullptr;
   };
-  Entry entries[kMaxRecorders];
-  const uint64_t uid;     // never 0, never used again
+  Entry entries[kMaxRecorders];  // by the slot that a recorder runs in
+  std::vector<Entry> attached;   // every recorder that this thread has a buffer for; cold
+  const uint64_t uid;            // never 0, never used again
   uint32_t last_seq = 0;  // span numbers of this thread, common to all recorders; 0 is never used
 
   uint32_t next_seq() noexcept {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 import logging
 import os
@@ -55,7 +56,6 @@ def profile(
 
     Raises:
         SelectionError: `model` is not a module, or `modules` selects nothing.
-        RecordingStateError: more recordings exist than the process can hold.
     """
     return Recording(model, modules=modules, memory_limit_bytes=memory_limit_bytes)
 
@@ -95,10 +95,7 @@ class Recording:
         self.origin_unix_ns = 0
         self.stopped_ticks = 0  # 0 while it runs
         self.log = RequestLog(limit=max(1024, memory_limit_bytes // 8 // _BYTES_A_REQUEST))
-        try:
-            self.recorder = _native.Recorder(memory_limit_bytes * 7 // 8, _RING_RECORDS)
-        except RuntimeError as error:
-            raise RecordingStateError(str(error)) from None
+        self.recorder = _native.Recorder(memory_limit_bytes * 7 // 8, _RING_RECORDS)
         self.instrumentation = Instrumentation()
         self._watch = GenerateWatch(self.recorder, self.log, self.faults.note)
         self._depth = 0
@@ -109,7 +106,8 @@ class Recording:
         """Starts recording; does nothing while it runs, or in a process forked from the recording.
 
         Raises:
-            RecordingStateError: the model is gone, which a stopped recording does not hold.
+            RecordingStateError: as many recordings run as a process can hold, or the model is
+                gone, which a stopped recording does not hold.
             SelectionError: the model has changed, and `modules` selects nothing any longer.
         """
         with change_lock:
@@ -122,7 +120,7 @@ class Recording:
             selected = self._selected or select_modules(root, self._modules)[0]
             if not self.origin_ticks:
                 self.origin_ticks, self.origin_unix_ns = _native.now_ticks(), _native.unix_time_ns()
-            self.recorder.start()
+            _start(self.recorder)
             if not self.recorder.active:
                 return
             self.stopped_ticks = 0
@@ -254,6 +252,18 @@ class FaultLog(Counter[str]):
         if reason not in self:
             logger.warning("pertoken: a fault while recording, in %s", reason)
         self[reason] += 1
+
+
+def _start(recorder: Any) -> None:
+    try:
+        recorder.start()
+        return
+    except RuntimeError:
+        gc.collect()  # tracebacks hold recordings in cycles, which run until they are found
+    try:
+        recorder.start()
+    except RuntimeError as error:
+        raise RecordingStateError(str(error)) from None
 
 
 def _abandon(instrumentation: Instrumentation, watch: GenerateWatch, recorder: Any) -> None:

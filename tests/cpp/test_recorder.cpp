@@ -138,20 +138,42 @@ TEST(a_gap_lies_in_no_step_and_counts_to_the_kind_of_the_next) {
   CHECK_EQ(recorder->snapshot().store.chunks.at(0)->at(0).step, kNoStep);
 }
 
-TEST(recorders_are_limited_and_their_slots_used_again) {
+TEST(so_many_recorders_run_at_once_and_slots_are_used_again) {
   std::vector<std::shared_ptr<Recorder>> held;
   for (int i = 0; i < kMaxRecorders; ++i) {
     held.push_back(Recorder::create({.store_limit_bytes = 1 << 20, .ring_capacity = 64}));
-    CHECK(held.back() != nullptr);
+    CHECK(held.back()->start());
     push_span(*held.back(), 1, 0);
   }
-  CHECK(Recorder::create({}) == nullptr);
-  held[3].reset();
   const auto fresh = Recorder::create({.store_limit_bytes = 1 << 20, .ring_capacity = 64});
-  CHECK(fresh != nullptr);
-  // This thread still holds the entry of the recorder that is gone; it must not be used.
+  CHECK(!fresh->start());
+  CHECK(!fresh->active());
+  held[3]->stop();
+  CHECK(fresh->start());
+  CHECK_EQ(fresh->slot(), held[3]->slot());
+  // This thread still holds the entry of the recorder that stood there; it must not be used.
   push_span(*fresh, 1, 0);
-  CHECK_EQ(span_count(fresh->snapshot()), size_t{1});
+  push_span(*held[3], 1, 0);
+  push_span(*fresh, 1, 0);
+  CHECK_EQ(span_count(fresh->snapshot()), size_t{2});
+  CHECK_EQ(span_count(held[3]->snapshot()), size_t{2});
+  CHECK_EQ(held[3]->snapshot().tracks.size(), size_t{1});
+}
+
+TEST(a_thread_that_ends_frees_its_buffer_in_a_stopped_recorder_too) {
+  const auto first = Recorder::create({.store_limit_bytes = 1 << 20, .ring_capacity = 64});
+  const auto second = Recorder::create({.store_limit_bytes = 1 << 20, .ring_capacity = 64});
+  std::thread([&] {
+    first->start();
+    push_span(*first, 1, 0);
+    first->stop();
+    second->start();
+    push_span(*second, 1, 0);
+  }).join();
+  CHECK_EQ(span_count(first->snapshot()), size_t{1});
+  CHECK_EQ(span_count(second->snapshot()), size_t{1});
+  CHECK_EQ(first->attached_threads(), size_t{0});
+  CHECK_EQ(second->attached_threads(), size_t{0});
 }
 
 TEST(starts_and_stops_many_times) {

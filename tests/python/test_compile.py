@@ -270,14 +270,12 @@ def test_recordings_come_and_go_round_a_compiled_model_without_a_recompile() -> 
     model = seeded(Stack)
     compiled = torch_compile(model, "eager")
     first, second = (pertoken.profile(model, modules=name) for name in ("all", "layers"))
-    steps = 0
     for start, stop in ((first, None), (second, None), (None, first), (first, second)):
         if start is not None:
             start.start()
         if stop is not None:
             stop.stop()
         compiled(numbers())
-        steps += 1
     first.stop()
     compiled(numbers())
     assert counters["stats"]["unique_graphs"] == 1

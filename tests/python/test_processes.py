@@ -89,10 +89,10 @@ def test_a_forked_child_records_nothing_and_the_parent_goes_on() -> None:
 
 def test_a_forked_child_may_record_by_itself() -> None:
     model = seeded(Stack)
-    recordings = [pertoken.profile(model) for _ in range(8)]
+    recordings = [pertoken.profile(model) for _ in range(8)]  # as many as can run
 
     def child() -> None:
-        recordings.clear()
+        recordings.clear()  # takes their wrappers out; they would only call through
         with pertoken.profile(model, modules="all") as own:
             model(numbers())
             with pertoken.span("of the child"):
