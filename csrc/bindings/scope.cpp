@@ -140,6 +140,8 @@ PyObject* set_request_hook(PyObject*, PyObject* const* args, Py_ssize_t count) {
     return nullptr;
   }
   RequestHook& held = request_hooks[recorder->slot()];
+  // A recorder that stopped may have left its slot to another.
+  if (args[1] == Py_None && held.uid != recorder->uid()) Py_RETURN_NONE;
   PyObject* before = held.hook;
   held = {recorder->uid(), args[1] == Py_None ? nullptr : Py_NewRef(args[1])};
   Py_XDECREF(before);

@@ -268,13 +268,13 @@ def _start(recorder: Any) -> None:
 
 def _abandon(instrumentation: Instrumentation, watch: GenerateWatch, recorder: Any) -> None:
     """Stops what a recording that is gone, or the end of the process, has left running."""
+    recorder.stop()
 
-    def stop() -> None:
+    def remove() -> None:
         instrumentation.remove()
         watch.remove()
-        recorder.stop()
 
-    change_lock.run_outside(stop)
+    change_lock.run_outside(remove)
 
 
 def _describe(root: torch.nn.Module) -> dict[str, Any]:

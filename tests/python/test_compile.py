@@ -74,6 +74,7 @@ def torch_compile(model: Any, backend: str) -> Any:
 
 
 def module_compile(model: Any, backend: str) -> Any:
+    model.earlier_note = "set before compile"
     model.compile(backend=backend, fullgraph=True)
     model.note = "set after compile"
     return model

@@ -20,7 +20,7 @@ import torch
 import invariants
 import models
 import pertoken
-from odd_modules import Stack, numbers, seeded
+from odd_modules import NoTensors, Stack, numbers, seeded
 from residue import assert_untouched, foreign_values
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
@@ -95,8 +95,13 @@ def test_a_forked_child_may_record_by_itself() -> None:
         recordings.clear()  # takes their wrappers out; they would only call through
         with pertoken.profile(model, modules="all") as own:
             model(numbers())
-            with pertoken.span("of the child"):
-                model(numbers())
+        with own, pertoken.span("of the child"):
+            threads = [threading.Thread(target=pertoken.Recording.stop, args=(own,))]
+            threads.insert(0, threading.Thread(target=model, args=(numbers(),)))
+            for thread in threads:
+                thread.start()
+                thread.join(PATIENCE_S / 2)
+            assert not any(thread.is_alive() for thread in threads)
         profile = own.result()
         invariants.check(profile)
         assert len(profile.steps) == 2
@@ -138,8 +143,9 @@ def test_forks_in_the_middle_of_calls_spans_and_requests() -> None:
 
 
 def test_forks_while_other_threads_record_start_stop_and_read() -> None:
-    model = seeded(Stack)
+    model = NoTensors()  # torch's own locks are not held over a fork
     recordings = [pertoken.profile(model, modules="all") for _ in range(2)]
+    ids = models.prompt()
     done = threading.Event()
     errors: list[BaseException] = []
 
@@ -158,16 +164,16 @@ def test_forks_while_other_threads_record_start_stop_and_read() -> None:
         recordings[1].stop()
 
     def child() -> None:
-        model(numbers())
+        model(ids)
         for recording in recordings:
             recording.result()
             recording.stop()
         assert foreign_values(model) == []
         with pertoken.profile(model) as own:
-            model(numbers())
+            model(ids)
         assert len(own.result().steps) == 1
 
-    works = [lambda: model(numbers()), lambda: model(numbers()), switch, recordings[0].result]
+    works = [lambda: model(ids), lambda: model(ids), switch, recordings[0].result]
     threads = [threading.Thread(target=repeat(work)) for work in works]
     with recordings[0]:
         for thread in threads:

@@ -201,6 +201,32 @@ def test_a_recording_that_nobody_holds_stops_and_frees_its_slot() -> None:
     assert_untouched(model, control)
 
 
+def test_dropping_a_stopped_recording_leaves_the_one_that_runs_alone() -> None:
+    model = seeded(Stack)
+    stopped = pertoken.profile(model, modules="all")
+    with stopped:
+        model(numbers())
+    with pertoken.profile(model, modules="all") as recording:
+        del stopped
+        gc.collect()
+        with pertoken.request(id="by hand"):
+            model(numbers())
+    profile = recording.result()
+    assert profile.requests["id"].tolist() == ["by hand"]
+    assert len(profile.spans) == 12
+
+
+def test_recordings_in_cycles_give_their_room_to_others() -> None:
+    model = seeded(Stack)
+    for _ in range(3 * pertoken.recording._native.MAX_RECORDERS):
+        cycle: list[Any] = [pertoken.profile(model)]
+        cycle.append(cycle)
+        cycle[0].start()
+    del cycle
+    gc.collect()
+    assert foreign_values(model) == []
+
+
 def test_a_model_and_its_running_recording_are_collected_together() -> None:
     model = fresh_llama()
     recording = pertoken.profile(model, modules="all")
