@@ -111,3 +111,13 @@ def check_tiled(profile: Profile, root: str) -> None:
         assert (start[1:] == end[:-1]).all()
         assert set(inside["category"][order][::2].tolist()) == {"generate"}
         assert set(inside["category"][order][1::2].tolist()) <= {"module"}
+
+
+def parent_sites(profile: Profile) -> list[tuple[str, str]]:
+    """Each span's site with that of its parent, in the order in which they ended."""
+    spans = profile.spans
+    names = dict(zip(spans["span"].tolist(), spans["site"].tolist(), strict=True))
+    return [
+        (site, names.get(parent, ""))
+        for site, parent in zip(spans["site"].tolist(), spans["parent"].tolist(), strict=True)
+    ]

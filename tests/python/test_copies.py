@@ -91,10 +91,13 @@ def relevant(state: Any) -> Any:
 def test_copies_are_those_of_a_model_that_is_not_recorded(
     slot: str, make: Any, copier: Callable[[Any], Any]
 ) -> None:
-    if slot == "forward" and make is graph_module and copier in COPIERS[2:]:
-        pytest.skip("a graph module is pickled by calling itself, own forward included")
     model, control = seeded(make), seeded(make)
     expected = copier(control)
+    if slot == "forward" and make is graph_module and copier in COPIERS[2:]:
+        # It is pickled by a reduction of its own, which a forward that refers to it goes round in.
+        with pertoken.profile(model), pytest.raises(RecursionError):
+            copier(model)
+        return
     with pertoken.profile(model, modules="all") as recording:
         copied = copier(model)
         assert foreign_attributes(copied) == [] or copier is copy.copy

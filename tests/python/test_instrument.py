@@ -14,6 +14,7 @@ from torch import nn
 import invariants
 import models
 import pertoken
+from invariants import parent_sites
 from odd_modules import (
     OwnCall,
     Raising,
@@ -43,16 +44,6 @@ def sites(profile: Profile) -> dict[str, int]:
     return dict(Counter(profile.spans["site"].tolist()))
 
 
-def parents(profile: Profile) -> list[tuple[str, str]]:
-    """Each span's site with that of its parent, in the order in which they ended."""
-    spans = profile.spans
-    names = dict(zip(spans["span"].tolist(), spans["site"].tolist(), strict=True))
-    return [
-        (site, names.get(parent, ""))
-        for site, parent in zip(spans["site"].tolist(), spans["parent"].tolist(), strict=True)
-    ]
-
-
 def record(model: Any, calls: int = 1, **kwargs: Any) -> Profile:
     with pertoken.profile(model, modules="all") as recording:
         for _ in range(calls):
@@ -68,7 +59,7 @@ def test_every_module_is_a_span_inside_its_caller(slot: str) -> None:
     block = [(f"layers.{i}.{part}", f"layers.{i}") for i in range(2) for part in ("attn", "mlp")]
     inner = [(f"layers.{i}.mlp.{part}", f"layers.{i}.mlp") for i in range(2) for part in (0, 1)]
     outer = [("layers.0", "Stack"), ("layers.1", "Stack"), ("head", "Stack"), ("Stack", "")]
-    assert Counter(parents(profile)) == Counter((block + inner + outer) * 2)
+    assert Counter(parent_sites(profile)) == Counter((block + inner + outer) * 2)
 
 
 def test_a_module_under_two_names_has_one_site_and_both_calls(slot: str) -> None:
@@ -81,12 +72,12 @@ def test_a_module_under_two_names_has_one_site_and_both_calls(slot: str) -> None
 def test_recursion_nests(slot: str) -> None:
     profile = record(seeded(Shared))
     assert sites(profile)["inner"] == 3
-    assert ("inner", "inner") in parents(profile)
+    assert ("inner", "inner") in parent_sites(profile)
 
 
 def test_a_root_that_calls_itself_is_one_step(slot: str) -> None:
     profile = record(seeded(Recursive))
-    assert parents(profile) == [
+    assert parent_sites(profile) == [
         ("step", "Recursive"),
         ("step", "Recursive"),
         ("step", "Recursive"),
