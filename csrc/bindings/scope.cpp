@@ -366,7 +366,7 @@ uint32_t request_generation(Scope* request, Recorder& recorder) {
   PyObject* number = PyObject_CallNoArgs(hook);
   const int64_t generation = host_integer(number, -1);
   if (number == nullptr || generation < 0) {
-    PyErr_Clear();
+    discard_error();
     recorder.count_fault();
   } else {
     entry.generation = static_cast<uint32_t>(generation);

@@ -44,7 +44,7 @@ const Names& names() {
 Py_ssize_t read_shape(PyObject* tensor, int64_t* sizes, Py_ssize_t limit) {
   const Owned shape(PyObject_GetAttr(tensor, names().shape));
   if (!shape) {
-    PyErr_Clear();
+    discard_error();
     return -1;
   }
   if (!PyTuple_Check(shape.get())) return -1;
@@ -58,20 +58,20 @@ Py_ssize_t read_shape(PyObject* tensor, int64_t* sizes, Py_ssize_t limit) {
 bool is_floating(PyObject* tensor) {
   const Owned dtype(PyObject_GetAttr(tensor, names().dtype));
   const Owned floating(dtype ? PyObject_GetAttr(dtype.get(), names().is_floating_point) : nullptr);
-  if (!floating) PyErr_Clear();
+  if (!floating) discard_error();
   return floating.get() == Py_True;
 }
 
 bool is_true(PyObject* object, PyObject* name) {
   const Owned value(PyObject_GetAttr(object, name));
-  if (!value) PyErr_Clear();
+  if (!value) discard_error();
   return value.get() == Py_True;
 }
 
 // A tuple of `count` integers that a method returns.
 bool read_integers(PyObject* object, PyObject* method, int64_t* values, Py_ssize_t count) {
   const Owned tuple(PyObject_CallMethodNoArgs(object, method));
-  if (!tuple) PyErr_Clear();
+  if (!tuple) discard_error();
   if (!tuple || !PyTuple_Check(tuple.get()) || PyTuple_GET_SIZE(tuple.get()) != count) return false;
   for (Py_ssize_t i = 0; i < count; ++i) {
     values[i] = integer_argument(PyTuple_GET_ITEM(tuple.get(), i), -1);
@@ -113,12 +113,12 @@ bool read_mask(PyObject* mask, int64_t rows, HostMask& result) {
   const Owned dtype(address ? PyObject_GetAttr(mask, names().dtype) : nullptr);
   const Owned itemsize(dtype ? PyObject_GetAttr(dtype.get(), names().itemsize) : nullptr);
   if (!itemsize) {
-    PyErr_Clear();
+    discard_error();
     return false;
   }
   result.data = static_cast<const char*>(PyLong_AsVoidPtr(address.get()));
   result.element_bytes = integer_argument(itemsize.get(), 0);
-  if (PyErr_Occurred()) PyErr_Clear();
+  discard_error();
   if (result.data == nullptr || result.element_bytes < 1 || result.element_bytes > 8) return false;
   result.columns = sizes[dims - 1];
   result.column_stride = strides[dims - 1] * result.element_bytes;
@@ -133,6 +133,13 @@ bool read_mask(PyObject* mask, int64_t rows, HostMask& result) {
 }
 
 }  // namespace
+
+void discard_error() noexcept {
+  if (PyErr_Occurred() == nullptr) return;
+  const bool interrupted = PyErr_ExceptionMatches(PyExc_KeyboardInterrupt) != 0;
+  PyErr_Clear();
+  if (interrupted) PyErr_SetInterrupt();
+}
 
 ForwardSignature::~ForwardSignature() {
   for (auto& places : places_) {
@@ -197,7 +204,7 @@ int64_t integer_argument(PyObject* value, int64_t otherwise) noexcept {
   if (value == nullptr || !PyLong_Check(value)) return otherwise;
   const long long number = PyLong_AsLongLong(value);
   if (number == -1 && PyErr_Occurred()) {
-    PyErr_Clear();
+    discard_error();
     return otherwise;
   }
   return number;
@@ -212,12 +219,12 @@ int64_t cache_length(PyObject* cache, bool& failed) {
   }
   const Owned method(PyObject_GetAttr(cache, names().get_seq_length));
   if (!method) {  // a recurrent state has no length
-    PyErr_Clear();
+    discard_error();
     return -1;
   }
   const Owned length(PyObject_CallNoArgs(method.get()));
   if (!length) {
-    PyErr_Clear();
+    discard_error();
     failed = true;
     return -1;
   }
@@ -228,7 +235,7 @@ int64_t host_integer(PyObject* value, int64_t otherwise) {
   if (value == nullptr || PyLong_Check(value)) return integer_argument(value, otherwise);
   if (!is_true(value, names().is_cpu)) return otherwise;
   const Owned item(PyObject_CallMethodNoArgs(value, names().item));
-  if (!item) PyErr_Clear();
+  if (!item) discard_error();
   return integer_argument(item.get(), otherwise);
 }
 

@@ -11,6 +11,10 @@
 
 namespace pertoken::bindings {
 
+// Drops what an attribute or a method of an argument raised. An interrupt that hit meanwhile is the
+// user's: it is set again, and then raised in the user's own code.
+void discard_error() noexcept;
+
 // Where forward takes what we ask for: a keyword, and the position when it is passed so (-1 none).
 struct ArgumentPlace {
   PyObject* keyword;  // interned, strong

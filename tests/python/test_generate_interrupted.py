@@ -155,6 +155,26 @@ def test_interrupts_pass_too(error: BaseException) -> None:
     assert profile.steps["tokens_committed"].tolist() == [1, -1]
 
 
+def test_an_interrupt_while_the_cache_is_asked_is_the_users() -> None:
+    """It hits code that only the recording runs, and must not be swallowed there."""
+
+    class Cache:
+        def get_seq_length(self) -> int:
+            raise KeyboardInterrupt
+
+    class Model(torch.nn.Module):
+        def forward(self, input_ids: torch.Tensor, past_key_values: Any = None) -> torch.Tensor:
+            for _ in range(1000):
+                input_ids = input_ids + 0
+            return input_ids
+
+    model = Model()
+    recording = pertoken.profile(model)
+    with recording, pytest.raises(KeyboardInterrupt):
+        model(prompt(), past_key_values=Cache())
+    assert recording.result().steps["context_len"].tolist() == [-1]
+
+
 def test_bad_arguments_are_refused_as_without_a_recording() -> None:
     with pytest.raises(ValueError) as plain:
         llama().generate(prompt(), max_new_tokens=2, nonsense=1)
