@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import gc
-import inspect
 import logging
 import os
 import sys
@@ -22,6 +20,7 @@ from pertoken.instrument import Instrumentation, unwrap_compiled
 from pertoken.patch import change_lock
 from pertoken.result import Profile
 from pertoken.schema import STEP_KINDS
+from pertoken.scopes import entered_round
 from pertoken.selection import ModuleSelection, select_modules
 
 if TYPE_CHECKING:
@@ -170,21 +169,7 @@ class Recording:
 
     def __call__(self, function: F) -> F:
         """Wraps a function so that the recording runs during each call of it."""
-        if inspect.iscoroutinefunction(function):
-
-            @functools.wraps(function)
-            async def run_async(*args: Any, **kwargs: Any) -> Any:
-                with self:
-                    return await function(*args, **kwargs)
-
-            return run_async  # type: ignore[return-value]
-
-        @functools.wraps(function)
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with self:
-                return function(*args, **kwargs)
-
-        return run  # type: ignore[return-value]
+        return entered_round(self, function)
 
     @property
     def model(self) -> torch.nn.Module | None:

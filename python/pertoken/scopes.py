@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -127,18 +128,26 @@ class span(_native.Region):
 
     def __call__(self, function: F) -> F:
         """Wraps a function so that every call of it is a region."""
-        if inspect.iscoroutinefunction(function):
+        return entered_round(self, function)
 
-            @functools.wraps(function)
-            async def run_async(*args: Any, **kwargs: Any) -> Any:
-                with self:
-                    return await function(*args, **kwargs)
 
-            return run_async  # type: ignore[return-value]
+def entered_round(context: AbstractContextManager[Any], function: F) -> F:
+    """Wraps a function, or a coroutine function, so that each call of it runs inside `context`.
+
+    The context is entered anew each time, and by several threads or tasks at once.
+    """
+    if inspect.iscoroutinefunction(function):
 
         @functools.wraps(function)
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with self:
-                return function(*args, **kwargs)
+        async def run_async(*args: Any, **kwargs: Any) -> Any:
+            with context:
+                return await function(*args, **kwargs)
 
-        return run  # type: ignore[return-value]
+        return run_async  # type: ignore[return-value]
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with context:
+            return function(*args, **kwargs)
+
+    return run  # type: ignore[return-value]
