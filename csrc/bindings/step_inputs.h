@@ -11,8 +11,8 @@
 
 namespace pertoken::bindings {
 
-// Drops what an attribute or a method of an argument raised. An interrupt that hit meanwhile is the
-// user's: it is set again, and then raised in the user's own code.
+// Drops what an attribute or a method of an argument raised. An interrupt or an exit that hit
+// meanwhile (anything but an Exception) is the user's: it is raised again in the user's own code.
 void discard_error() noexcept;
 
 // Where forward takes what we ask for: a keyword, and the position when it is passed so (-1 none).
