@@ -390,6 +390,13 @@ int64_t Recorder::first_step() {
   return store_.first_step();
 }
 
+uint64_t Recorder::oldest_step_ticks() {
+  const uint64_t now = now_ticks();
+  const std::lock_guard lock(mutex_);
+  drain_locked();
+  return store_.steps_evicted() == 0 ? 0 : store_.oldest_step_ticks(now);
+}
+
 size_t Recorder::attached_threads() {
   const std::lock_guard lock(mutex_);
   return buffers_.size();

@@ -83,6 +83,8 @@ class Recorder {
   RecorderSnapshot snapshot();
   AggregateSnapshot totals();
   int64_t first_step();
+  // Of what ended before this, no step is held; 0 while none was evicted. Looks at all steps.
+  uint64_t oldest_step_ticks();
   size_t store_bytes();
   size_t attached_threads();
   // Where it stands while it runs. Relaxed: what is found there is checked against uid().

@@ -189,6 +189,14 @@ std::unordered_set<int32_t> TraceStore::tracks() const {
   return tracks;
 }
 
+uint64_t TraceStore::oldest_step_ticks(uint64_t otherwise) const {
+  uint64_t oldest = otherwise;
+  for (const StepRow& row : steps_) {
+    if (row.begun) oldest = std::min(oldest, row.start_ticks);
+  }
+  return oldest;
+}
+
 uint64_t TraceStore::oldest_ticks(uint64_t otherwise) const {
   uint64_t oldest = otherwise;
   if (!steps_.empty() && steps_.front().begun) {

@@ -129,6 +129,8 @@ class TraceStore {
   uint64_t steps_evicted() const { return steps_evicted_; }
   // Spans that were stored and are no longer part of a snapshot.
   uint64_t spans_evicted() const;
+  // The earliest start of a step still held; `otherwise` when there is none. Looks at all steps.
+  uint64_t oldest_step_ticks(uint64_t otherwise) const;
   // The start of the oldest span or step still held; `otherwise` when there is none.
   uint64_t oldest_ticks(uint64_t otherwise) const;
 
