@@ -3,6 +3,7 @@
 #include <cstring>
 #include <new>
 
+#include "bindings/scope_links.h"
 #include "bindings/span_call.h"
 #include "bindings/step_inputs.h"
 #include "core/string_table.h"
@@ -15,20 +16,10 @@ PyObject* scope_var = nullptr;  // the context variable
 PyTypeObject* scope_type = nullptr;
 int64_t scopes_entered = 0;  // 0 for as long as the user opened none, which spares the look-up
 
-// A link of `scope`, which owns what it points to unless that is itself.
-void set_link(Scope* scope, Scope* Scope::* link, Scope* target) {
-  Scope* before = scope->*link;
-  if (target != scope) Py_XINCREF(reinterpret_cast<PyObject*>(target));
-  scope->*link = target;
-  if (before != scope) Py_XDECREF(reinterpret_cast<PyObject*>(before));
-}
-
 void scope_dealloc(PyObject* self) {
   auto* scope = reinterpret_cast<Scope*>(self);
   Py_XDECREF(scope->owner);
-  for (const auto link : {&Scope::region, &Scope::step, &Scope::request, &Scope::outer}) {
-    set_link(scope, link, nullptr);
-  }
+  for (const ScopeLink link : kScopeLinks) set_link(scope, link, nullptr);
   PyTypeObject* type = Py_TYPE(self);
   type->tp_free(self);
   Py_DECREF(type);
@@ -66,18 +57,6 @@ Scope* open_scope(Scope* scope) noexcept {
   return scope;
 }
 
-Scope* Scope::* link_of(ScopeKind kind) {
-  switch (kind) {
-    case ScopeKind::kRegion:
-      return &Scope::region;
-    case ScopeKind::kStep:
-      return &Scope::step;
-    case ScopeKind::kRequest:
-      break;
-  }
-  return &Scope::request;
-}
-
 // Makes the scope and sets it in the running context. nullptr with an exception set on failure.
 Scope* enter_scope(Opener* opener) {
   auto* scope = reinterpret_cast<Scope*>(scope_type->tp_alloc(scope_type, 0));
@@ -87,9 +66,7 @@ Scope* enter_scope(Opener* opener) {
   scope->owner = Py_NewRef(reinterpret_cast<PyObject*>(opener));
   set_link(scope, &Scope::outer, outer);
   if (outer != nullptr) {
-    for (const auto link : {&Scope::region, &Scope::step, &Scope::request}) {
-      set_link(scope, link, outer->*link);
-    }
+    for (const ScopeLink link : kNearestLinks) set_link(scope, link, outer->*link);
   }
   set_link(scope, link_of(opener->kind), scope);
   scope->is_open = true;
@@ -108,26 +85,6 @@ Scope* enter_scope(Opener* opener) {
   Py_DECREF(scope);  // the context holds it now
   ++scopes_entered;
   return scope;
-}
-
-// Takes a closed scope out of the chain above it, so that entries which overlap for ever, such as
-// the requests of a server's loop, do not hold all that were before them. `inside` is next above.
-void pass_over(Scope* innermost, Scope* inside, Scope* closed) {
-  for (Scope* scope = innermost; scope != closed; scope = scope->outer) {
-    // As open_parent() would find it, had it still the closed one to look at.
-    if (scope->kind == ScopeKind::kRegion && closed->kind == ScopeKind::kRegion &&
-        scope->thread_uid == closed->thread_uid) {
-      for (int slot = 0; slot < kMaxRecorders; ++slot) {
-        ScopeEntry& entry = scope->entries[slot];
-        if (entry.parent_seq == closed->seq) entry.parent_seq = closed->entries[slot].parent_seq;
-      }
-    }
-    const auto link = link_of(closed->kind);
-    if (scope->*link == closed) {
-      set_link(scope, link, closed->outer == nullptr ? nullptr : closed->outer->*link);
-    }
-  }
-  set_link(inside, &Scope::outer, closed->outer);
 }
 
 // The scope that this object's innermost entry made, closed. Those that are still open stay in the
