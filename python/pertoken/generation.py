@@ -182,7 +182,11 @@ class RequestLog:
             self._drop_requests(ended[:surplus])
         self._drop_requests(list(self.requests)[: -2 * self.limit])
         self._drop_generations(
-            [n for n in list(self.generations)[: -2 * self.limit] if not self.generations[n].running]
+            [
+                n
+                for n in list(self.generations)[: -2 * self.limit]
+                if not self.generations[n].running
+            ]
         )
 
     def _drop_requests(self, numbers: list[int]) -> None:
