@@ -1,4 +1,4 @@
-"""The system's clocks step while a process records: an interval over a step is longer by it."""
+"""The system's clocks step while a process records: time goes on, and it is said in `losses`."""
 
 from __future__ import annotations
 
@@ -91,9 +91,10 @@ SECOND = 1_000_000_000
 BOOT, UNIX = 7, 0  # CLOCK_BOOTTIME, CLOCK_REALTIME
 
 
-def test_a_suspend_lengthens_one_interval_and_is_said(preloaded: Path) -> None:
+def test_a_suspend_lengthens_what_lies_between_two_samples_and_is_said(preloaded: Path) -> None:
     told = recorded_over_a_step(preloaded, BOOT, 3600 * SECOND)
-    assert sum(gap > 3000 * SECOND for gap in told["gaps"]) == 1
+    assert 3600 * SECOND < sum(told["gaps"]) < 3700 * SECOND
+    assert all(gap < 10 * SECOND for gap in told["gaps"][:19])  # settled before the step
     assert min(told["gaps"]) >= 0
     assert any("clock jumped" in reason for reason in told["reasons"])
 
@@ -102,6 +103,7 @@ def test_a_boot_clock_that_falls_behind_never_turns_time_back(preloaded: Path) -
     told = recorded_over_a_step(preloaded, BOOT, -5 * SECOND)
     assert min(told["gaps"]) >= 0
     assert min(told["durations"]) >= 0
+    assert any("clock jumped" in reason for reason in told["reasons"])
 
 
 def test_a_set_wall_clock_changes_nothing(preloaded: Path) -> None:
