@@ -19,19 +19,19 @@ struct ThreadBuffer {
   ThreadBuffer(size_t capacity, int32_t track_number, int64_t system_tid, std::string thread_name)
       : ring(capacity), track(track_number), tid(system_tid), name(std::move(thread_name)) {}
 
-  SpscRing<Record> ring;
-
-  // The owning thread only.
-  uint32_t open_seq = 0;  // innermost open span, 0 when none
-  uint32_t open_step = kNone32;
-
-  // How far the collector is in this track; the collector only, so on a cache line of its own.
+  // How far the collector is in this track. The collector only, so on a cache line of its own.
   struct alignas(64) Progress {
     int64_t last_seq = -1;  // -1: none yet, and the first is taken as it is
     int64_t step = -1;      // the last one begun on this track, -1 none, and its kind
     uint8_t kind = static_cast<uint8_t>(StepKind::kOther);
   };
   Progress progress;
+
+  SpscRing<Record> ring;
+
+  // The owning thread only.
+  uint32_t open_seq = 0;  // innermost open span, 0 when none
+  uint32_t open_step = kNone32;
 
   // Written by the owning thread, read by the collector; a statistic, so relaxed on both sides.
   std::atomic<uint64_t> dropped{0};
