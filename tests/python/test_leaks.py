@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import ctypes
 import gc
 import itertools
@@ -20,6 +21,7 @@ import models
 import pertoken
 from odd_modules import NoTensors, Stack, numbers, seeded
 from pertoken.recording import FaultLog
+from pertoken.scopes import current_run
 from residue import assert_untouched, foreign_values
 
 KIB = 1024
@@ -165,9 +167,13 @@ def test_requests_without_steps_and_without_end_are_bounded() -> None:
     model = seeded(Stack)
     with pertoken.profile(model, modules="root", memory_limit_bytes=1 << 20) as recording:
         log = recording.log
-        for _ in range(6000):
+
+        def enter_and_never_leave() -> None:
             pertoken.request(id="never left").__enter__()
-            log.open_generation(log.open_request(pertoken.scopes.current_run()))
+            log.open_generation(log.open_request(current_run()))
+
+        for _ in range(6000):
+            contextvars.copy_context().run(enter_and_never_leave)
     limit = log.limit
     assert len(log.requests) <= 2.2 * limit
     assert len(log.generations) <= 2.2 * limit
