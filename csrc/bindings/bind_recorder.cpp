@@ -89,6 +89,12 @@ void bind_recorder(py::module_& m) {
       .def("drain", [](Recorder& recorder) { without_gil([&] { recorder.drain(); }); })
       .def_property_readonly("active", &Recorder::active)
       .def_property_readonly("first_step", &Recorder::first_step)
+      .def("oldest_step_ticks",
+           [](Recorder& recorder) {
+             uint64_t ticks = 0;
+             without_gil([&] { ticks = recorder.oldest_step_ticks(); });
+             return ticks;
+           })
       .def_property_readonly("store_bytes", &Recorder::store_bytes)
       .def("totals", &totals)
       .def(

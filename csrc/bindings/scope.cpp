@@ -3,6 +3,7 @@
 #include <cstring>
 #include <new>
 
+#include "bindings/scope_links.h"
 #include "bindings/span_call.h"
 #include "bindings/step_inputs.h"
 #include "core/string_table.h"
@@ -18,7 +19,7 @@ int64_t scopes_entered = 0;  // 0 for as long as the user opened none, which spa
 void scope_dealloc(PyObject* self) {
   auto* scope = reinterpret_cast<Scope*>(self);
   Py_XDECREF(scope->owner);
-  Py_XDECREF(reinterpret_cast<PyObject*>(scope->outer));
+  for (const ScopeLink link : kScopeLinks) set_link(scope, link, nullptr);
   PyTypeObject* type = Py_TYPE(self);
   type->tp_free(self);
   Py_DECREF(type);
@@ -63,23 +64,11 @@ Scope* enter_scope(Opener* opener) {
   Scope* outer = current_scope();
   scope->kind = opener->kind;
   scope->owner = Py_NewRef(reinterpret_cast<PyObject*>(opener));
-  scope->outer = reinterpret_cast<Scope*>(Py_XNewRef(reinterpret_cast<PyObject*>(outer)));
+  set_link(scope, &Scope::outer, outer);
   if (outer != nullptr) {
-    scope->region = outer->region;
-    scope->step = outer->step;
-    scope->request = outer->request;
+    for (const ScopeLink link : kNearestLinks) set_link(scope, link, outer->*link);
   }
-  switch (opener->kind) {
-    case ScopeKind::kRegion:
-      scope->region = scope;
-      break;
-    case ScopeKind::kStep:
-      scope->step = scope;
-      break;
-    case ScopeKind::kRequest:
-      scope->request = scope;
-      break;
-  }
+  set_link(scope, link_of(opener->kind), scope);
   scope->is_open = true;
   scope->site = opener->site;
   scope->step_kind = opener->step_kind;
@@ -102,11 +91,17 @@ Scope* enter_scope(Opener* opener) {
 // running context: generators close theirs in any order. A new reference; nullptr when there is
 // none, which happens when __exit__ runs in another context.
 Scope* leave_scope(PyObject* owner) {
-  Scope* scope = innermost_scope();
-  while (scope != nullptr && (scope->owner != owner || !scope->is_open)) scope = scope->outer;
+  Scope* const first = innermost_scope();
+  Scope* scope = first;
+  Scope* inside = nullptr;
+  while (scope != nullptr && (scope->owner != owner || !scope->is_open)) {
+    inside = scope;
+    scope = scope->outer;
+  }
   if (scope == nullptr) return nullptr;
   Py_INCREF(scope);
   scope->is_open = false;
+  if (inside != nullptr) pass_over(first, inside, scope);
   auto* innermost = reinterpret_cast<PyObject*>(current_scope());
   PyObject* token = PyContextVar_Set(scope_var, innermost == nullptr ? Py_None : innermost);
   if (token == nullptr) PyErr_Clear();

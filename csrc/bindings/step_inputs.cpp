@@ -12,11 +12,15 @@ namespace pertoken::bindings {
 
 namespace {
 
-// An owned reference, released at the end of the scope.
+// An owned reference, released at the end of the scope. What is asked of the arguments may run
+// Python code; when the interpreter ends meanwhile, it ends a daemon thread there by unwinding its
+// stack, without the GIL: the reference is then left to the end of the process.
 class Owned {
  public:
   explicit Owned(PyObject* object) : object_(object) {}
-  ~Owned() { Py_XDECREF(object_); }
+  ~Owned() {
+    if (object_ != nullptr && PyGILState_Check()) Py_DECREF(object_);
+  }
   Owned(const Owned&) = delete;
   Owned& operator=(const Owned&) = delete;
   PyObject* get() const { return object_; }
@@ -156,7 +160,7 @@ void raise_in_user_code(PyObject* exception) {
 
 }  // namespace
 
-void discard_error() noexcept {
+void discard_error() {
   if (PyErr_Occurred() == nullptr) return;
   if (PyErr_ExceptionMatches(PyExc_Exception) != 0) {
     PyErr_Clear();
@@ -232,7 +236,7 @@ InputShape input_shape(const ForwardSignature& signature, PyObject* args, PyObje
   return dims == 1 ? InputShape{1, sizes[0]} : InputShape{sizes[0], sizes[1]};
 }
 
-int64_t integer_argument(PyObject* value, int64_t otherwise) noexcept {
+int64_t integer_argument(PyObject* value, int64_t otherwise) {
   if (value == nullptr || !PyLong_Check(value)) return otherwise;
   const long long number = PyLong_AsLongLong(value);
   if (number == -1 && PyErr_Occurred()) {

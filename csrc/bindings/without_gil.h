@@ -1,9 +1,13 @@
 // Runs work without the GIL. Unlike a guard object, which takes it again in a destructor, this is
 // safe in daemon threads: once the interpreter ends, taking the GIL ends the thread, by unwinding
-// its stack, which a destructor turns into the end of the process.
+// its stack, which a destructor turns into the end of the process. Nor would the caller's Python
+// objects survive the unwinding, since they are released without the GIL: the thread waits for the
+// end of the process instead, as it does from Python 3.14 on.
 #pragma once
 
 #include <Python.h>
+#include <cxxabi.h>
+#include <unistd.h>
 
 #include <exception>
 
@@ -18,7 +22,11 @@ void without_gil(Work&& work) {
   } catch (...) {
     failure = std::current_exception();
   }
-  PyEval_RestoreThread(thread);
+  try {
+    PyEval_RestoreThread(thread);
+  } catch (const abi::__forced_unwind&) {
+    while (true) pause();
+  }
   if (failure != nullptr) std::rethrow_exception(failure);
 }
 

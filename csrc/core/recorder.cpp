@@ -6,6 +6,8 @@
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <limits>
+#include <unordered_set>
 
 namespace pertoken {
 
@@ -175,12 +177,12 @@ ThreadBuffer* Recorder::attach_thread() noexcept {
   try {
     state->attached.reserve(state->attached.size() + 1);
     const std::lock_guard lock(mutex_);
-    const auto track = static_cast<int32_t>(tracks_.size());
-    auto buffer = std::make_unique<ThreadBuffer>(options_.ring_capacity, track, system_thread_id(),
-                                                 system_thread_name());
-    tracks_.push_back({track, buffer->tid, buffer->name});
-    progress_.emplace_back();
+    auto buffer = std::make_unique<ThreadBuffer>(options_.ring_capacity, next_track_,
+                                                 system_thread_id(), system_thread_name());
+    buffers_.reserve(buffers_.size() + 1);
+    tracks_.push_back({buffer->track, buffer->tid, buffer->name});
     buffers_.push_back(std::move(buffer));
+    next_track_ = next_track_ == std::numeric_limits<int32_t>::max() ? 0 : next_track_ + 1;
     entry = {uid_, buffers_.back().get()};
     state->attached.push_back(entry);
     return entry.buffer;
@@ -258,7 +260,17 @@ size_t Recorder::drain_locked() {
     buffers_.erase(buffers_.begin() + static_cast<std::ptrdiff_t>(i));
   }
   store_.evict();
+  if (tracks_.size() >= forget_tracks_at_) forget_tracks_locked();
   return fullest;
+}
+
+// A server may take a thread for each request: those of which nothing is left are let go. Looks at
+// the whole store, so only when there are twice as many tracks as it had to keep the last time.
+void Recorder::forget_tracks_locked() {
+  std::unordered_set<int32_t> used = store_.tracks();
+  for (const auto& buffer : buffers_) used.insert(buffer->track);
+  std::erase_if(tracks_, [&](const TrackInfo& track) { return !used.contains(track.track); });
+  forget_tracks_at_ = std::max(2 * tracks_.size(), kFewTracks);
 }
 
 size_t Recorder::drain_buffer_locked(ThreadBuffer& buffer) {
@@ -269,7 +281,7 @@ size_t Recorder::drain_buffer_locked(ThreadBuffer& buffer) {
     if (records.empty()) break;
     size_t done = 0;
     try {
-      for (; done < records.size(); ++done) collect(records[done], buffer.track);
+      for (; done < records.size(); ++done) collect(records[done], buffer);
     } catch (...) {
       ++collector_faults_;
     }
@@ -281,8 +293,9 @@ size_t Recorder::drain_buffer_locked(ThreadBuffer& buffer) {
   return drained;
 }
 
-void Recorder::collect(const Record& record, int32_t track) {
-  TrackProgress& progress = progress_[static_cast<size_t>(track)];
+void Recorder::collect(const Record& record, ThreadBuffer& buffer) {
+  ThreadBuffer::Progress& progress = buffer.progress;
+  const int32_t track = buffer.track;
   const int64_t step =
       record.step == kNone32 ? kNoStep : (last_step_ = widen(last_step_, record.step));
   switch (record.type()) {
@@ -311,7 +324,7 @@ void Recorder::collect(const Record& record, int32_t track) {
       const auto rows = static_cast<uint32_t>(record.end_ticks >> 32);
       const auto query_len = static_cast<uint32_t>(record.end_ticks);
       aggregates_.add_step_begin(kind, rows, query_len);
-      if (StepRow* row = store_.step(step)) {
+      if (StepRow* row = store_.begin_step(step)) {
         row->start_ticks = record.start_ticks;
         row->rows = rows;
         row->query_len = query_len;
@@ -319,7 +332,6 @@ void Recorder::collect(const Record& record, int32_t track) {
         row->generation = record.seq;
         row->track = track;
         row->detail = record.detail();
-        row->begun = true;
       }
       break;
     }
@@ -376,6 +388,13 @@ AggregateSnapshot Recorder::totals() {
 int64_t Recorder::first_step() {
   const std::lock_guard lock(mutex_);
   return store_.first_step();
+}
+
+uint64_t Recorder::oldest_step_ticks() {
+  const uint64_t now = now_ticks();
+  const std::lock_guard lock(mutex_);
+  drain_locked();
+  return store_.steps_evicted() == 0 ? 0 : store_.oldest_step_ticks(now);
 }
 
 size_t Recorder::attached_threads() {

@@ -41,7 +41,7 @@ struct RecorderLosses {
 struct RecorderSnapshot {
   StoreSnapshot store;
   ClockMap clock;
-  std::vector<TrackInfo> tracks;
+  std::vector<TrackInfo> tracks;  // ascending; those that nothing is held of may be missing
   RecorderLosses losses;
 };
 
@@ -83,6 +83,8 @@ class Recorder {
   RecorderSnapshot snapshot();
   AggregateSnapshot totals();
   int64_t first_step();
+  // Of what ended before this, no step is held; 0 while none was evicted. Looks at all steps.
+  uint64_t oldest_step_ticks();
   size_t store_bytes();
   size_t attached_threads();
   // Where it stands while it runs. Relaxed: what is found there is checked against uid().
@@ -97,12 +99,7 @@ class Recorder {
  private:
   friend struct ForkHandlers;
 
-  // How far the collector is in a track.
-  struct TrackProgress {
-    int64_t last_seq = -1;   // -1: none yet, and the first is taken as it is
-    int64_t step = kNoStep;  // the last one begun on this track, and its kind
-    uint8_t kind = static_cast<uint8_t>(StepKind::kOther);
-  };
+  static constexpr size_t kFewTracks = 1024;
 
   Recorder(const RecorderOptions& options, uint64_t uid);
   bool take_slot() noexcept;
@@ -114,7 +111,8 @@ class Recorder {
   void refresh_rate_locked();
   size_t drain_locked();
   size_t drain_buffer_locked(ThreadBuffer& buffer);
-  void collect(const Record& record, int32_t track);
+  void collect(const Record& record, ThreadBuffer& buffer);
+  void forget_tracks_locked();
   uint64_t to_ns(uint64_t dur_ticks) const noexcept {
     return static_cast<uint64_t>(static_cast<double>(dur_ticks) * ns_per_tick_);
   }
@@ -130,9 +128,12 @@ class Recorder {
 
   std::mutex mutex_;  // guards everything below; never taken on the hot path
   std::vector<std::unique_ptr<ThreadBuffer>> buffers_;
+  // Of the threads that live and of those that the store holds something of; of others until there
+  // are as many again.
   std::vector<TrackInfo> tracks_;
-  std::vector<TrackProgress> progress_;  // by track
-  int64_t last_step_ = 0;                // the reference for widening step numbers
+  size_t forget_tracks_at_ = kFewTracks;
+  int32_t next_track_ = 0;
+  int64_t last_step_ = 0;  // the reference for widening step numbers
   uint64_t dropped_by_gone_threads_ = 0;
   uint64_t collector_faults_ = 0;
   TraceStore store_;

@@ -25,6 +25,8 @@ from pertoken.scopes import RequestRun, current_run
 
 logger = logging.getLogger("pertoken")
 
+_FEW_REQUESTS = 256
+
 COMMIT_METHOD = "_update_model_kwargs_for_generation"
 
 
@@ -47,6 +49,11 @@ class Generation:
     state: Any = None  # of the running call
     first_commit_ticks: int = 0  # 0: nothing committed, or to be read from the steps
     running: bool = True
+    end_ticks: int = 0  # of the call; 0 while it runs, and where there is none
+
+    def is_over_before(self, ticks: int) -> bool:
+        """Whether the call had returned by then, and with it all steps had ended."""
+        return 0 < self.end_ticks < ticks
 
 
 @dataclass
@@ -66,12 +73,19 @@ class RequestEntry:
 class RequestLog:
     """The requests and generations of a recording, oldest first, within a limit.
 
-    The native store holds the steps; this holds what belongs to a whole request, and forgets
-    requests that ended once `limit` of them are held.
+    The native store holds the steps; this holds what belongs to a whole request. Requests go with
+    their steps: those that ended before the oldest step that is held began. Besides, of those
+    that ended no more than `limit` are held, and of those that never end, twice as many.
+
+    Args:
+        limit: how many requests to hold.
+        oldest_step_ticks: gives the start of the oldest step held, 0 while none was evicted.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, oldest_step_ticks: Callable[[], int]) -> None:
         self.limit = limit
+        self._oldest_step_ticks = oldest_step_ticks
+        self._forget_at = min(limit, _FEW_REQUESTS)
         self.evicted = 0
         self.requests: dict[int, RequestEntry] = {}
         self.generations: dict[int, Generation] = {}
@@ -99,8 +113,7 @@ class RequestLog:
                 )
                 self._of_run[id(run)] = entry
             self.requests[entry.number] = entry
-            if len(self.requests) > self.limit:
-                self._evict()
+            self._forget_now_and_then()
             return entry
 
     def open_generation(self, entry: RequestEntry) -> Generation:
@@ -108,6 +121,7 @@ class RequestLog:
         with change_lock:
             generation = Generation(next(self._next_generation), entry.number)
             self.generations[generation.number] = generation
+            self._forget_now_and_then()
             return generation
 
     def delegate(self, state: Any) -> RequestEntry:
@@ -116,14 +130,16 @@ class RequestLog:
         What runs no steps of its own is not a generation: the inner one describes them all.
         """
         with change_lock:
-            outer = self.generations[state.generation]
+            outer = self.generations.get(state.generation)
+            if outer is None or outer.request not in self.requests:  # let go, though it runs
+                return self.open_request(current_run())
             outer.is_delegated = not state.steps
             return self.requests[outer.request]
 
     def held(self) -> tuple[list[RequestEntry], dict[int, Generation]]:
         """What is held now, with the ends of the user's contexts brought up to date."""
         with change_lock:
-            self._close_ended_runs()
+            self._forget()
             generations = self.generations.items()
             return list(self.requests.values()), {
                 number: generation
@@ -138,15 +154,51 @@ class RequestLog:
                 entry.run = None
                 del self._of_run[key]
 
-    def _evict(self) -> None:
+    def _forget_now_and_then(self) -> None:
+        """So seldom that looking at all costs little for each."""
+        if max(len(self.requests), len(self.generations)) < self._forget_at:
+            return
+        self._forget()
+        held = max(len(self.requests), len(self.generations))
+        self._forget_at = max(
+            min(self.limit, max(_FEW_REQUESTS, 2 * held)), held + max(1, self.limit // 10)
+        )
+
+    def _forget(self) -> None:
         self._close_ended_runs()
-        surplus = len(self.requests) - self.limit * 9 // 10
-        gone = [number for number, entry in self.requests.items() if entry.end_ticks][:surplus]
-        for number in gone:
-            del self.requests[number]
-        self.evicted += len(gone)
-        dropped = set(gone)
-        for number in [n for n, g in self.generations.items() if g.request in dropped]:
+        oldest = self._oldest_step_ticks()
+        over = [n for n, held in self.generations.items() if held.is_over_before(oldest)]
+        self._drop_generations(over)
+        in_use = {held.request for held in self.generations.values() if held.by_generate}
+        gone = [
+            number
+            for number, entry in self.requests.items()
+            if 0 < entry.end_ticks < oldest and number not in in_use
+        ]
+        self._drop_requests(gone)
+        if len(self.requests) > self.limit:
+            surplus = len(self.requests) - self.limit * 9 // 10
+            ended = [number for number, entry in self.requests.items() if entry.end_ticks]
+            self._drop_requests(ended[:surplus])
+        self._drop_requests(list(self.requests)[: -2 * self.limit])
+        self._drop_generations(
+            [
+                n
+                for n in list(self.generations)[: -2 * self.limit]
+                if not self.generations[n].running
+            ]
+        )
+
+    def _drop_requests(self, numbers: list[int]) -> None:
+        for number in numbers:
+            run = self.requests.pop(number).run
+            self._of_run.pop(id(run), None)
+        self.evicted += len(numbers)
+        dropped = set(numbers)
+        self._drop_generations([n for n, g in self.generations.items() if g.request in dropped])
+
+    def _drop_generations(self, numbers: list[int]) -> None:
+        for number in numbers:
             del self.generations[number]
 
 
@@ -289,6 +341,7 @@ class GenerateWatch:
         finally:
             if generation is not None:
                 generation.running, generation.state = False, None
+                generation.end_ticks = _native.now_ticks()
 
 
 def _number_request(watch: weakref.ref[GenerateWatch]) -> int:

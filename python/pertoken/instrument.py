@@ -180,7 +180,7 @@ class Instrumentation:
 
     def __init__(self) -> None:
         self.names: list[str] = []  # of the selected modules
-        self.overwritten: list[str] = []  # modules whose wrapper somebody else had replaced
+        self.overwritten: set[str] = set()  # modules whose wrapper somebody else had replaced
         self.compiled: set[str] = set()  # modules that ran compiled, "" the root
         self._root_name = ""
         self._wrappers: dict[int, tuple[str, torch.nn.Module, str, Any]] = {}
@@ -266,14 +266,14 @@ class Instrumentation:
                 self._wrappers[id(module)] = (name, module, "forward", wrapper)
         except Exception as error:
             logger.warning("pertoken: module %r cannot be recorded: %s", name, error)
-            self.overwritten.append(name or self._root_name)
+            self.overwritten.add(name or self._root_name)
 
     def remove(self) -> None:
         """Takes every wrapper out and lets go of the model, which is as it was."""
         self.note_compiled()
         for name, module, attribute, wrapper in reversed(list(self._wrappers.values())):
             if not patch.take_out(module, attribute, wrapper):
-                self.overwritten.append(name or self._root_name)
+                self.overwritten.add(name or self._root_name)
         self._wrappers.clear()
         while self._undo:
             self._undo.pop()()

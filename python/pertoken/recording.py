@@ -34,6 +34,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 _RING_RECORDS = 1 << 16
 _MIN_MEMORY_BYTES = 1 << 20
 _BYTES_A_REQUEST = 2048  # what a request in the log takes, roughly
+_MOST_FAULT_REASONS = 32
+_FAULT_CHARACTERS = 300
 
 
 def profile(
@@ -93,8 +95,11 @@ class Recording:
         self.origin_ticks = 0
         self.origin_unix_ns = 0
         self.stopped_ticks = 0  # 0 while it runs
-        self.log = RequestLog(limit=max(1024, memory_limit_bytes // 8 // _BYTES_A_REQUEST))
         self.recorder = _native.Recorder(memory_limit_bytes * 7 // 8, _RING_RECORDS)
+        self.log = RequestLog(
+            max(1024, memory_limit_bytes // 8 // _BYTES_A_REQUEST),
+            self.recorder.oldest_step_ticks,
+        )
         self.instrumentation = Instrumentation()
         self._watch = GenerateWatch(self.recorder, self.log, self.faults.note)
         self._depth = 0
@@ -229,11 +234,16 @@ class Recording:
 
 
 class FaultLog(Counter[str]):
-    """Counts faults of a recording by reason; the first of each is logged."""
+    """Counts faults of a recording by reason; the first of each is logged.
+
+    Messages may differ each time: after some, the further ones are counted by the place alone.
+    """
 
     def note(self, where: str, error: Exception) -> None:
         """Counts one."""
-        reason = f"{where}: {type(error).__name__}: {error}"
+        reason = f"{where}: {type(error).__name__}: {error}"[:_FAULT_CHARACTERS]
+        if reason not in self and len(self) >= _MOST_FAULT_REASONS:
+            reason = f"{where}: other faults"
         if reason not in self:
             logger.warning("pertoken: a fault while recording, in %s", reason)
         self[reason] += 1

@@ -50,13 +50,15 @@ class request(_native.RequestRegion):
     def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
         """Closes the request; an exception is noted by its type and passes on."""
         super().__exit__(exc_type, exc, traceback)
-        run = current_run()
+        run, inside = current_run(), None
         while run is not None and run.request is not self:
-            run = run.outer
+            run, inside = run.outer, run
         if run is None or run.end_ticks:  # it was entered in another context
             return
         run.error = "" if exc_type is None else exc_type.__name__
         run.end_ticks = _native.now_ticks()
+        if inside is not None:  # requests that overlap for ever would hold all before them
+            inside.outer = run.outer
         _run_var.set(current_run())
 
 
