@@ -195,7 +195,7 @@ TOOLS: tuple[type[PeerTool], ...] = (
     HookLog,
     TorchProfiler,
     RecordFunction,
-    ViztracerPython,
     Viztracer,
+    ViztracerPython,
     CProfile,
 )

@@ -12,6 +12,7 @@ import gc
 import multiprocessing
 import tempfile
 import traceback
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from time import perf_counter_ns
@@ -19,12 +20,11 @@ from typing import Any
 
 import torch
 
-from export_speed import peak_growth_bytes
+from export_speed import peak_growth_bytes, status_bytes
 from paired import Variant, compare, median_interval
 from peer_tool import FileFormat, PeerTool, recording_with
 from peer_tools import TOOLS, Nothing
 from script import Advance, run_script
-from store_memory import resident_bytes
 from tiny_llama import WARM_UP_STEPS, decode_by_generate, prompt_ids, tiny_llama
 from trace_opening import missing_tool, open_trace
 
@@ -43,7 +43,7 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
     # Before anything starts a thread here: a fork would not take it along.
     for number in range(repeats):
         for place, tool in enumerate(tools):
-            runs[tool.name].append(_run(tool, model, partial(_repeat, block, blocks)))
+            runs[tool.name].append(_run(tool, model, partial(_repeat, block), blocks))
             advance(RUNS_SHARE * (number + (place + 1) / len(tools)) / repeats)
     with tempfile.TemporaryDirectory(prefix="pertoken-bench-") as folder:
         variants = [
@@ -76,37 +76,41 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
     }
 
 
-def _repeat(block: Any, blocks: int) -> None:
+def _repeat(block: Callable[[], object], blocks: int) -> None:
     for _ in range(blocks):
         block()
 
 
-def _run(tool: type[PeerTool], model: torch.nn.Module, work: Any) -> dict[str, Any]:
+def _run(
+    tool: type[PeerTool], model: torch.nn.Module, work: Callable[[int], None], blocks: int
+) -> dict[str, Any]:
     """One run of a tool in a process of its own, and the opening of its files in others."""
     with tempfile.TemporaryDirectory(prefix="pertoken-bench-") as name:
         folder = Path(name)
-        result = _in_fork(partial(_record, tool, model, work, folder))
+        result = _in_fork(partial(_record, tool, model, work, blocks, folder))
         for file in tool.files:
             result["files"][file.suffix].update(_open(file, _path(folder, file)))
         return result
 
 
 def _record(
-    tool_class: type[PeerTool], model: torch.nn.Module, work: Any, folder: Path
+    tool_class: type[PeerTool],
+    model: torch.nn.Module,
+    work: Callable[[int], None],
+    blocks: int,
+    folder: Path,
 ) -> dict[str, Any]:
     """Records the work and writes the files; runs in the fork."""
+    # A fork begins without the pages of the libraries; nobody's run shall count them.
+    work(1)
     tool = tool_class(model, folder)
-    gc.collect()
-    _give_back_free_memory()
-    before_bytes = resident_bytes()
+    before_bytes = _own_bytes()
     result: dict[str, Any] = {"files": {}}
 
     def whole_run() -> None:
         tool.start()
-        work()
-        gc.collect()
-        _give_back_free_memory()
-        result["growth_bytes"] = resident_bytes() - before_bytes
+        work(blocks)
+        result["growth_bytes"] = _own_bytes() - before_bytes
         start_ns = perf_counter_ns()
         tool.stop()
         result["stop_ns"] = perf_counter_ns() - start_ns
@@ -152,7 +156,7 @@ def _run_estimates(
     files: dict[str, dict[str, Any]] = {}
     for file in tool.files:
         of = [run["files"][file.suffix] for run in runs]
-        files[file.suffix] = estimates = {
+        estimates: dict[str, Any] = {
             "bytes_a_token": median_interval(one["bytes"] / tokens for one in of),
             "write_ns": median_interval(one["write_ns"] for one in of),
         }
@@ -167,6 +171,7 @@ def _run_estimates(
             estimates["reader"] = file.reader
             estimates["read_ns"] = median_interval(one["own"]["open_ns"] for one in of)
             estimates["spans_a_token"] = of[-1]["own"]["spans"] / tokens
+        files[file.suffix] = estimates
     return {
         "memory_bytes_a_token": median_interval(
             (run["growth_bytes"] - base_bytes) / tokens for run in runs
@@ -179,14 +184,17 @@ def _run_estimates(
     }
 
 
-def _give_back_free_memory() -> None:
-    """Lets the C library return what is free, or a tool that reuses it would seem to take none."""
+def _own_bytes() -> int:
+    """What the process holds in memory that is no file's."""
+    gc.collect()
+    # What is free is returned first, or a tool that reuses it would seem to take none.
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+    return status_bytes("RssAnon")
 
 
-def _in_fork(run: Any) -> dict[str, Any]:
+def _in_fork(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What `run` returns in a forked process, where the model is loaded and warm already."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)

@@ -11,6 +11,7 @@ from page_parts import Estimate, estimate_text, table
 PICTURE = "performance-peers.svg"
 NONE = "-"
 OURS = "pertoken"
+_FILE_COLUMNS = ("tool", "file", "spans", "bytes", "to write", "to open", "by")
 
 
 def size_text(value: float) -> str:
@@ -36,7 +37,8 @@ def section(peers: dict[str, Any]) -> str:
             *(NONE for _ in range(6)),
         )
     ]
-    rows += [(name, *_figures(tool)) for name, tool in tools.items()]
+    tokens = peers["tokens"]
+    rows += [(name, *_figures(tool, tokens)) for name, tool in tools.items()]
     columns = (
         "tool",
         "added to the step",
@@ -59,13 +61,13 @@ def section(peers: dict[str, Any]) -> str:
         f"![What each tool adds to a decode step, and the file it writes]({PICTURE})\n\n"
         f"{table(columns, rows)}\n\n"
         "What is seen, of a token:\n\n"
-        f"{table(('tool', 'file', 'spans', 'bytes', 'to write', 'to open', 'by'), _files(tools))}"
+        f"{table(_FILE_COLUMNS, _files(tools, tokens))}"
         "\n\n"
         "*Memory* is what the process has grown by when the run ends, before it is stopped, less\n"
         f"what it grows by without a tool ({size_text(peers['nothing_growth_bytes'])} in all); "
         "buffers of a fixed size are part of it.\n*At its peak* is the most it grew until the "
-        "first file was written. The first file of a tool is in the\nfirst table, all are in the "
-        "second.\n"
+        "first file was written. The first table has the\nfirst file of each tool, the second all. "
+        "*To write* includes what a tool computes for it, such as\n`result()`.\n"
         f"{_opening(peers)}\n\n{configurations}"
     )
 
@@ -78,7 +80,7 @@ def picture(peers: dict[str, Any]) -> str:
         ratio = tool["step"]["ratio"]["median"]
         steps.append(Row(name, ratio - 1, percent_text(ratio), ours))
         first = _first_file(tool)
-        if first is not None:
+        if first is not None and _spans_a_token(first) != 0:
             size = first["bytes_a_token"]["median"]
             files.append(Row(name, size, size_text(size), ours))
     panels = [
@@ -88,7 +90,7 @@ def picture(peers: dict[str, Any]) -> str:
     return svg(panels, "pertoken beside other tools")
 
 
-def _figures(tool: dict[str, Any]) -> tuple[str, ...]:
+def _figures(tool: dict[str, Any], tokens: int) -> tuple[str, ...]:
     """The columns of the first table after the name."""
     ratio = estimate_text(tool["step"]["ratio"], percent_text)
     memory = (_size(tool["memory_bytes_a_token"]), _size(tool["peak_bytes_a_token"]))
@@ -98,17 +100,17 @@ def _figures(tool: dict[str, Any]) -> tuple[str, ...]:
         return ratio, *memory, NONE, stop, NONE, NONE
     write = time_text(first["write_ns"]["median"])
     opened = _opened(first)[0]
-    return ratio, *memory, _size(first["bytes_a_token"]), stop, write, opened
+    return ratio, *memory, _file_size(first, tokens), stop, write, opened
 
 
-def _files(tools: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
+def _files(tools: dict[str, dict[str, Any]], tokens: int) -> list[tuple[str, ...]]:
     """The rows of the second table."""
     return [
         (
             name,
             f"`{suffix}`",
             _spans(file),
-            _size(file["bytes_a_token"]),
+            _file_size(file, tokens),
             time_text(file["write_ns"]["median"]),
             *_opened(file),
         )
@@ -127,10 +129,23 @@ def _opened(file: dict[str, Any]) -> tuple[str, str]:
 
 
 def _spans(file: dict[str, Any]) -> str:
-    seen = file.get("slices_a_token", file.get("spans_a_token"))
+    seen = _spans_a_token(file)
     if seen is None:
         return NONE
     return f"{seen:.0f}" if seen else "none: totals only"
+
+
+def _spans_a_token(file: dict[str, Any]) -> float | None:
+    seen: float | None = file.get("slices_a_token", file.get("spans_a_token"))
+    return seen
+
+
+def _file_size(file: dict[str, Any], tokens: int) -> str:
+    """By the token; for totals, which do not grow with the run, of the whole file."""
+    bytes_a_token = file["bytes_a_token"]["median"]
+    if _spans_a_token(file) == 0:
+        return f"{size_text(bytes_a_token * tokens)} in all"
+    return size_text(bytes_a_token)
 
 
 def _opening(peers: dict[str, Any]) -> str:
