@@ -34,7 +34,7 @@ RUNS_SHARE = 0.7
 
 def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
     """Measures the runs of all tools, then what they add to a step."""
-    repeats, blocks, rounds, steps = (1, 2, 3, 4) if smoke else (3, 12, 30, 48)
+    repeats, blocks, rounds, steps = (1, 2, 3, 4) if smoke else (3, 12, 20, 48)
     tools: tuple[type[PeerTool], ...] = (Nothing, *TOOLS)
     model, prompt = tiny_llama(), prompt_ids()
     block = partial(decode_by_generate, model, prompt, steps)
