@@ -38,6 +38,15 @@ _IDENTITY = ("host", "pid", "boot_origin_ns", "unix_origin_ns")
 _OWN_KEYS = ("format_version", "pertoken_version", "processes")
 
 
+def own_ids(ids: Array) -> Array:
+    """Give the ids that steps, spans or requests had in their own process's profile.
+
+    Args:
+        ids: int64, shape (n,): ids of any profile, merged or not; -1 stays.
+    """
+    return np.where(ids < 0, ids, ids & ((1 << ID_BITS) - 1))
+
+
 @dataclass(frozen=True)
 class _Part:
     """One of the profiles, and what is added to its numbers."""

@@ -7,7 +7,7 @@ the losses of its own recording in ``meta["processes"]`` and ``losses["processes
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,12 +15,26 @@ from pertoken.clock_alignment import Alignment, AxisMap
 from pertoken.strings import StringTable
 from pertoken.table import Array
 
+if TYPE_CHECKING:
+    from pertoken.result import Profile
+
 
 def process_name(meta: Mapping[str, Any]) -> str:
     """Name a process for people, from the metadata of its recording: ``rank 2 (host, pid 17)``."""
     host, pid, rank = meta.get("host") or "unknown host", meta.get("pid"), meta.get("rank")
     place = f"{host}, pid {'unknown' if pid is None else pid}"
     return f"process ({place})" if rank is None else f"rank {rank} ({place})"
+
+
+def names_of_processes(profile: Profile) -> list[str]:
+    """Name the processes of a profile, in order; see `process_name`."""
+    columns = (profile.processes[name].tolist() for name in ("host", "pid", "rank"))
+    return [
+        process_name(
+            {"host": host, "pid": None if pid < 0 else pid, "rank": None if rank < 0 else rank}
+        )
+        for host, pid, rank in zip(*columns, strict=True)
+    ]
 
 
 def process_columns(

@@ -20,6 +20,7 @@ from pertoken.strings import StringTable
 from pertoken.table import Array, Table, TableError
 
 if TYPE_CHECKING:
+    from pertoken.analysis.stragglers import Stragglers
     from pertoken.summary import Summary
 
 
@@ -158,6 +159,12 @@ class Profile:
         from pertoken.summary import Summary
 
         return Summary.of(self)
+
+    def stragglers(self) -> Stragglers:
+        """Find, in a merged profile, the ranks that others wait for, and where they lose time."""
+        from pertoken.analysis.stragglers import find_stragglers
+
+        return find_stragglers(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the profile to a file that `pertoken.load` reads.
