@@ -26,12 +26,10 @@ from pertoken.clock_alignment import Alignment, AxisMap, ClockFacts, align
 from pertoken.errors import MergeError
 from pertoken.processes import process_columns, process_name
 from pertoken.result import Profile
+from pertoken.schema import ID_BITS
 from pertoken.strings import StringTable
 from pertoken.table import Array, Table
 from pertoken.version import __version__
-
-ID_BITS = 44
-"""Bits of an id that are the process's own; those above are the number of the process."""
 
 _ROW_IDS = ("request", "step", "span")
 _IDENTITY = ("host", "pid", "boot_origin_ns", "unix_origin_ns")

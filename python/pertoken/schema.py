@@ -18,6 +18,8 @@ STEP_KINDS = ("prefill", "decode", "verify", "draft", "mixed", "other")
 SPAN_CATEGORIES = ("module", "region", "generate")
 CLOCK_BASES = ("boot", "synchronized", "unix")
 LABEL_PREFIX = "label."
+# In a merged profile, the bits of an id that are the process's own; those above are its number.
+ID_BITS = 44
 
 
 @dataclass(frozen=True)
