@@ -108,6 +108,8 @@ def parallel_ranks(
                     "kind": kind,
                     "rows": 1,
                     "tokens_in": 1,
+                    "tokens_committed": 1,
+                    "context_len": number,
                     "start_ns": int(start_ns[rank]),
                     "wall_ns": wall_ns,
                 }
