@@ -22,6 +22,8 @@ from pertoken.table import Array
 
 # Two quartz oscillators of 50 ppm each. Where drift was not measured, it is taken to be at most so.
 ASSUMED_DRIFT = 1e-4
+# No clock that is disciplined or left alone drifts so much: one of the two was set meanwhile.
+_LARGEST_DRIFT = 1e-2
 
 
 @dataclass(frozen=True)
@@ -139,20 +141,25 @@ class HostLine:
 
         The first and the last give the drift, if they lie so far apart that it is better known than
         assumed, and the others say how far the line is off; else the narrowest one counts alone.
+        Where a clock was set meanwhile, the narrowest counts, and the others are its error.
         """
         ordered = sorted(set(measurements), key=lambda m: (m.boot_ns, m.error_ns, m.offset_ns))
         first, last = ordered[0], ordered[-1]
+        best = min(ordered, key=lambda m: m.error_ns)
         apart_ns = last.boot_ns - first.boot_ns
         unsure_ns = first.error_ns + last.error_ns
         if apart_ns == 0 or unsure_ns > ASSUMED_DRIFT * apart_ns:
-            best = min(ordered, key=lambda m: m.error_ns)
             return cls(
                 best.boot_ns, best.boot_ns, best.offset_ns, 0.0, best.error_ns, ASSUMED_DRIFT
             )
         drift = (last.offset_ns - first.offset_ns) / apart_ns
         line = cls(first.boot_ns, last.boot_ns, first.offset_ns, drift, 0, unsure_ns / apart_ns)
+        if abs(drift) > _LARGEST_DRIFT:
+            line = cls(first.boot_ns, last.boot_ns, best.offset_ns, 0.0, 0, ASSUMED_DRIFT)
         off_ns = max(abs(m.offset_ns - line.at(m.boot_ns)) + m.error_ns for m in ordered)
-        return cls(line.boot_ns, line.last_boot_ns, line.offset_ns, drift, off_ns, line.error_rate)
+        return cls(
+            line.boot_ns, line.last_boot_ns, line.offset_ns, line.drift, off_ns, line.error_rate
+        )
 
     def at(self, boot_ns: int) -> int:
         """The offset when the host's boot clock showed `boot_ns`."""

@@ -113,10 +113,12 @@ def _parts(profiles: Sequence[Profile], strings: StringTable) -> list[_Part]:
         metas = tuple(meta.get("processes") or (meta,))
         own_losses = tuple(losses.get("processes") or (losses,))
         numbers = profile.processes["process"]
-        if not np.array_equal(numbers, np.arange(len(metas))) or len(own_losses) != len(metas):
+        usable = (np.abs(profile.processes["clock_drift"]) < 1).all()  # neither NaN nor infinite
+        if len(numbers) != len(metas) or len(own_losses) != len(metas) or not usable:
             raise MergeError(
                 f"a profile has {len(numbers)} processes, {len(metas)} descriptions of them and "
-                f"{len(own_losses)} accounts of losses: its file was changed; record it again"
+                f"{len(own_losses)} accounts of losses, or an impossible clock: its file was "
+                "changed; record it again"
             )
         codes = np.append(np.int32(-1), strings.codes(profile.requests.strings)).astype(np.int32)
         parts.append(_Part(profile, metas, own_losses, process, track, codes))

@@ -114,6 +114,13 @@ def test_measurements_too_close_to_tell_a_drift_give_none() -> None:
     assert (line.drift, line.at(0), line.error_at(10_000_000)) == (0.0, 100, 20_000)
 
 
+def test_a_clock_that_was_set_meanwhile_is_no_drift_but_an_error() -> None:
+    before, after = Measurement(0, 5 * S, 900), Measurement(100 * S, 8 * S, 200)
+    line = HostLine.through([before, after])
+    assert (line.drift, line.at(50 * S)) == (0.0, 8 * S)
+    assert line.error_at(0) == line.error_at(100 * S) == 3 * S + 900
+
+
 def test_processes_of_a_measured_host_stay_exact_to_each_other() -> None:
     one = facts("b", 1 * S, measured=[(1 * S, 50, 900, "a")])
     two = facts("b", 3 * S, measured=[(1 * S, 90, 100, "a")], position=1)

@@ -258,6 +258,10 @@ def test_what_cannot_be_merged_is_refused_with_a_reason() -> None:
     meta["processes"].pop()
     with pytest.raises(MergeError, match="record it again"):
         pertoken.merge([Profile(merged.tables, meta, merged.losses)])
+    for drift in (-1.0, np.nan, np.inf):
+        odd = with_columns(merged, "processes", clock_drift=[0.0, drift])
+        with pytest.raises(MergeError, match="impossible clock"):
+            pertoken.merge([odd])
 
 
 @pytest.mark.parametrize("name", list(schema.TABLES))
