@@ -160,11 +160,16 @@ class Profile:
 
         return Summary.of(self)
 
-    def stragglers(self) -> Stragglers:
-        """Find, in a merged profile, the ranks that others wait for, and where they lose time."""
+    def stragglers(self, least_share: float = 0.05) -> Stragglers:
+        """Find, in a merged profile, the ranks that others wait for, and where they lose time.
+
+        Args:
+            least_share: the share of the median step that a rank surely costs to be called a
+                straggler.
+        """
         from pertoken.analysis.stragglers import find_stragglers
 
-        return find_stragglers(self)
+        return find_stragglers(self, least_share=least_share)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the profile to a file that `pertoken.load` reads.

@@ -20,9 +20,9 @@ import pertoken
 from pertoken import clock_sync
 
 WIDTH = 8
-STEPS = 30
-EVERYBODY_S = 0.002
-PLANTED_S = 0.015
+STEPS = 40
+EVERYBODY_S = 0.008
+PLANTED_S = 0.05
 SLOW_RANK = 2
 SLOW_SITE = "blocks.1.up"
 PLANTED_BOOT = "another boot"

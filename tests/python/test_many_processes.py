@@ -19,6 +19,9 @@ from pertoken import clock_sync
 from pertoken.analysis.stragglers import Stragglers
 
 WORLD_SIZE = 4
+# The planted delay is two thirds of a step. On a busy machine, a rank that shares its core with
+# another program is late, too, by less.
+LEAST_SHARE = 0.35
 PATIENCE_S = 300
 
 pytestmark = pytest.mark.skipif(
@@ -103,7 +106,7 @@ def test_nobody_leaves_a_barrier_before_the_last_has_come(
 
 
 def test_the_planted_straggler_is_named_with_its_module(uneven: pertoken.Profile) -> None:
-    found = uneven.stragglers()
+    found = uneven.stragglers(LEAST_SHARE)
     assert found.unmatched == ()
     (group,) = found.groups
     assert group.clocks_joined
@@ -124,7 +127,7 @@ def test_steps_are_matched_although_a_rank_began_later(uneven: pertoken.Profile)
 
 
 def test_without_a_planted_delay_there_is_no_straggler(even: pertoken.Profile) -> None:
-    (group,) = even.stragglers().groups
+    (group,) = even.stragglers(LEAST_SHARE).groups
     assert len(group.steps) == worker.STEPS
     assert [rank.rank for rank in group.ranks if rank.is_straggler] == []
 
@@ -141,7 +144,7 @@ def test_ranks_are_compared_without_clocks_too(folder: Path) -> None:
     assert merged.processes["clock_basis"].tolist() == ["boot", "unix", "unix"]
     assert merged.losses["clock_error_ns"] == -1
     assert sum("Unix time" in reason for reason in merged.losses["reasons"]) == 2
-    found: Stragglers = merged.stragglers()
+    found: Stragglers = merged.stragglers(LEAST_SHARE)
     (group,) = found.groups
     assert not group.clocks_joined
     assert [r.site for r in group.ranks if r.is_straggler] == [worker.SLOW_SITE]

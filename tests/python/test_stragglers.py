@@ -77,6 +77,14 @@ def test_a_rank_that_is_slow_now_and_then_shows_in_its_steps_alone() -> None:
     assert set(np.flatnonzero(group.excess_ns[:, 2] > DELAY_NS / 2).tolist()) == at
 
 
+def test_the_least_share_of_a_step_decides_who_is_called_a_straggler() -> None:
+    merged = pertoken.merge(parallel_ranks(slow={(1, "head"): DELAY_NS}))  # of a step of about 450
+    assert [named(merged.stragglers(share).groups[0]) for share in (0.1, 0.3)] == [
+        [(1, "head")],
+        [],
+    ]
+
+
 def test_too_few_steps_name_nobody() -> None:
     group = only_group(parallel_ranks(steps=5, slow={(1, "head"): DELAY_NS}))
     assert named(group) == [] and group.ranks[1].slowest_share == 1
@@ -170,8 +178,10 @@ def test_excess_is_what_a_slow_reference_finds(data: st.DataObject) -> None:
         rises = [
             max(own[j] - own[i] for j in range(len(own)) for i in range(j + 1)) for own in late
         ]
-        usual_rise = sorted(rises)[(ranks - 1) // 2]
-        assert group.excess_ns[step].tolist() == [max(rise - usual_rise, 0) for rise in rises]
+        others = [sorted(rises[:rank] + rises[rank + 1 :]) for rank in range(ranks)]
+        usual = [rises_of_others[(ranks - 1) // 2] for rises_of_others in others]
+        expected = [rise - most for rise, most in zip(rises, usual, strict=True)]
+        assert group.excess_ns[step].tolist() == expected
 
 
 def _boundaries(profile: pertoken.Profile, step: int) -> list[int]:

@@ -8,8 +8,9 @@ lower median, and at least 0. It rises where a rank is slow, stays until the nex
 falls to nothing in it. Waiting never raises it, and no collective needs to be seen.
 
 A rank's *excess* in a step is the largest rise of its lateness from the end of the step before to
-the end of this one, less that of the typical rank. The sites in which it rose are the cause.
-Medians over the steps keep what happens now and then from naming anybody.
+the end of this one, less the median of what it is for the other ranks; it is below 0 where those
+lost more, so that noise, which makes everybody late in turn, has a median near 0. The sites in
+which the lateness rose are the cause.
 
 Where the clocks are not joined, boundaries are counted from the start of the step on each rank.
 What a rank loses between its last collective and the end of the step is then not seen.
@@ -34,7 +35,7 @@ from pertoken.table import Array
 LEAST_STEPS = 10
 """Steps that it takes to call a rank a straggler."""
 LEAST_SHARE_OF_STEP = 0.05
-"""Share of the median step that the median excess of a straggler exceeds, surely."""
+"""Share of the median step that the median excess of a straggler surely exceeds, unless given."""
 BETWEEN = "between"
 """Category of what runs between two steps."""
 
@@ -47,7 +48,8 @@ class RankSkew:
     """How late one rank made the others.
 
     `slowest_share` is the share of the steps in which it was the slowest, by more than the clocks'
-    error. Of its excess in each step: the median, a 95 % interval of the median, and the mean.
+    error. Of its excess in each step: the median, a 95 % interval of the median, and the mean; it
+    is below 0 where the others lost more.
     `site` and `category` name where most of it arose in the steps in which it was the slowest, and
     `site_share` how much of it; `site` is empty for the model itself, or when it never was.
     """
@@ -125,18 +127,26 @@ class Stragglers:
         return {"groups": groups, "unmatched": list(self.unmatched)}
 
 
-def find_stragglers(profile: Profile, slow_steps: int = 5) -> Stragglers:
+def find_stragglers(
+    profile: Profile, *, least_share: float = LEAST_SHARE_OF_STEP, slow_steps: int = 5
+) -> Stragglers:
     """Compare the processes of a merged profile, step by step.
 
     Args:
         profile: what was recorded.
+        least_share: the share of the median step that the median excess of a straggler surely
+            exceeds.
         slow_steps: how many of the steps with the largest excess to give for each group.
     """
     if len(profile.processes) < 2:
         return Stragglers((), ())
     groups, unmatched = match_steps(profile)
     spans = _StepSpans(profile) if groups else None
-    found = [_compared(profile, group, spans, slow_steps) for group in groups if spans is not None]
+    found = [
+        _compared(profile, group, spans, least_share, slow_steps)
+        for group in groups
+        if spans is not None
+    ]
     return Stragglers(tuple(found), unmatched)
 
 
@@ -215,7 +225,9 @@ class _Boundaries:
         self.owner.append(owner)
 
 
-def _compared(profile: Profile, group: StepGroup, spans: _StepSpans, slow_steps: int) -> RankGroup:
+def _compared(
+    profile: Profile, group: StepGroup, spans: _StepSpans, least_share: float, slow_steps: int
+) -> RankGroup:
     steps, processes = profile.steps, profile.processes
     errors_ns = processes["clock_error_ns"][list(group.processes)]
     joined = bool((errors_ns >= 0).all())
@@ -257,7 +269,7 @@ def _compared(profile: Profile, group: StepGroup, spans: _StepSpans, slow_steps:
         total = sum(blamed[place].values())
         top = blamed[place].most_common(1)[0] if total else ((-1, -1), 0)
         site, category = described(top[0])
-        sure_ns = max(resolution_ns, LEAST_SHARE_OF_STEP * step_ns)
+        sure_ns = max(resolution_ns, least_share * step_ns)
         skews.append(
             RankSkew(
                 process=process,
@@ -364,8 +376,11 @@ class _Lateness:
         risen_ns = self.late_ns - self._lowest
         self._peak = np.argmax(risen_ns, axis=2)
         rise_ns = risen_ns.max(axis=2)
-        usual = np.sort(rise_ns, axis=1)[:, (rise_ns.shape[1] - 1) // 2]
-        self.excess_ns = np.maximum(rise_ns - usual[:, None], 0)
+        ranks = rise_ns.shape[1]
+        others_ns = [np.sort(np.delete(rise_ns, rank, axis=1), axis=1) for rank in range(ranks)]
+        # The upper median of the others: where they are two, both have to be faster.
+        usual_ns = np.stack([others[:, (ranks - 1) // 2] for others in others_ns], axis=1)
+        self.excess_ns = rise_ns - usual_ns
 
     def rises_of(self, rank: Array) -> Array:
         """By how much one rank's lateness grew up to each boundary, within its largest rise.
