@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pertoken.errors import (
     FileFormatError,
+    MergeError,
     MissingDependencyError,
     PertokenError,
     RecordingStateError,
@@ -20,6 +21,8 @@ from pertoken.errors import (
 )
 
 if TYPE_CHECKING:
+    from pertoken.clock_sync import synchronize_clocks
+    from pertoken.merging import merge
     from pertoken.recording import Recording, profile
     from pertoken.result import Profile
     from pertoken.scopes import request, span, step
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FileFormatError",
+    "MergeError",
     "MissingDependencyError",
     "PertokenError",
     "Profile",
@@ -36,10 +40,12 @@ __all__ = [
     "SelectionError",
     "__version__",
     "load",
+    "merge",
     "profile",
     "request",
     "span",
     "step",
+    "synchronize_clocks",
 ]
 
 # Imported when first used: a program that only imports pertoken pays next to nothing.
@@ -48,10 +54,12 @@ _HOMES = {
     "Recording": "recording",
     "__version__": "version",
     "load": "storage",
+    "merge": "merging",
     "profile": "recording",
     "request": "scopes",
     "span": "scopes",
     "step": "scopes",
+    "synchronize_clocks": "clock_sync",
 }
 
 
