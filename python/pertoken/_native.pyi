@@ -146,7 +146,7 @@ class Region:
 
 @disjoint_base
 class RowRequest:
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+    def __init__(self) -> None: ...
 
 @final
 class RowSequence:

@@ -285,7 +285,7 @@ class Sequences:
             self._prompt_tokens(generation, members),
             self._tokens_out(generation, members),
         )
-        told = self._told.places[self._told.of_generation(number)]
+        told = self._told.places_of(number)
         if not len(told):
             return own
         by_rows = self._of_told_rows(told)

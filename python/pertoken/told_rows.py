@@ -84,9 +84,9 @@ class ToldRows:
         unknown = np.bincount(step, self.committed < 0, len(self.steps)) > 0
         return np.where(unknown, _UNKNOWN, total)
 
-    def of_generation(self, number: int) -> NDArray[np.bool_]:
-        """Which rows are of one generation."""
-        return self.generation == number
+    def places_of(self, number: int) -> Ints:
+        """The places of the rows of one generation."""
+        return self.places[self.generation == number]
 
     def tokens(self, end_ns: Ints) -> tuple[Ints, ...]:
         """The tokens: step (as an index), row, position, commit and latency of each.
