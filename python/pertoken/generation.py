@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from pertoken import _native, patch
-from pertoken.engines import listeners
+from pertoken.engines import listeners, transformers_batching
 from pertoken.engines.requests import EngineRequest
 from pertoken.generate_call import GenerateCall, Prompt, positional_names
 from pertoken.instrument import InstanceMethodCall
@@ -86,6 +86,7 @@ class RequestLog:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.evicted = 0
+        self.unknown: dict[str, None] = {}  # sentences, each once
         self.requests: dict[int, RequestEntry] = {}
         self.generations: dict[int, Generation] = {}
         self._next_request = itertools.count()
@@ -141,6 +142,13 @@ class RequestLog:
                 if not generation.is_delegated
             }
 
+    @property
+    def begun_before(self) -> int:
+        """How many requests of engines may have been given tokens before they were recorded."""
+        with change_lock:
+            held = [g.request for g in self.generations.values() if not g.from_start]
+        return len(set(held))
+
     def close_request(self, run: RequestRun | EngineRequest) -> None:
         """Notes the end of a run that has ended; one that was not met is passed over."""
         with change_lock:
@@ -195,6 +203,7 @@ class GenerateWatch:
             tuple(self._models),
         )
         listeners.add(self)
+        transformers_batching.install(self._models)
         for model in models:
             if callable(getattr(model, "generate", None)):
                 self._install(model)
@@ -232,6 +241,7 @@ class GenerateWatch:
     def remove(self) -> None:
         """Takes the wrappers out again."""
         listeners.discard(self)
+        transformers_batching.remove(self._models)
         _native.set_request_hooks(self._recorder, None, None, ())
         for owner, name, wrapper in reversed(self._installed):
             patch.take_out(owner, name, wrapper)
@@ -266,6 +276,10 @@ class GenerateWatch:
     def request_finished(self, request: EngineRequest) -> None:
         """Closes the request of an engine."""
         self._log.close_request(request)
+
+    def unknown(self, reason: str) -> None:
+        """Notes what cannot be known of an engine."""
+        self._log.unknown[reason] = None
 
     def fault(self, where: str, error: Exception) -> None:
         """Counts what went wrong in an engine's adapter."""

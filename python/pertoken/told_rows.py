@@ -86,7 +86,8 @@ class ToldRows:
 
     def places_of(self, number: int) -> Ints:
         """The places of the rows of one generation."""
-        return self.places[self.generation == number]
+        places: Ints = self.places[self.generation == number]
+        return places
 
     def tokens(self, end_ns: Ints) -> tuple[Ints, ...]:
         """The tokens: step (as an index), row, position, commit and latency of each.

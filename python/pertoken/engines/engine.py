@@ -85,6 +85,8 @@ class Engine:
         *,
         tokens_in: int = -1,
         ago_ns: int = 0,
+        in_progress: bool = False,
+        like: str | None = None,
         model_version: str | None = None,
         labels: Mapping[str, Any] | None = None,
     ) -> None:
@@ -98,6 +100,10 @@ class Engine:
             request_id: unique among the open requests of this engine.
             tokens_in: tokens of the prompt; -1 unknown.
             ago_ns: how long ago it arrived, for an engine that tells it late.
+            in_progress: whether steps that were not told may have committed tokens to it; then
+                the positions of its tokens and the time to the first stay unknown.
+            like: an open request whose labels and model version it shares where it has none of
+                its own: that of which it is a further sequence.
             model_version: the version of the model that serves it.
             labels: further labels; each becomes a column ``label.<name>`` of ``requests``.
                 Those of a ``pertoken.request`` round this call hold besides, and its model
@@ -106,13 +112,16 @@ class Engine:
         start_ticks = _native.now_ticks()
         if ago_ns:
             start_ticks -= round(ago_ns * 1e-9 * _ticks_per_second())
-        run = current_run()
         named = {str(name): str(value) for name, value in (labels or {}).items()}
-        if run is not None:
-            named = {**run.labels, **named}
-            model_version = run.model_version if model_version is None else model_version
+        around = current_run() if like is None else self._requests.get(like)
+        if around is not None:
+            named = {**around.labels, **named}
+            model_version = around.model_version if model_version is None else model_version
         version = "" if model_version is None else str(model_version)
-        self._open(EngineRequest(str(request_id), start_ticks, int(tokens_in), version, named))
+        request = EngineRequest(str(request_id), start_ticks, int(tokens_in), version, named)
+        if in_progress:
+            request.whole_since_ticks = 0
+        self._open(request)
 
     def _open(self, request: EngineRequest) -> None:
         with self._lock:
@@ -251,14 +260,15 @@ class EngineStep(_native.StepRegion):
         """Tells what the step committed, inside its context or afterwards; once, and never raises.
 
         Engines that overlap their steps tell them in the order in which they ran. What is not
-        told before a later step is, or before 64 further ones have begun, stays unknown.
+        told before a later step is, or before 64 further ones have begun, stays unknown. Does
+        nothing where the rows have said it all.
 
         Args:
             tokens: how many, by id of the request; rows of other requests committed what the row
                 itself says, else nothing.
         """
         engine = self._engine
-        if engine is None:
+        if engine is None or not self.awaits_commits:
             return
         try:
             if not engine.take_untold(self):

@@ -20,6 +20,9 @@ class Listener(Protocol):
     def request_finished(self, request: EngineRequest) -> None:
         """Closes a request that it has met."""
 
+    def unknown(self, reason: str) -> None:
+        """Notes, in a sentence, what cannot be known."""
+
     def fault(self, where: str, error: Exception) -> None:
         """Counts a fault."""
 
