@@ -85,6 +85,18 @@ void request_dealloc(PyObject* self) {
   plain_dealloc(self);
 }
 
+// number(recorder): numbers the request before its first row, which may never come.
+PyObject* request_number(PyObject* self, PyObject* object) {
+  Recorder* recorder = recorder_of(object);
+  if (recorder == nullptr) return nullptr;
+  row_sequence(reinterpret_cast<RowRequest*>(self), *recorder);
+  if (PyErr_Occurred() != nullptr) return nullptr;
+  Py_RETURN_NONE;
+}
+
+PyMethodDef request_methods[] = {{"number", request_number, METH_O, nullptr},
+                                 {nullptr, nullptr, 0, nullptr}};
+
 PyMemberDef sequence_members[] = {
     {"generation", T_UINT, offsetof(RowSequence, generation), READONLY, nullptr},
     {"tokens", T_UINT, offsetof(RowSequence, tokens), READONLY, nullptr},
@@ -103,6 +115,7 @@ PyType_Spec sequence_spec = {"pertoken._native.RowSequence", sizeof(RowSequence)
 
 PyType_Slot request_slots[] = {{Py_tp_new, reinterpret_cast<void*>(PyType_GenericNew)},
                                {Py_tp_dealloc, reinterpret_cast<void*>(request_dealloc)},
+                               {Py_tp_methods, request_methods},
                                {0, nullptr}};
 PyType_Spec request_spec = {"pertoken._native.RowRequest", sizeof(RowRequest), 0,
                             Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, request_slots};

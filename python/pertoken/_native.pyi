@@ -147,6 +147,7 @@ class Region:
 @disjoint_base
 class RowRequest:
     def __init__(self) -> None: ...
+    def number(self, recorder: Recorder, /) -> None: ...
 
 @final
 class RowSequence:

@@ -271,7 +271,7 @@ class GenerateWatch:
 
     def request_arrived(self, request: EngineRequest) -> None:
         """Opens the request of an engine before its first step."""
-        self._log.open_request(request)
+        request.number(self._recorder)
 
     def request_finished(self, request: EngineRequest) -> None:
         """Closes the request of an engine."""

@@ -118,8 +118,8 @@ def test_a_waiting_request_is_in_the_table_where_the_engine_names_its_model(
     recording = pertoken.profile(model)
     with other, recording:
         Engine(model=model).request_arrived("a", tokens_in=3)
-    assert rows_of(recording.result().requests, "id", "tokens_in", "ttft_ns", "end_ns") == [
-        ("a", -1, -1, -1)
+    assert rows_of(recording.result().requests, "id", "tokens_in", "tokens_out", "ttft_ns") == [
+        ("a", 3, 0, -1)
     ]
     assert len(other.result().requests) == 0
 
