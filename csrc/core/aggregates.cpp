@@ -9,12 +9,12 @@ void Aggregates::add_span(uint32_t site, uint8_t kind, uint64_t dur_ns) {
   histogram->record_ns(dur_ns);
 }
 
-void Aggregates::add_step_begin(StepKind kind, uint32_t rows, uint32_t query_len) {
+void Aggregates::add_step_begin(StepKind kind, uint32_t rows, uint32_t query_len, bool is_total) {
   StepTotals& totals = steps_[static_cast<size_t>(kind)];
   ++totals.begun;
   if (rows == kNone32) return;
   totals.rows += rows;
-  if (query_len != kNone32) totals.tokens_in += uint64_t{rows} * query_len;
+  if (query_len != kNone32) totals.tokens_in += uint64_t{is_total ? 1 : rows} * query_len;
 }
 
 void Aggregates::add_step_end(StepKind kind, uint64_t wall_ns, bool failed) {

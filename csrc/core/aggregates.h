@@ -36,7 +36,8 @@ struct AggregateSnapshot {
 class Aggregates {
  public:
   void add_span(uint32_t site, uint8_t kind, uint64_t dur_ns);
-  void add_step_begin(StepKind kind, uint32_t rows, uint32_t query_len);
+  // `query_len` is that of each row, or with `is_total` of all of them together.
+  void add_step_begin(StepKind kind, uint32_t rows, uint32_t query_len, bool is_total);
   void add_step_end(StepKind kind, uint64_t wall_ns, bool failed);
   AggregateSnapshot snapshot() const;
 

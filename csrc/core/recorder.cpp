@@ -102,6 +102,7 @@ bool Recorder::take_slot() noexcept {
     auto& running = registry().running[static_cast<size_t>(slot)];
     if (running.load(std::memory_order_relaxed) != nullptr) continue;
     slot_.store(slot, std::memory_order_relaxed);
+    run_uid_.store(++registry().last_uid, std::memory_order_relaxed);
     running.store(this, std::memory_order_release);
     return true;
   }
@@ -323,7 +324,7 @@ void Recorder::collect(const Record& record, ThreadBuffer& buffer) {
       progress.kind = static_cast<uint8_t>(kind);
       const auto rows = static_cast<uint32_t>(record.end_ticks >> 32);
       const auto query_len = static_cast<uint32_t>(record.end_ticks);
-      aggregates_.add_step_begin(kind, rows, query_len);
+      aggregates_.add_step_begin(kind, rows, query_len, (record.detail() & kStepHasRows) != 0);
       if (StepRow* row = store_.begin_step(step)) {
         row->start_ticks = record.start_ticks;
         row->rows = rows;
@@ -356,6 +357,16 @@ void Recorder::collect(const Record& record, ThreadBuffer& buffer) {
       store_.add_row_valid({step, static_cast<uint32_t>(record.start_ticks),
                             static_cast<uint32_t>(record.end_ticks >> 32),
                             static_cast<uint32_t>(record.end_ticks)});
+      break;
+    case RecordType::kRow:
+      store_.add_row({step, static_cast<uint32_t>(record.start_ticks), record.seq,
+                      static_cast<uint32_t>(record.end_ticks >> 32),
+                      static_cast<uint32_t>(record.end_ticks), record.detail()});
+      break;
+    case RecordType::kRowCommit:
+      store_.add_row_commit({step, static_cast<uint32_t>(record.start_ticks),
+                             static_cast<uint32_t>(record.end_ticks >> 32),
+                             static_cast<uint32_t>(record.end_ticks)});
       break;
   }
 }

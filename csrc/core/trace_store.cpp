@@ -81,6 +81,7 @@ void TraceStore::add_span(const StoredSpan& span) {
   chunk->try_append(span);
   chunks_.push_back(chunk);
   bytes_ += chunk->bytes();
+  span_bytes_ += chunk->bytes();
   opened_bytes_ += chunk->bytes();
   open = {std::move(chunk), opened_bytes_};
 }
@@ -116,12 +117,26 @@ void TraceStore::add_row_valid(const RowValid& row) {
   bytes_ += sizeof(RowValid);
 }
 
+void TraceStore::add_row(const StoredRow& row) {
+  if (row.step < first_step_) return;
+  rows_.push_back(row);
+  bytes_ += sizeof(StoredRow);
+}
+
+void TraceStore::add_row_commit(const RowCommit& commit) {
+  if (commit.step < first_step_) return;
+  row_commits_.push_back(commit);
+  bytes_ += sizeof(RowCommit);
+}
+
 void TraceStore::evict() {
   while (bytes_ > limit_bytes_ && !(chunks_.empty() && steps_.empty())) {
     const bool steps_are_older =
         chunks_.empty() || (chunks_.front()->last_step() == kNoStep && !steps_.empty() &&
                             steps_.front().start_ticks < chunks_.front()->at(0).start_ticks);
-    if (steps_are_older) {
+    // Where steps have many rows and few spans, one chunk would take all of them along.
+    const bool steps_are_larger = !steps_.empty() && span_bytes_ < bytes_ / 2;
+    if (steps_are_older || steps_are_larger) {
       evict_steps_below(first_step_ + 1 + static_cast<int64_t>(steps_.size() / 64));
     } else {
       evict_steps_below(chunks_.front()->last_step() + 1);
@@ -146,12 +161,21 @@ void TraceStore::evict_steps_below(int64_t first) {
     row_valid_.pop_front();
     bytes_ -= sizeof(RowValid);
   }
+  while (!rows_.empty() && rows_.front().step < first_step_) {
+    rows_.pop_front();
+    bytes_ -= sizeof(StoredRow);
+  }
+  while (!row_commits_.empty() && row_commits_.front().step < first_step_) {
+    row_commits_.pop_front();
+    bytes_ -= sizeof(RowCommit);
+  }
 }
 
 void TraceStore::drop_front_chunk() {
   const std::shared_ptr<SpanChunk> chunk = std::move(chunks_.front());
   chunks_.pop_front();
   bytes_ -= chunk->bytes();
+  span_bytes_ -= chunk->bytes();
   spans_dropped_ += chunk->size();
   if (is_open(*chunk)) open_chunks_.erase(chunk->track());
 }
@@ -165,6 +189,8 @@ StoreSnapshot TraceStore::snapshot() const {
   }
   snapshot.steps.assign(steps_.begin(), steps_.end());
   snapshot.row_valid.assign(row_valid_.begin(), row_valid_.end());
+  snapshot.rows.assign(rows_.begin(), rows_.end());
+  snapshot.row_commits.assign(row_commits_.begin(), row_commits_.end());
   return snapshot;
 }
 

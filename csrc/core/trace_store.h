@@ -99,10 +99,30 @@ struct RowValid {
   uint32_t query_tokens;    // of those fed
 };
 
+// One row of a step as the engine told it: a sequence of its own, with its own phase.
+struct StoredRow {
+  int64_t step;
+  uint32_t row;
+  uint32_t generation;
+  uint32_t query_len;
+  uint32_t context_len;
+  uint32_t phase;
+};
+
+// What such a row was given; it may be told long after the step.
+struct RowCommit {
+  int64_t step;
+  uint32_t row;
+  uint32_t committed_before;  // by earlier steps, to the row's sequence
+  uint32_t committed;
+};
+
 struct StoreSnapshot {
   std::vector<std::shared_ptr<const SpanChunk>> chunks;
   std::vector<StepRow> steps;
   std::vector<RowValid> row_valid;
+  std::vector<StoredRow> rows;
+  std::vector<RowCommit> row_commits;
   int64_t first_step = 0;  // steps below it are gone, and so are their spans
 };
 
@@ -116,6 +136,8 @@ class TraceStore {
   // The same, for the record that begins it: a step that comes too late counts as evicted.
   StepRow* begin_step(int64_t number);
   void add_row_valid(const RowValid& row);
+  void add_row(const StoredRow& row);
+  void add_row_commit(const RowCommit& commit);
   // Of which any span or step is held.
   std::unordered_set<int32_t> tracks() const;
   // No more spans of this track will come.
@@ -151,7 +173,8 @@ class TraceStore {
   // Once so many bytes of chunks were opened after it, a chunk is closed: that of a thread which
   // seldom records would else reach from the oldest step to the newest, and take all with it.
   const uint64_t stale_bytes_;
-  size_t bytes_ = 0;
+  size_t bytes_ = 0;           // of all that is held
+  size_t span_bytes_ = 0;      // of the chunks
   uint64_t opened_bytes_ = 0;  // of all chunks there ever were
   int64_t first_step_ = 0;
   uint64_t steps_evicted_ = 0;
@@ -160,6 +183,8 @@ class TraceStore {
   std::unordered_map<int32_t, OpenChunk> open_chunks_;  // by track
   std::deque<StepRow> steps_;                           // first_step_ and on
   std::deque<RowValid> row_valid_;
+  std::deque<StoredRow> rows_;
+  std::deque<RowCommit> row_commits_;
 };
 
 }  // namespace pertoken
