@@ -10,6 +10,13 @@
 
 namespace pertoken::bindings {
 
+// A fault of ours must not reach the user; an interrupt that hit while our code ran must.
+bool swallow_fault(PyObject* source) {
+  if (!PyErr_ExceptionMatches(PyExc_Exception)) return false;
+  PyErr_WriteUnraisable(source);
+  return true;
+}
+
 namespace {
 
 struct MethodCall {
@@ -18,13 +25,6 @@ struct MethodCall {
   PyObject* before;  // (args, kwargs) -> token, None: after is not called
   PyObject* after;   // (token, result or None, exception type or None)
 };
-
-// A fault of ours must not reach the user; an interrupt that hit while our code ran must.
-bool swallow_fault(PyObject* source) {
-  if (!PyErr_ExceptionMatches(PyExc_Exception)) return false;
-  PyErr_WriteUnraisable(source);
-  return true;
-}
 
 PyObject* method_call(PyObject* self, PyObject* args, PyObject* kwargs) {
   auto* call = reinterpret_cast<MethodCall*>(self);

@@ -216,8 +216,10 @@ PyObject* root_call(PyObject* self, PyObject* args, PyObject* kwargs) {
   }
   const bool is_step =
       state == nullptr || call.only_generate_of == 0 || call.only_generate_of == state->model;
+  ++tls_open_roots;
   PyObject* result =
       is_step ? call_step(call, state, args, kwargs, *buffer) : call_nested(call, args, kwargs);
+  --tls_open_roots;
   Py_XDECREF(value);
   return result;
 }

@@ -203,6 +203,7 @@ void Recorder::detach_thread(ThreadState* state) noexcept {
 
 void Recorder::run() noexcept {
   pthread_setname_np(pthread_self(), "pertoken-drain");
+  int64_t counted_cpu_ns = 0;
   std::chrono::microseconds wait = kLongestWait;
   std::unique_lock lock(mutex_);
   while (true) {
@@ -214,6 +215,9 @@ void Recorder::run() noexcept {
     } catch (...) {
       ++collector_faults_;
     }
+    const int64_t cpu_ns = detail::read_clock_ns(CLOCK_THREAD_CPUTIME_ID);
+    drain_cpu_ns_ += static_cast<uint64_t>(cpu_ns - counted_cpu_ns);
+    counted_cpu_ns = cpu_ns;
     if (last_round) return;
     // Come back when a ring that fills as fast as the fullest one did would be a quarter full.
     const size_t quarter = options_.ring_capacity / 4;
@@ -283,6 +287,7 @@ size_t Recorder::drain_buffer_locked(ThreadBuffer& buffer) {
 
 void Recorder::collect(const Record& record, int32_t track) {
   TrackProgress& progress = progress_[static_cast<size_t>(track)];
+  activity_.add(record);
   const int64_t step =
       record.step == kNone32 ? kNoStep : (last_step_ = widen(last_step_, record.step));
   switch (record.type()) {
@@ -328,6 +333,7 @@ void Recorder::collect(const Record& record, int32_t track) {
       if (row == nullptr || !row->begun) break;
       row->end_ticks = record.start_ticks;
       row->detail |= record.detail() & (kStepFailed | kStepBare | kStepSeveral);
+      activity_.step_ticks += row->end_ticks - row->start_ticks;
       aggregates_.add_step_end(static_cast<StepKind>(row->detail & kStepKindMask),
                                to_ns(row->end_ticks - row->start_ticks),
                                (record.detail() & kStepFailed) != 0);
@@ -348,6 +354,20 @@ void Recorder::collect(const Record& record, int32_t track) {
   }
 }
 
+RecorderLosses Recorder::losses_locked() const {
+  RecorderLosses losses;
+  losses.records_dropped =
+      dropped_by_gone_threads_ + unattached_.load(std::memory_order_relaxed);
+  for (const auto& buffer : buffers_) {
+    losses.records_dropped += buffer->dropped.load(std::memory_order_relaxed);
+  }
+  losses.recording_faults = faults_.load(std::memory_order_relaxed);
+  losses.collector_faults = collector_faults_;
+  losses.spans_evicted = store_.spans_evicted();
+  losses.steps_evicted = store_.steps_evicted();
+  return losses;
+}
+
 RecorderSnapshot Recorder::snapshot() {
   const std::lock_guard lock(mutex_);
   drain_locked();
@@ -355,15 +375,7 @@ RecorderSnapshot Recorder::snapshot() {
   snapshot.clock = clock_.map();
   snapshot.store = store_.snapshot();
   snapshot.tracks = tracks_;
-  snapshot.losses.records_dropped =
-      dropped_by_gone_threads_ + unattached_.load(std::memory_order_relaxed);
-  for (const auto& buffer : buffers_) {
-    snapshot.losses.records_dropped += buffer->dropped.load(std::memory_order_relaxed);
-  }
-  snapshot.losses.recording_faults = faults_.load(std::memory_order_relaxed);
-  snapshot.losses.collector_faults = collector_faults_;
-  snapshot.losses.spans_evicted = store_.spans_evicted();
-  snapshot.losses.steps_evicted = store_.steps_evicted();
+  snapshot.losses = losses_locked();
   return snapshot;
 }
 
@@ -371,6 +383,16 @@ AggregateSnapshot Recorder::totals() {
   const std::lock_guard lock(mutex_);
   drain_locked();
   return aggregates_.snapshot();
+}
+
+RecorderStatus Recorder::status() {
+  const std::lock_guard lock(mutex_);
+  drain_locked();
+  return {.activity = activity_,
+          .step_ns = to_ns(activity_.step_ticks),
+          .drain_cpu_ns = drain_cpu_ns_,
+          .store_bytes = store_.bytes(),
+          .losses = losses_locked()};
 }
 
 int64_t Recorder::first_step() {
