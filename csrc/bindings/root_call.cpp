@@ -277,6 +277,7 @@ int root_clear(PyObject* self) { return span_call_clear(self); }
 void root_dealloc(PyObject* self) {
   PyObject_GC_UnTrack(self);
   auto& call = *reinterpret_cast<RootCall*>(self);
+  if (call.base.weakrefs != nullptr) PyObject_ClearWeakRefs(self);
   Py_CLEAR(call.base.inner);
   Py_CLEAR(call.base.owner);
   Py_CLEAR(call.generation_var);
@@ -289,6 +290,7 @@ void root_dealloc(PyObject* self) {
 PyMemberDef members[] = {
     {"inner", T_OBJECT, offsetof(RootCall, base.inner), 0, nullptr},
     {"__wrapped__", T_OBJECT, offsetof(RootCall, base.inner), READONLY, nullptr},
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(RootCall, base.weakrefs), READONLY, nullptr},
     {"site", T_UINT, offsetof(RootCall, base.site), READONLY, nullptr},
     {nullptr, 0, 0, 0, nullptr}};
 

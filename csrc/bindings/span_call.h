@@ -17,6 +17,7 @@ struct SpanCall {
   PyObject* inner;  // what stood in the slot, or the module's own _call_impl
   PyObject* owner;  // the Python object that keeps the recorder alive
   Recorder* recorder;
+  PyObject* weakrefs;  // for Python only: what has put the wrapper somewhere does not hold it
   uint32_t site;
 };
 

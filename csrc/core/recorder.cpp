@@ -356,8 +356,7 @@ void Recorder::collect(const Record& record, int32_t track) {
 
 RecorderLosses Recorder::losses_locked() const {
   RecorderLosses losses;
-  losses.records_dropped =
-      dropped_by_gone_threads_ + unattached_.load(std::memory_order_relaxed);
+  losses.records_dropped = dropped_by_gone_threads_ + unattached_.load(std::memory_order_relaxed);
   for (const auto& buffer : buffers_) {
     losses.records_dropped += buffer->dropped.load(std::memory_order_relaxed);
   }

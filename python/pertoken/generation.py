@@ -160,7 +160,7 @@ class GenerateWatch:
         self._recorder = recorder
         self._log = log
         self._on_fault = on_fault
-        self._installed: list[tuple[Any, str, Any]] = []
+        self._installed: list[tuple[Callable[[], Any], str, Callable[[], Any]]] = []
         self._models: set[int] = set()  # by identity
         self._counting_commits: set[type] = set()
         self._names: dict[type, tuple[str, ...]] = {}  # of the positional parameters of generate
@@ -182,10 +182,10 @@ class GenerateWatch:
                 model,
                 "generate",
                 lambda inner: InstanceMethodCall(
-                    inner, partial(self._before_instance, model), self._after
+                    inner, partial(self._before_instance, patch.weakly(model)), self._after
                 ),
             )
-        elif (cls, "generate") in [place[:2] for place in self._installed]:
+        elif any(owner() is cls and name == "generate" for owner, name, _ in self._installed):
             pass
         elif inspect.isfunction(_plain(inspect.getattr_static(cls, "generate", None))):
             self._put(
@@ -203,13 +203,15 @@ class GenerateWatch:
 
     def _put(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
         base = inspect.getattr_static(owner, name)
-        self._installed.append((owner, name, patch.put(owner, name, base, make)))
+        wrapper = patch.put(owner, name, base, make)
+        self._installed.append((patch.weakly(owner), name, patch.weakly(wrapper)))
 
     def remove(self) -> None:
         """Takes the wrappers out again."""
         _native.set_request_hook(self._recorder, None)
         for owner, name, wrapper in reversed(self._installed):
-            patch.take_out(owner, name, wrapper)
+            if owner() is not None:
+                patch.take_out(owner(), name, wrapper())
         self._installed.clear()
         self._models.clear()
         self._counting_commits.clear()
@@ -221,8 +223,26 @@ class GenerateWatch:
         generation.by_generate = False
         return generation.number
 
-    def _before_instance(self, model: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
-        return self._before((model, *args), kwargs)
+    def open_running(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
+        """Opens a `generate()` that was called before the wrappers were in.
+
+        Args:
+            args: of the call, the model first.
+            kwargs: of the call.
+
+        Returns:
+            What `close_running` takes; None when there is nothing to close.
+        """
+        return self._before(args, kwargs)
+
+    def close_running(self, opened: Any, result: Any, error: type[BaseException] | None) -> None:
+        """Closes it, with what it returned or the type of what it raised."""
+        self._after(opened, result, error)
+
+    def _before_instance(
+        self, model: Callable[[], Any], args: tuple[Any, ...], kwargs: Any
+    ) -> Any:
+        return self._before((model(), *args), kwargs)
 
     def _before(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
         if not args or id(args[0]) not in self._models or not self._recorder.active:

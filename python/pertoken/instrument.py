@@ -175,15 +175,25 @@ def argument_places(model: torch.nn.Module) -> tuple[list[tuple[int, str, int]],
     return places, not known
 
 
+class _Wrapped:
+    """A module and the wrapper in it; neither is held."""
+
+    def __init__(self, name: str, module: torch.nn.Module, attribute: str, wrapper: Any) -> None:
+        self.name = name
+        self.attribute = attribute
+        self.module = patch.weakly(module)
+        self.wrapper = patch.weakly(wrapper)
+
+
 class Instrumentation:
-    """The wrappers of one recording in one model; holds the model while they are in it."""
+    """The wrappers of one recording in one model, which it does not hold."""
 
     def __init__(self) -> None:
         self.names: list[str] = []  # of the selected modules
         self.overwritten: list[str] = []  # modules whose wrapper somebody else had replaced
         self.compiled: set[str] = set()  # modules that ran compiled, "" the root
         self._root_name = ""
-        self._wrappers: dict[int, tuple[str, torch.nn.Module, str, Any]] = {}
+        self._wrappers: dict[int, _Wrapped] = {}  # by the id of the module
         self._undo: list[Callable[[], object]] = []  # what was done to torch's own classes
 
     def install(
@@ -260,10 +270,10 @@ class Instrumentation:
         try:
             if has_call_slot(module):
                 wrapper = patch.put(module, CALL_SLOT, module._call_impl, make)
-                self._wrappers[id(module)] = (name, module, CALL_SLOT, wrapper)
+                self._wrappers[id(module)] = _Wrapped(name, module, CALL_SLOT, wrapper)
             elif has_forward(module):
                 wrapper = patch.put(module, "forward", module.forward, make_forward)
-                self._wrappers[id(module)] = (name, module, "forward", wrapper)
+                self._wrappers[id(module)] = _Wrapped(name, module, "forward", wrapper)
         except Exception as error:
             logger.warning("pertoken: module %r cannot be recorded: %s", name, error)
             self.overwritten.append(name or self._root_name)
@@ -271,9 +281,12 @@ class Instrumentation:
     def remove(self) -> None:
         """Takes every wrapper out and lets go of the model, which is as it was."""
         self.note_compiled()
-        for name, module, attribute, wrapper in reversed(list(self._wrappers.values())):
-            if not patch.take_out(module, attribute, wrapper):
-                self.overwritten.append(name or self._root_name)
+        for wrapped in reversed(list(self._wrappers.values())):
+            module = wrapped.module()
+            if module is None:
+                continue
+            if not patch.take_out(module, wrapped.attribute, wrapped.wrapper()):
+                self.overwritten.append(wrapped.name or self._root_name)
         self._wrappers.clear()
         while self._undo:
             self._undo.pop()()
@@ -285,15 +298,20 @@ class Instrumentation:
 
     def note_compiled(self) -> None:
         """Notes which of the wrapped modules the compiler has a hand in by now."""
-        wrappers = list(self._wrappers.values())
-        self.compiled |= {name for name, *rest in wrappers if _is_compiled(*rest)}
+        for wrapped in list(self._wrappers.values()):
+            module, wrapper = wrapped.module(), wrapped.wrapper()
+            if module is not None and _is_compiled(module, wrapped.attribute, wrapper):
+                self.compiled.add(wrapped.name)
 
     def _before_compile(self, args: tuple[Any, ...], kwargs: Any) -> Any:
-        return self._wrappers.get(id(args[0])) if args else None
+        wrapped = self._wrappers.get(id(args[0])) if args else None
+        if wrapped is None or wrapped.module() is not args[0]:
+            return None
+        # What it is replaced by may be all that holds the wrapper.
+        return args[0], wrapped.attribute, wrapped.wrapper()
 
     def _after_compile(self, token: Any, result: Any, error: Any) -> None:
-        _, module, attribute, wrapper = token
-        patch.put_back_on_top(module, attribute, wrapper)
+        patch.put_back_on_top(*token)
 
 
 def _make_span_call(cls: Any, recorder: Any, site: int, inner: Any) -> Any:
@@ -314,7 +332,7 @@ def _is_compiled(module: torch.nn.Module, attribute: str, wrapper: Any) -> bool:
     """Whether calls of the module run, or may run, what the compiler made of it."""
     if is_optimized(module):
         return True
-    inner = wrapper.inner
+    inner = getattr(wrapper, "inner", None)
     while isinstance(inner, (_native.SpanCall, _native.RootCall)):
         inner = inner.inner
     if attribute == CALL_SLOT and not (inspect.ismethod(inner) and inner.__self__ is module):
