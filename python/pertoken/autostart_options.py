@@ -76,7 +76,7 @@ class AutostartOptions:
         for field in fields(self):
             value = getattr(self, field.name)
             plain = str(int(value)) if isinstance(value, bool) else str(value)
-            pairs.append(f"{field.name}={quote(plain, safe='/{}*?[]:~ ')}")
+            pairs.append(f"{field.name}={quote(plain, safe='/{}*?[]:~')}")
         return ",".join(pairs)
 
     def resolved(self) -> AutostartOptions:
@@ -97,7 +97,7 @@ class AutostartOptions:
         """Where the profile of the model with this number goes, from 1, of one process."""
         name = self.output.replace("{script}", script).replace("{pid}", str(pid))
         if number > 1:
-            name = f"{name.removesuffix(SUFFIX)}-{number}{SUFFIX}"
+            name = f"{name.removesuffix(SUFFIX)}-model{number}{SUFFIX}"
         return Path(name)
 
 

@@ -239,9 +239,7 @@ class GenerateWatch:
         """Closes it, with what it returned or the type of what it raised."""
         self._after(opened, result, error)
 
-    def _before_instance(
-        self, model: Callable[[], Any], args: tuple[Any, ...], kwargs: Any
-    ) -> Any:
+    def _before_instance(self, model: Callable[[], Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         return self._before((model(), *args), kwargs)
 
     def _before(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
