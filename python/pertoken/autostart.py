@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -42,10 +43,8 @@ def start() -> None:
 
 def say(text: str) -> None:
     """Writes a line for a person to stderr, where there is one."""
-    try:
+    with suppress(AttributeError, OSError, ValueError):
         print("pertoken:", " ".join(text.split()), file=sys.stderr, flush=True)
-    except (AttributeError, OSError, ValueError):
-        pass
 
 
 def _torch_is_there(module: ModuleType) -> None:

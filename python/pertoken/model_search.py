@@ -26,6 +26,8 @@ logger = logging.getLogger("pertoken")
 # to models that generate: heads and encoders that are called by themselves must not take them all.
 MOST_MODELS = _native.MAX_RECORDERS - 2
 MOST_PLAIN_MODELS = 4
+# A program that makes its models anew all the time would fill the disk with files.
+MOST_FILES = 64
 
 
 class ModelSearch:
@@ -103,7 +105,7 @@ class ModelSearch:
         self._recordings = [recording for recording in self._recordings if recording.is_recording]
         root = unwrap_compiled(model)
         limit = MOST_MODELS if generates else MOST_PLAIN_MODELS
-        if len(self._recordings) >= limit:
+        if len(self._recordings) >= limit or self._files.models >= MOST_FILES:
             self._files.note_unrecorded(type(root).__name__)
             self._decide_all(model)
             return None

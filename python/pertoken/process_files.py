@@ -41,6 +41,11 @@ class ProcessFiles:
         self._write_in_worker()
         self._recordings.append(recording)
 
+    @property
+    def models(self) -> int:
+        """How many models were recorded so far."""
+        return self._written + len(self._recordings)
+
     def note_unrecorded(self, name: str) -> None:
         """Counts a model that could not be recorded."""
         self._unrecorded[name] += 1

@@ -122,7 +122,7 @@ class Recording:
         self._running_since_ns = 0  # by the monotonic clock; 0: it does not run
         self.log = RequestLog(limit=max(1024, memory_limit_bytes // 8 // _BYTES_A_REQUEST))
         self.recorder = _native.Recorder(memory_limit_bytes * 7 // 8, _RING_RECORDS)
-        self.instrumentation = Instrumentation()
+        self.instrumentation = Instrumentation(makes_cycles=holds_model)
         self.generate_watch = GenerateWatch(self.recorder, self.log, self.faults.note)
         self._log_interval_s = log_interval_s
         self._status_log: list[StatusLog] = []  # the one that runs
