@@ -132,7 +132,7 @@ void bind_recorder(py::module_& m) {
   m.attr("MAX_RECORDERS") = kMaxRecorders;
   if (!add_scope_types(m.ptr()) || !add_span_call_type(m.ptr()) || !add_root_call_type(m.ptr()) ||
       !add_generation_types(m.ptr()) || !add_method_call_type(m.ptr()) ||
-      !add_root_search_type(m.ptr()) || !add_weak_method_type(m.ptr())) {
+      !add_root_search_types(m.ptr()) || !add_weak_method_type(m.ptr())) {
     throw py::error_already_set();
   }
 }

@@ -68,7 +68,7 @@ bool add_span_call_type(PyObject* module);
 bool add_root_call_type(PyObject* module);
 bool add_generation_types(PyObject* module);
 bool add_method_call_type(PyObject* module);
-bool add_root_search_type(PyObject* module);
+bool add_root_search_types(PyObject* module);
 bool add_weak_method_type(PyObject* module);
 
 // A fault of ours is written to stderr and forgotten; false for an interrupt, which stays set.

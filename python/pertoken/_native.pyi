@@ -110,6 +110,13 @@ class RootSearch:
     def __get__(self, instance: Any, owner: Any = ..., /) -> Any: ...
 
 @final
+class RootProbe:
+    inner: Any
+    __wrapped__: Any
+    def __init__(self, inner: Any, consider: Callable[[], Any], /) -> None: ...
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any: ...
+
+@final
 class CommitCall:
     inner: Any
     __wrapped__: Any

@@ -58,6 +58,12 @@ class ModelSearch:
             logger.warning("pertoken: this torch has no call slot; only generate() is looked at")
             return
         setattr(module_class, CALL_SLOT, _native.RootSearch(self._consider, self._decided))
+        patch.put(
+            module_class,
+            "compile",
+            module_class.__dict__["compile"],
+            lambda below: _native.MethodCall(below, _before_compile, self._after_compile),
+        )
 
     def watch_generate(self, mixin: Any) -> None:
         """Looks at calls of transformers' `generate` from now on: encoders run before the model.
@@ -86,6 +92,20 @@ class ModelSearch:
                 return None
             self._record(module, generates=callable(getattr(module, "generate", None)))
             return module.__dict__.get(CALL_SLOT)
+
+    def _after_compile(self, module: Any, result: Any, error: Any) -> None:
+        """What ``module.compile()`` has put into the module's slot hides it from the search."""
+        held = module.__dict__.get(CALL_SLOT)
+        if held is None or id(module) in self._decided or isinstance(held, _native.RootProbe):
+            return
+        consider = partial(self._consider_compiled, weakref.ref(module))
+        patch.put(module, CALL_SLOT, held, lambda inner: _native.RootProbe(inner, consider))
+
+    def _consider_compiled(self, ref: weakref.ref[Any]) -> Any:
+        """As `_consider`; None also while it is not decided what the module is."""
+        module = ref()
+        found = None if module is None else self._consider(module)
+        return None if isinstance(found, _native.RootProbe) else found
 
     def _before_generate(self, args: tuple[Any, ...], kwargs: Any) -> Any:
         if not args or id(args[0]) in self._decided:
@@ -138,6 +158,11 @@ class ModelSearch:
     def _decide(self, module: Any) -> None:
         key = id(module)
         self._decided[key] = weakref.ref(module, partial(_forget, self._decided, key))
+        below = module.__dict__.get(CALL_SLOT)
+        while below is not None and not isinstance(below, _native.RootProbe):
+            below = getattr(below, "inner", None)
+        if below is not None:
+            patch.take_out(module, CALL_SLOT, below)
 
     def _start_afresh(self) -> None:
         """In a forked child: what the parent found is found again, and recorded anew."""
@@ -153,6 +178,10 @@ class ModelSearch:
 
 def _forget(decided: dict[int, Any], key: int, ref: Any) -> None:
     decided.pop(key, None)
+
+
+def _before_compile(args: tuple[Any, ...], kwargs: Any) -> Any:
+    return args[0] if args else None
 
 
 def _after_generate(token: Any, result: Any, error: Any) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import nn
 from transformers.generation.utils import GenerationMixin
 
@@ -63,6 +62,7 @@ def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Search]:
             recording.stop()
         made.files._recordings.clear()
         patch.take_out(GenerationMixin, "generate", GenerationMixin.__dict__["generate"])
+        patch.take_out(nn.Module, "compile", nn.Module.__dict__["compile"])
         assert GenerationMixin.__dict__["generate"] is method
 
 
@@ -75,7 +75,7 @@ def test_the_outermost_module_is_the_model_and_its_first_step_is_seen(search: Se
     invariants.check(profile)
     assert len(profile.steps) == 3
     assert profile.steps["step"].tolist() == [0, 1, 2]
-    assert foreign_values(model) == []
+    assert foreign_values(model) == [f"Module.{SLOT}", "Module.compile"]  # the search
 
 
 def test_a_generate_is_a_request_from_the_first_on_and_its_encoder_is_no_model(
@@ -95,9 +95,9 @@ def test_a_draft_model_has_a_recording_of_its_own(search: Search) -> None:
     main, draft = (copy.deepcopy(models.llama(seed=seed)) for seed in (0, 1))
     main.generate(models.prompt(), assistant_model=draft, max_new_tokens=6)
     first, second = search.profiles()
-    assert len(first.requests) == len(second.requests) >= 1 or len(second.requests) > 1
-    assert "verify" in first.steps["kind"].tolist() or len(first.steps) > 0
-    assert len(second.steps) > 0
+    assert first.requests["tokens_out"].tolist() == [6]
+    assert "verify" in first.steps["kind"].tolist()
+    assert len(second.requests) > 0 and "verify" not in second.steps["kind"].tolist()
 
 
 def test_layers_losses_and_modules_of_a_known_model_are_no_models(search: Search) -> None:
@@ -117,7 +117,7 @@ def test_training_is_not_recorded_and_evaluation_of_the_same_model_is(search: Se
     class Frozen(Stack):
         """Part of it stays in evaluation mode."""
 
-    model = nn.Sequential(seeded(Frozen).eval(), nn.Linear(8, 8))
+    model = nn.Sequential(seeded(Frozen).eval(), nn.Linear(2, 2))
     model.train(True)
     model[0].eval()
     with torch.enable_grad():
@@ -218,7 +218,7 @@ def test_compiled_traced_and_scripted_models_work_without_a_break(search: Search
             lambda x, model=build(): model(x), backend="eager", fullgraph=True
         ),
         "script": torch.jit.script(build()),
-        "trace": torch.jit.trace(build(), numbers()),
+        "trace": torch.jit.trace(build(), numbers(), check_trace=False),
         "fx": torch.fx.symbolic_trace(build()),
         "export": torch.export.export(build(), (numbers(),)).module(),
     }
@@ -226,6 +226,27 @@ def test_compiled_traced_and_scripted_models_work_without_a_break(search: Search
     for work in works.values():
         assert torch.equal(work(numbers()), expected)
     assert "Stack" in search.found()
+
+
+def test_a_module_that_compiled_itself_is_found_at_its_first_call(search: Search) -> None:
+    model, blocks = seeded(Stack).eval(), seeded(Stack).eval()
+    model.compile(backend="eager", fullgraph=True)
+    compiled = model.__dict__[SLOT].inner
+    for layer in blocks.layers:
+        layer.compile(backend="eager", fullgraph=True)
+    training = seeded(Stack).train()
+    training.compile(backend="eager", fullgraph=True)
+    for each in (model, blocks, training):
+        for _ in range(2):
+            each(numbers())
+    assert search.found() == ["Stack", "Stack"]
+    first, second = search.profiles()
+    assert (len(first.steps), len(second.steps)) == (2, 2)
+    assert model.__dict__[SLOT] is compiled
+    for layer in blocks.layers:
+        assert not isinstance(layer.__dict__[SLOT], _native.RootProbe)
+    training.eval()(numbers())
+    assert search.found() == ["Stack"]
 
 
 def test_calls_of_many_threads_find_a_model_once(search: Search) -> None:
@@ -266,7 +287,6 @@ def test_a_fault_of_ours_does_not_reach_the_program(
     assert list(search.files._unrecorded.elements()) == ["Stack (division by zero)"]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_slot_reads_as_none_inside_a_call_and_of_the_class(search: Search) -> None:
     seen = []
 
@@ -280,7 +300,3 @@ def test_the_slot_reads_as_none_inside_a_call_and_of_the_class(search: Search) -
     assert seen and set(map(type, seen[0])) == {type(None)}
     assert nn.Module._compiled_call_impl is None
     assert isinstance(nn.Module.__dict__[SLOT], _native.RootSearch)
-
-
-def test_transformers_has_what_is_looked_for() -> None:
-    assert "generate" in transformers.GenerationMixin.__dict__
