@@ -1,7 +1,9 @@
 #include "bindings/scope.h"
 
+#include <cstdlib>
 #include <cstring>
 #include <new>
+#include <string_view>
 
 #include "bindings/span_call.h"
 #include "bindings/step_inputs.h"
@@ -235,7 +237,15 @@ void end_step(Scope* scope, bool failed) {
   });
 }
 
+// PERTOKEN=0 when the module was loaded: no scope has anybody to be seen by.
+bool is_switched_off() {
+  const char* text = std::getenv("PERTOKEN");
+  return text != nullptr && std::string_view(text) == "0";
+}
+const bool switched_off = is_switched_off();
+
 PyObject* opener_enter(PyObject* self, PyObject*) {
+  if (switched_off) return Py_NewRef(self);
   Scope* scope = enter_scope(reinterpret_cast<Opener*>(self));
   if (scope == nullptr) return nullptr;
   if (scope->kind == ScopeKind::kRegion) {
@@ -247,6 +257,7 @@ PyObject* opener_enter(PyObject* self, PyObject*) {
 }
 
 PyObject* opener_exit(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+  if (switched_off) Py_RETURN_NONE;
   const bool failed = count > 0 && args[0] != Py_None;
   if (Scope* scope = leave_scope(self)) {
     if (scope->kind == ScopeKind::kRegion) end_region(scope);

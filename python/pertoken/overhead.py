@@ -1,23 +1,24 @@
 """Estimates what recording costs: the costs of its calls on this machine, times their number.
 
 The wrappers themselves are timed, round calls that do nothing, once a process and off the hot path.
-That is with warm caches: in a real model a call costs more, see docs/performance.md.
+Before each call other memory is touched, as a model does between its calls.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from itertools import repeat
+from statistics import median
 from time import perf_counter_ns
 from typing import Any
 
 from pertoken import _native
 
-_CALLS = 200  # a batch: a few tens of microseconds
-_BATCHES = 15
+_SAMPLES = 101
+_TOUCHED_BYTES = 512 << 10  # more than the caches that are a core's own hold besides
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ _costs: RecordCosts | None = None
 
 
 def record_costs() -> RecordCosts | None:
-    """The costs on this machine, measured at the first call, which takes a few milliseconds.
+    """The costs on this machine, measured at the first call, which takes some 10 ms.
 
     None when as many recordings run as can: measuring needs one more for its duration.
     """
@@ -71,10 +72,11 @@ def _measure() -> RecordCosts:
         site = 0  # of any name: nobody reads what is recorded here
         span = _native.SpanCall(int, recorder, site)
         step = _root(dict, recorder, site)
+        ids = sys.modules["torch"].zeros((1, 1), dtype=sys.modules["torch"].int64)
         found: list[float] = []
-        # Inside a step, where spans are cheap; and steps outside any.
-        _root(lambda: found.append(_added_ns(span, int)), recorder, site)()
-        found.append(_added_ns(lambda: step(input_ids=None), lambda: dict(input_ids=None)))
+        # Inside a step, where most spans are; and steps outside any.
+        _root(lambda: found.append(_added_ns(span, int, {})), recorder, site)()
+        found.append(_added_ns(step, dict, {"input_ids": ids}))
     finally:
         recorder.stop()
     return RecordCosts(*found)
@@ -82,16 +84,17 @@ def _measure() -> RecordCosts:
 
 def _root(inner: Callable[..., Any], recorder: Any, site: int) -> Any:
     state: ContextVar[Any] = ContextVar("pertoken_overhead")
-    return _native.RootCall(inner, recorder, site, state, [(0, "input_ids", 0)], False)
+    return _native.RootCall(inner, recorder, site, state, [(0, "input_ids", 0)], False, True, 0)
 
 
-def _added_ns(wrapped: Callable[[], Any], bare: Callable[[], Any]) -> float:
-    """The quickest batch of each counts: the others waited for something."""
-    best = {wrapped: float("inf"), bare: float("inf")}
-    for _ in range(_BATCHES):
-        for call in (wrapped, bare):
+def _added_ns(wrapped: Any, bare: Any, arguments: dict[str, Any]) -> float:
+    """The median call of each counts: some wait for something."""
+    touched = bytes(_TOUCHED_BYTES)
+    taken_ns: tuple[list[int], list[int]] = ([], [])
+    for _ in range(_SAMPLES):
+        for call, times_ns in zip((wrapped, bare), taken_ns, strict=True):
+            bytearray(touched)
             start_ns = perf_counter_ns()
-            for _ in repeat(None, _CALLS):
-                call()
-            best[call] = min(best[call], (perf_counter_ns() - start_ns) / _CALLS)
-    return max(0.0, best[wrapped] - best[bare])
+            call(**arguments)
+            times_ns.append(perf_counter_ns() - start_ns)
+    return max(0.0, median(taken_ns[0]) - median(taken_ns[1]))

@@ -243,7 +243,7 @@ class Recording:
 
         The cost is an estimate: what one record of each type costs on this machine, times their
         number, and the processor time of the thread that drains them, over the time of the steps.
-        The first call in a process measures these costs, which takes a few milliseconds.
+        The first call in a process measures these costs, which takes some 10 ms.
         """
         return describe_status(self)
 

@@ -112,6 +112,6 @@ def _log_until(ended: Any, ref: weakref.ref[Recording], interval_s: float, logge
             return
         try:
             logger.info("%s", recording.status())
-        except Exception as error:
-            recording.faults.note("status", error)
+        except Exception as error:  # the program's handler may be what fails: not logged again
+            recording.faults[f"status: {type(error).__name__}: {error}"] += 1
         del recording

@@ -1,7 +1,8 @@
-"""Which modules of an unmodified program are recorded as its models, and what that leaves behind."""
+"""Which modules of an unmodified program are recorded as its models, and what that leaves."""
 
 from __future__ import annotations
 
+import atexit
 import copy
 import gc
 import inspect
@@ -60,7 +61,7 @@ def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Search]:
     finally:
         for recording in made.files._recordings:
             recording.stop()
-        made.files._recordings.clear()
+        atexit.unregister(made.files.write_all)
         patch.take_out(GenerationMixin, "generate", GenerationMixin.__dict__["generate"])
         patch.take_out(nn.Module, "compile", nn.Module.__dict__["compile"])
         assert GenerationMixin.__dict__["generate"] is method
@@ -210,13 +211,11 @@ def test_compiled_traced_and_scripted_models_work_without_a_break(search: Search
     def build() -> Any:
         return seeded(Stack).eval()
 
-    expected = build()(numbers())
+    expected, inner = build()(numbers()), build()
     search.files._recordings.clear()
     works = {
         "torch.compile": torch.compile(build(), backend="eager", fullgraph=True),
-        "a compiled function": torch.compile(
-            lambda x, model=build(): model(x), backend="eager", fullgraph=True
-        ),
+        "a compiled function": torch.compile(lambda x: inner(x), backend="eager", fullgraph=True),
         "script": torch.jit.script(build()),
         "trace": torch.jit.trace(build(), numbers(), check_trace=False),
         "fx": torch.fx.symbolic_trace(build()),

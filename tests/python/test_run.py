@@ -319,14 +319,16 @@ def test_a_program_without_torch_only_waits_for_it(folder: Path) -> None:
 
 
 OFF = """
-import threading, pertoken
+import contextvars, threading, pertoken
 from pertoken import _native
 model, x = Tiny().eval(), torch.zeros(1, 4)
+variables = len(contextvars.copy_context())
 before = {name: dict(module.__dict__) for name, module in model.named_modules()}
 assert nn.Module.__dict__["_compiled_call_impl"] is None
 with pertoken.profile(model, modules="all", log_interval_s=0.001) as recording:
     with pertoken.request(id=1), pertoken.step("decode", rows=1), pertoken.span("s"):
         model(x)
+        assert len(contextvars.copy_context()) == variables
     assert {name: dict(module.__dict__) for name, module in model.named_modules()} == before
     names = [open(f"/proc/self/task/{t}/comm").read() for t in os.listdir("/proc/self/task")]
     assert not [name for name in names if name.startswith("pertoken")], names
