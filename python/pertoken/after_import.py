@@ -6,7 +6,10 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
 
 Action = Callable[[ModuleType], None]
 
@@ -41,7 +44,7 @@ class _Waiting:
             spec: ModuleSpec | None = find(name, path, target)
             if spec is not None:
                 if hasattr(spec.loader, "exec_module"):
-                    spec.loader = _Loader(spec.loader, self)  # type: ignore[arg-type]
+                    spec.loader = cast("Loader", _Loader(spec.loader, self))
                 return spec
         return None
 

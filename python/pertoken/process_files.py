@@ -97,7 +97,7 @@ class ProcessFiles:
             if self._options.summary and sys.stderr is not None:
                 print(profile.summary(), file=sys.stderr, flush=True)
         except Exception as error:  # the program has ended well, and its exit code says so
-            say(f"a profile is lost: {error or type(error).__name__}")
+            say(f"a profile is lost: {str(error) or type(error).__name__}")
 
     def _write_in_worker(self) -> None:
         """Processes of multiprocessing may leave by os._exit, and run only its own finalizers."""
