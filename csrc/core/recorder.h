@@ -12,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "core/activity.h"
 #include "core/aggregates.h"
 #include "core/clock_calibrator.h"
 #include "core/thread_buffer.h"
@@ -42,6 +43,15 @@ struct RecorderSnapshot {
   StoreSnapshot store;
   ClockMap clock;
   std::vector<TrackInfo> tracks;  // ascending; those that nothing is held of may be missing
+  RecorderLosses losses;
+};
+
+// What a person is told of a recording while it runs.
+struct RecorderStatus {
+  Activity activity;
+  uint64_t step_ns = 0;       // of steps that ended
+  uint64_t drain_cpu_ns = 0;  // processor time of the drain threads so far
+  size_t store_bytes = 0;
   RecorderLosses losses;
 };
 
@@ -82,6 +92,7 @@ class Recorder {
   void drain();
   RecorderSnapshot snapshot();
   AggregateSnapshot totals();
+  RecorderStatus status();
   int64_t first_step();
   // Of what ended before this, no step is held; 0 while none was evicted. Looks at all steps.
   uint64_t oldest_step_ticks();
@@ -115,6 +126,7 @@ class Recorder {
   size_t drain_buffer_locked(ThreadBuffer& buffer);
   void collect(const Record& record, ThreadBuffer& buffer);
   void forget_tracks_locked();
+  RecorderLosses losses_locked() const;
   uint64_t to_ns(uint64_t dur_ticks) const noexcept {
     return static_cast<uint64_t>(static_cast<double>(dur_ticks) * ns_per_tick_);
   }
@@ -141,6 +153,8 @@ class Recorder {
   uint64_t collector_faults_ = 0;
   TraceStore store_;
   Aggregates aggregates_;
+  Activity activity_;
+  uint64_t drain_cpu_ns_ = 0;  // up to the last round of the last drain thread
   ClockCalibrator clock_;
   double ns_per_tick_ = 1.0;
   uint64_t rate_ticks_ = 0;  // when ns_per_tick_ was read
