@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <stdexcept>
+#include <utility>
 
 namespace pertoken {
 namespace {
@@ -24,9 +25,9 @@ void add_checked(uint64_t& sum, uint64_t n) {
 
 // Cut to the filled buckets, of which there must be none that no finite double is in: so the memory
 // of a histogram is bounded, whatever it is merged with.
-Buckets trimmed(const Buckets& buckets, int scale) {
+Buckets trimmed(Buckets&& buckets, int scale) {
   const auto filled = [](uint64_t n) { return n != 0; };
-  const auto& counts = buckets.counts;
+  auto& counts = buckets.counts;
   const auto begin = std::find_if(counts.begin(), counts.end(), filled);
   if (begin == counts.end()) return {};
   const auto end = std::find_if(counts.rbegin(), counts.rend(), filled).base();
@@ -36,6 +37,7 @@ Buckets trimmed(const Buckets& buckets, int scale) {
       last > bucket_index(std::numeric_limits<double>::max(), scale)) {
     throw std::invalid_argument("a bucket is outside the range of finite doubles");
   }
+  if (begin == counts.begin() && end == counts.end()) return std::move(buckets);
   return {static_cast<int32_t>(first), std::vector<uint64_t>(begin, end)};
 }
 
@@ -99,10 +101,10 @@ void Buckets::downscale(int steps) {
 
 ExpHistogram::ExpHistogram(int scale) : shift_(checked_shift(scale)) {}
 
-ExpHistogram::ExpHistogram(HistogramParts parts)
+ExpHistogram::ExpHistogram(HistogramParts&& parts)
     : shift_(checked_shift(parts.scale)),
-      positive_(trimmed(parts.positive, parts.scale)),
-      negative_(trimmed(parts.negative, parts.scale)),
+      positive_(trimmed(std::move(parts.positive), parts.scale)),
+      negative_(trimmed(std::move(parts.negative), parts.scale)),
       zeros_(parts.zeros),
       nans_(parts.nans),
       pos_infs_(parts.pos_infs),

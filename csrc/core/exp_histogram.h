@@ -53,8 +53,8 @@ struct Buckets {
 // What a histogram consists of, for those who count elsewhere and for exchange.
 struct HistogramParts {
   int scale = kDefaultHistogramScale;
-  Buckets positive;
-  Buckets negative;
+  Buckets positive{};
+  Buckets negative{};
   uint64_t zeros = 0;
   uint64_t nans = 0;
   uint64_t pos_infs = 0;
@@ -74,7 +74,7 @@ class ExpHistogram {
   // Empty buckets at the ends are cut off. The moments are taken as they are; those of no values
   // are not read. Throws std::invalid_argument for a scale out of range and for a filled bucket
   // that no finite double is in, std::overflow_error for counts that do not add up in 64 bits.
-  explicit ExpHistogram(HistogramParts parts);
+  explicit ExpHistogram(HistogramParts&& parts);
 
   // Counts a value n times.
   void record(double value, uint64_t n = 1);

@@ -85,28 +85,28 @@ template <FloatFormat Format>
 PERTOKEN_HOST_DEVICE constexpr uint32_t widened_bits(uint32_t bits) noexcept {
   using Layout = NarrowLayout<Format>;
   if constexpr (Format == FloatFormat::kBFloat16) return bits << 16;
-  constexpr uint32_t kSign = 1U << (Layout::kBits - 1);
-  constexpr uint32_t kMagnitude = kSign - 1;
-  constexpr uint32_t kMantissaMask = (1U << Layout::kMantissa) - 1;
-  constexpr uint32_t kTopExponent = kMagnitude - kMantissaMask;
-  constexpr int kShift = 23 - Layout::kMantissa;
-  const uint32_t magnitude = bits & kMagnitude;
-  const uint32_t sign = (bits & kSign) != 0 ? kFloat32Sign : 0;
+  constexpr uint32_t sign_bit = 1U << (Layout::kBits - 1);
+  constexpr uint32_t magnitude_mask = sign_bit - 1;
+  constexpr uint32_t mantissa_mask = (1U << Layout::kMantissa) - 1;
+  constexpr uint32_t top_exponent = magnitude_mask - mantissa_mask;
+  constexpr int shift = 23 - Layout::kMantissa;
+  const uint32_t magnitude = bits & magnitude_mask;
+  const uint32_t sign = (bits & sign_bit) != 0 ? kFloat32Sign : 0;
   if constexpr (Format == FloatFormat::kFloat8E4M3FN) {
-    if (magnitude == kMagnitude) return kFloat32Nan;
+    if (magnitude == magnitude_mask) return kFloat32Nan;
   } else if constexpr (Format == FloatFormat::kFloat8E4M3FNUZ ||
                        Format == FloatFormat::kFloat8E5M2FNUZ) {
-    if (bits == kSign) return kFloat32Nan;
+    if (bits == sign_bit) return kFloat32Nan;
   } else {
-    if (magnitude > kTopExponent) return kFloat32Nan;
-    if (magnitude == kTopExponent) return sign | kFloat32Infinity;
+    if (magnitude > top_exponent) return kFloat32Nan;
+    if (magnitude == top_exponent) return sign | kFloat32Infinity;
   }
-  if (magnitude > kMantissaMask) {
-    return sign | ((magnitude << kShift) + (static_cast<uint32_t>(127 - Layout::kBias) << 23));
+  if (magnitude > mantissa_mask) {
+    return sign | ((magnitude << shift) + (static_cast<uint32_t>(127 - Layout::kBias) << 23));
   }
   if (magnitude == 0) return sign;
   // Subnormal: made normal, which float32 has the exponents for.
-  uint32_t mantissa = magnitude << kShift;
+  uint32_t mantissa = magnitude << shift;
   uint32_t exponent = static_cast<uint32_t>(127 - Layout::kBias + 1);
   while (mantissa < (1U << 23)) {
     mantissa <<= 1;

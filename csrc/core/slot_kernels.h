@@ -11,6 +11,8 @@
 #include <cstdint>
 #include <limits>
 
+#include "core/float_bits.h"
+
 namespace pertoken {
 
 inline constexpr size_t kLanes = 16;
@@ -35,5 +37,22 @@ struct SlotKernels {
 };
 
 extern const SlotKernels kPortableSlotKernels;
+#if defined(__x86_64__)
+extern const SlotKernels kAvx2SlotKernels;
+extern const SlotKernels kAvx512SlotKernels;
+#endif
+
+// What is left of a block after its last 16 values, by the portable kernel.
+template <FloatFormat Format>
+void add_rest(const std::byte* values, size_t count, uint16_t* slots,
+              LaneMoments& moments) noexcept {
+  if constexpr (Format == FloatFormat::kFloat32) {
+    kPortableSlotKernels.float32(values, count, slots, moments);
+  } else if constexpr (Format == FloatFormat::kFloat16) {
+    kPortableSlotKernels.float16(values, count, slots, moments);
+  } else {
+    kPortableSlotKernels.bfloat16(values, count, slots, moments);
+  }
+}
 
 }  // namespace pertoken

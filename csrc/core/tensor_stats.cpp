@@ -1,6 +1,7 @@
 #include "core/tensor_stats.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -15,8 +16,13 @@ namespace {
 // Neighbouring values are counted in different tables: a store that the next load of the same
 // counter waits for would else make a constant tensor slow.
 constexpr size_t kTables = 4;
+// Of a tensor of one block only so many, since reading a table takes longer than what is counted.
+constexpr size_t kSmallTables = 2;
 // As many blocks as cannot overflow a counter of 32 bits.
 constexpr uint64_t kBlocksBeforeDrain = uint64_t{1} << 19;
+
+// What is allocated for the buckets of one sign at first.
+constexpr size_t kUsualBuckets = 160;
 
 // What a thread works in, made at its first tensor and kept. The tables are all zero between two
 // calls, so that a small tensor does not pay for clearing them.
@@ -76,17 +82,18 @@ class Moments {
   double max_ = -std::numeric_limits<double>::infinity();
 };
 
+template <size_t Tables>
 void count_slots(const uint16_t* slots, size_t count, Scratch& scratch) noexcept {
-  static_assert(kTables == 4);
+  static_assert(Tables <= kTables && 4 % Tables == 0);
   auto& tables = scratch.tables;
   size_t i = 0;
   for (; i + 4 <= count; i += 4) {
     uint64_t four;
     std::memcpy(&four, slots + i, sizeof(four));
     ++tables[0][four & 0xffff];
-    ++tables[1][four >> 16 & 0xffff];
-    ++tables[2][four >> 32 & 0xffff];
-    ++tables[3][four >> 48];
+    ++tables[1 % Tables][four >> 16 & 0xffff];
+    ++tables[2 % Tables][four >> 32 & 0xffff];
+    ++tables[3 % Tables][four >> 48];
   }
   for (; i < count; ++i) ++tables[0][slots[i]];
 }
@@ -125,46 +132,61 @@ void add_slot(HistogramParts& parts, int slot, uint64_t n) {
 }
 
 // Moves what the tables hold to the parts: subnormals first, so that buckets grow upwards.
+template <size_t Tables>
 void drain(Scratch& scratch, HistogramParts& parts, uint64_t repeats) {
-  constexpr int kGroup = 16;
+  constexpr int kGroup = 32;
   static_assert(kSlots % kGroup == 0 && kSubnormalSlots % kGroup == 0);
   auto& tables = scratch.tables;
   for (int k = 0; k < kSlots; k += kGroup) {
-    const int group = (k + kSubnormalSlots) % kSlots;
+    const int group =
+        k < kSlots - kSubnormalSlots ? k + kSubnormalSlots : k - (kSlots - kSubnormalSlots);
     uint32_t any = 0;
-    for (const auto& table : tables) {
-      for (int i = 0; i < kGroup; ++i) any |= table[group + i];
+    for (size_t table = 0; table < Tables; ++table) {
+      for (int i = 0; i < kGroup; ++i) any |= tables[table][group + i];
     }
     if (any == 0) continue;
     for (int slot = group; slot < group + kGroup; ++slot) {
       uint64_t n = 0;
-      for (auto& table : tables) {
-        n += table[slot];
-        table[slot] = 0;
+      for (size_t table = 0; table < Tables; ++table) {
+        n += tables[table][slot];
+        tables[table][slot] = 0;
       }
       if (n != 0) add_slot(parts, slot, n * repeats);
     }
   }
 }
 
+template <size_t Tables>
+void count_blocks(TensorBlocks& blocks, SlotKernel kernel, Scratch& scratch, Moments& moments,
+                  HistogramParts& parts) {
+  uint64_t since_drain = 0;
+  for (auto block = blocks.next(scratch.staging); block.count != 0;
+       block = blocks.next(scratch.staging)) {
+    LaneMoments of_block;
+    kernel(block.values, block.count, scratch.slots, of_block);
+    moments.add(of_block);
+    count_slots<Tables>(scratch.slots, block.count, scratch);
+    if (++since_drain == kBlocksBeforeDrain) {
+      drain<Tables>(scratch, parts, blocks.repeats());
+      since_drain = 0;
+    }
+  }
+  drain<Tables>(scratch, parts, blocks.repeats());
+}
+
 HistogramParts parts_by_slots(TensorBlocks& blocks, SlotKernel kernel, int scale) {
   HistogramParts parts{.scale = scale};
+  parts.positive.counts.reserve(kUsualBuckets);
+  parts.negative.counts.reserve(kUsualBuckets);
   Scratch& scratch = thread_scratch();
   Moments moments;
+  const bool is_small = blocks.values_left() <= kBlockValues;
   try {
-    uint64_t since_drain = 0;
-    for (auto block = blocks.next(scratch.staging); block.count != 0;
-         block = blocks.next(scratch.staging)) {
-      LaneMoments of_block;
-      kernel(block.values, block.count, scratch.slots, of_block);
-      moments.add(of_block);
-      count_slots(scratch.slots, block.count, scratch);
-      if (++since_drain == kBlocksBeforeDrain) {
-        drain(scratch, parts, blocks.repeats());
-        since_drain = 0;
-      }
+    if (is_small) {
+      count_blocks<kSmallTables>(blocks, kernel, scratch, moments, parts);
+    } else {
+      count_blocks<kTables>(blocks, kernel, scratch, moments, parts);
     }
-    drain(scratch, parts, blocks.repeats());
   } catch (...) {
     for (auto& table : scratch.tables) std::fill(std::begin(table), std::end(table), 0);
     throw;
@@ -211,11 +233,15 @@ ExpHistogram histogram_of_bytes(TensorBlocks& blocks, FloatFormat format, int sc
   ExpHistogram histogram(scale);
   Scratch& scratch = thread_scratch();
   std::array<uint64_t, 256> counts{};
-  for (auto block = blocks.next(scratch.staging); block.count != 0;
-       block = blocks.next(scratch.staging)) {
+  bool is_last = false;
+  while (!is_last) {
     std::array<std::array<uint32_t, 256>, kTables> tables{};
-    for (size_t i = 0; i < block.count; ++i) {
-      ++tables[i % kTables][std::to_integer<size_t>(block.values[i])];
+    for (uint64_t number = 0; number < kBlocksBeforeDrain && !is_last; ++number) {
+      const auto block = blocks.next(scratch.staging);
+      is_last = block.count == 0;
+      for (size_t i = 0; i < block.count; ++i) {
+        ++tables[i % kTables][std::to_integer<size_t>(block.values[i])];
+      }
     }
     for (const auto& table : tables) {
       for (size_t pattern = 0; pattern < counts.size(); ++pattern) {
@@ -224,13 +250,18 @@ ExpHistogram histogram_of_bytes(TensorBlocks& blocks, FloatFormat format, int sc
     }
   }
   for (size_t pattern = 0; pattern < counts.size(); ++pattern) {
-    const auto bits = static_cast<std::byte>(pattern);
-    histogram.record(value_at(&bits, format), counts[pattern] * blocks.repeats());
+    if (counts[pattern] == 0) continue;
+    const std::array<std::byte, sizeof(double)> bits = {static_cast<std::byte>(pattern)};
+    histogram.record(value_at(bits.data(), format), counts[pattern] * blocks.repeats());
   }
   return histogram;
 }
 
 const SlotKernels& kernels_of(InstructionSet set) noexcept {
+#if defined(__x86_64__)
+  if (set == InstructionSet::kAvx512) return kAvx512SlotKernels;
+  if (set == InstructionSet::kAvx2) return kAvx2SlotKernels;
+#endif
   (void)set;
   return kPortableSlotKernels;
 }
