@@ -239,7 +239,7 @@ class Histogram:
 
         Returns:
             ``count``, ``sum``, ``min``, ``max`` (None where there is none), ``scale``,
-            ``zero_count``, ``zero_threshold`` (0.0), ``positive`` and ``negative``, each
+            ``zero_count``, ``positive`` and ``negative``, each
             ``{"offset": int, "bucket_counts": list of int}``. OpenTelemetry has no place for NaNs,
             infinities and the sum of squares: they are left out.
         """

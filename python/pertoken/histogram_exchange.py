@@ -25,8 +25,8 @@ _PROMETHEUS_SCALES = (-4, 8)
 # clients do: a span takes as much room as two counts.
 _GAP = 2
 _MOST_COUNT = 2**64 - 1
-# No finite double is in a bucket further out, at any scale.
-_MOST_BUCKETS = 3 * 2**10 << _OTEL_HIGHEST_SCALE
+# As both formats write them.
+_INDICES = (-(2**31), 2**31 - 1)
 _MOST_LENGTH = 2**20
 
 
@@ -67,7 +67,6 @@ def to_otel(parts: HistogramParts) -> dict[str, Any]:
         "max": _told(parts.max),
         "scale": parts.scale,
         "zero_count": parts.zeros,
-        "zero_threshold": 0.0,
         "positive": _otel_buckets(parts.positive),
         "negative": _otel_buckets(parts.negative),
     }
@@ -85,7 +84,7 @@ def from_otel(point: Mapping[str, Any]) -> HistogramParts:
     for name in ("positive", "negative"):
         side = _Fields(fields.mapping(name), f"an OpenTelemetry histogram's {name!r}")
         counts = side.integers("bucket_counts", 0, _MOST_COUNT)
-        offset = side.integer("offset", -_MOST_BUCKETS, _MOST_BUCKETS)
+        offset = side.integer("offset", *_INDICES)
         sides.append(_lowered(offset, counts, max(0, scale - _HIGHEST_SCALE)))
     parts = HistogramParts(
         scale=min(scale, _HIGHEST_SCALE),
@@ -291,7 +290,7 @@ def _from_spans(fields: _Fields, side: str) -> Buckets:
     for number, item in enumerate(fields.sequence(f"{side}_span")):
         span = _Fields(item, f"a Prometheus histogram's {side} span")
         # Only the first may lie below the bucket 0; the others are told by the gap before them.
-        index += span.integer("offset", -_MOST_BUCKETS if number == 0 else 0, _MOST_BUCKETS)
+        index += span.integer("offset", _INDICES[0] if number == 0 else 0, _INDICES[1])
         length = span.integer("length", 0, _MOST_LENGTH)
         if used + length > len(deltas):
             break

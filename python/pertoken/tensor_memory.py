@@ -80,8 +80,12 @@ def _of_torch(tensor: Any, torch: Any) -> TensorMemory:
     shape = tuple(tensor.shape)
     strides = tuple(step * tensor.itemsize for step in tensor.stride())
     try:
+        storage = tensor.untyped_storage()
+        # One that only traces shapes says it is on the processor, but its storage is not.
+        if storage.device.type != "cpu":
+            raise RuntimeError("no memory")
         address = tensor.data_ptr()
-        held_bytes = tensor.untyped_storage().nbytes()
+        held_bytes = storage.nbytes()
     except (RuntimeError, NotImplementedError) as error:
         raise UnsupportedTensorError(
             f"a {type(tensor).__name__} has no memory that can be read; pass a plain tensor"
