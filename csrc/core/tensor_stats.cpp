@@ -280,9 +280,10 @@ InstructionSet best_instruction_set() noexcept {
 
 ExpHistogram histogram_of(const TensorView& view, int scale, InstructionSet set) {
   const FloatEnvironment environment;
-  const ExpHistogram empty(scale);
   TensorBlocks blocks(view);
-  if (blocks.values_left() == 0) return empty;
+  // Also says early that a scale is out of range.
+  ExpHistogram none(scale);
+  if (blocks.values_left() == 0) return none;
   if (bytes_of(view.format) == 1) return histogram_of_bytes(blocks, view.format, scale);
   const bool has_slots = scale <= kSlotScale;
   const SlotKernels& kernels = kernels_of(set);
