@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from pertoken.errors import (
     FileFormatError,
+    HistogramError,
     MergeError,
     MissingDependencyError,
     PertokenError,
     RecordingStateError,
     SelectionError,
+    UnsupportedTensorError,
 )
 
 if TYPE_CHECKING:
     from pertoken.clock_sync import synchronize_clocks
+    from pertoken.histogram import Histogram
     from pertoken.merging import merge
     from pertoken.recording import Recording, profile
     from pertoken.result import Profile
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FileFormatError",
+    "Histogram",
+    "HistogramError",
     "MergeError",
     "MissingDependencyError",
     "PertokenError",
@@ -38,6 +43,7 @@ __all__ = [
     "Recording",
     "RecordingStateError",
     "SelectionError",
+    "UnsupportedTensorError",
     "__version__",
     "load",
     "merge",
@@ -50,6 +56,7 @@ __all__ = [
 
 # Imported when first used: a program that only imports pertoken pays next to nothing.
 _HOMES = {
+    "Histogram": "histogram",
     "Profile": "result",
     "Recording": "recording",
     "__version__": "version",
