@@ -65,9 +65,8 @@ PyObject* search_call(PyObject* self, PyObject* args, PyObject* kwargs) {
   }
   PyObject* module = PyTuple_GET_ITEM(args, 0);
   PyObject* wrapper = nullptr;
-  if (tls_open_roots == 0 && !is_decided(search, module)) {
-    if (!ask(search.consider, module, wrapper)) return nullptr;
-  }
+  const bool asks = tls_open_roots == 0 && !is_decided(search, module);
+  if (asks && !ask(search.consider, module, wrapper)) return nullptr;
   PyObject* own_args = PyTuple_GetSlice(args, 1, PyTuple_GET_SIZE(args));
   PyObject* result = nullptr;
   if (own_args != nullptr && wrapper != nullptr) {

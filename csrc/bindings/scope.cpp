@@ -160,12 +160,13 @@ void end_region(Scope* scope) {
   }
 }
 
-// PERTOKEN=0 when the module was loaded: no scope has anybody to be seen by.
-bool is_switched_off() {
-  const char* text = std::getenv("PERTOKEN");
+bool switched_off = false;  // no scope has anybody to be seen by
+
+// Asked once, while the module is loaded: as everywhere in Python, under the GIL.
+bool environment_switches_off() {
+  const char* text = std::getenv("PERTOKEN");  // NOLINT(concurrency-mt-unsafe)
   return text != nullptr && std::string_view(text) == "0";
 }
-const bool switched_off = is_switched_off();
 
 int region_init(PyObject* self, PyObject* args, PyObject* kwargs) {
   static const char* names[] = {"name", nullptr};
@@ -286,6 +287,7 @@ PyMethodDef module_methods[] = {
 }  // namespace
 
 bool add_scope_types(PyObject* module) {
+  switched_off = environment_switches_off();
   scope_var = PyContextVar_New("pertoken_scope", nullptr);
   scope_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&scope_spec));
   return scope_var != nullptr && scope_type != nullptr &&

@@ -1,6 +1,8 @@
 // How scopes hold each other: outwards, and straight to the nearest of each kind. Under the GIL.
 #pragma once
 
+#include <Python.h>
+
 #include <array>
 
 #include "bindings/scope.h"

@@ -6,10 +6,14 @@
 #pragma once
 
 #include <Python.h>
-#include <cxxabi.h>
 #include <unistd.h>
 
 #include <exception>
+
+// As pybind11 does: the C++ library of GNU alone lets an ending thread be caught.
+#ifdef __GLIBCXX__
+#include <cxxabi.h>
+#endif
 
 namespace pertoken::bindings {
 
@@ -22,11 +26,15 @@ void without_gil(Work&& work) {
   } catch (...) {
     failure = std::current_exception();
   }
+#ifdef __GLIBCXX__
   try {
     PyEval_RestoreThread(thread);
   } catch (const abi::__forced_unwind&) {
     while (true) pause();
   }
+#else
+  PyEval_RestoreThread(thread);
+#endif
   if (failure != nullptr) std::rethrow_exception(failure);
 }
 

@@ -17,8 +17,7 @@ struct Activity {
 
   void add(const Record& record) noexcept {
     if (record.type() == RecordType::kStepBegin) {
-      const uint32_t kind = record.detail() & kStepKindMask;
-      if (kind < kStepKinds) ++steps[kind];
+      ++steps[static_cast<size_t>(step_kind(record.detail()))];
       const auto rows = static_cast<uint32_t>(record.end_ticks >> 32);
       const auto query_len = static_cast<uint32_t>(record.end_ticks);
       const bool has_rows = (record.detail() & kStepHasRows) != 0;  // then it is their sum

@@ -182,7 +182,7 @@ void Recorder::collect(const Record& record, ThreadBuffer& buffer) {
       break;
     }
     case RecordType::kStepBegin: {
-      const auto kind = static_cast<StepKind>(record.detail() & kStepKindMask);
+      const auto kind = step_kind(record.detail());
       progress.step = step;
       progress.kind = static_cast<uint8_t>(kind);
       const auto rows = static_cast<uint32_t>(record.end_ticks >> 32);
@@ -205,8 +205,7 @@ void Recorder::collect(const Record& record, ThreadBuffer& buffer) {
       row->end_ticks = record.start_ticks;
       row->detail |= record.detail() & (kStepFailed | kStepBare | kStepSeveral);
       activity_.step_ticks += row->end_ticks - row->start_ticks;
-      aggregates_.add_step_end(static_cast<StepKind>(row->detail & kStepKindMask),
-                               to_ns(row->end_ticks - row->start_ticks),
+      aggregates_.add_step_end(step_kind(row->detail), to_ns(row->end_ticks - row->start_ticks),
                                (record.detail() & kStepFailed) != 0);
       break;
     }

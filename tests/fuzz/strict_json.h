@@ -1,4 +1,5 @@
-// A strict JSON parser (RFC 8259, UTF-8, no key twice), for checks of what we write. Slow and small.
+// A strict JSON parser (RFC 8259, UTF-8, no key twice), for checks of what we write. Slow and
+// small.
 #pragma once
 
 #include <map>

@@ -1,6 +1,6 @@
-// Fuzzes the trace writer: makes columns of an input's bytes, writes the trace and checks all that a
-// reader counts on. Built with -fsanitize=fuzzer where clang has it; with any compiler, replay.cpp
-// gives it a main() that runs files. The input is described at FuzzedProfile.
+// Fuzzes the trace writer: makes columns of an input's bytes, writes the trace and checks all that
+// a reader counts on. Built with -fsanitize=fuzzer where clang has it; with any compiler,
+// replay.cpp gives it a main() that runs files. The input is described at FuzzedProfile.
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -31,8 +31,10 @@ class Input {
   // A byte chooses the kind: small, of interest, or eight bytes as they come.
   int64_t integer() {
     constexpr int64_t kOfInterest[] = {
-        -1, INT64_MIN, INT64_MAX, INT64_MIN + 1, INT64_MAX - 1, INT32_MAX, INT32_MIN, 4194304,
-        999, 1000, -1000, -2, INT64_MAX / 2, INT64_MIN / 2, 1000000000, 4294967296};
+        -1,        INT64_MIN, INT64_MAX,     INT64_MIN + 1, INT64_MAX - 1,
+        INT32_MAX, INT32_MIN, 4194304,       999,           1000,
+        -1000,     -2,        INT64_MAX / 2, INT64_MIN / 2, 1000000000,
+        4294967296};
     const uint8_t kind = byte();
     if (kind < 160) return kind;
     if (kind < 224) return kOfInterest[kind % std::size(kOfInterest)];
