@@ -41,16 +41,23 @@ constexpr std::chrono::milliseconds kLongestWait{20};
 struct ForkHandlers {
   static void prepare() {
     registry().mutex.lock();
-    for (Recorder* recorder : registry().recorders) recorder->mutex_.lock();
+    for (Recorder* recorder : registry().recorders) {
+      recorder->mutex_.lock();
+      recorder->tracker_.events().lock();
+    }
   }
   static void in_parent() {
-    for (Recorder* recorder : registry().recorders) recorder->mutex_.unlock();
+    for (Recorder* recorder : registry().recorders) {
+      recorder->tracker_.events().unlock();
+      recorder->mutex_.unlock();
+    }
     registry().mutex.unlock();
   }
   static void in_child() {
     for (Recorder* recorder : registry().recorders) {
       recorder->active_.store(false, std::memory_order_relaxed);
       recorder->in_forked_child_ = true;
+      recorder->tracker_.events().unlock();
       recorder->mutex_.unlock();
     }
     for (auto& running : registry().running) running.store(nullptr, std::memory_order_release);
@@ -237,11 +244,13 @@ void Recorder::refresh_rate_locked() {
   rate_ticks_ = now;
   clock_.trim(store_.oldest_ticks(now));
   ns_per_tick_ = 1e9 / clock_.map().ticks_per_second();
+  tracker_.set_rate(ns_per_tick_);
 }
 
 // Returns the largest number of records that one buffer held.
 size_t Recorder::drain_locked() {
   refresh_rate_locked();
+  tracker_.begin_round();
   size_t fullest = 0;
   for (size_t i = 0; i < buffers_.size();) {
     ThreadBuffer& buffer = *buffers_[i];
@@ -257,6 +266,7 @@ size_t Recorder::drain_locked() {
     store_.close_track(buffer.track);
     buffers_.erase(buffers_.begin() + static_cast<std::ptrdiff_t>(i));
   }
+  tracker_.end_round();
   store_.evict();
   return fullest;
 }
@@ -301,7 +311,9 @@ void Recorder::collect(const Record& record, int32_t track) {
       const uint8_t kind = step == kNoStep         ? kOutsideSteps
                            : step == progress.step ? progress.kind
                                                    : static_cast<uint8_t>(StepKind::kOther);
-      aggregates_.add_span(record.detail(), kind, to_ns(dur_ticks));
+      const uint64_t own_ticks = progress.own_time.end_span(seq, parent_seq, dur_ticks);
+      aggregates_.add_span(record.detail(), kind, to_ns(dur_ticks, ns_per_tick_),
+                           to_ns(own_ticks, ns_per_tick_));
       break;
     }
     case RecordType::kStepBegin: {
@@ -310,7 +322,8 @@ void Recorder::collect(const Record& record, int32_t track) {
       progress.kind = static_cast<uint8_t>(kind);
       const auto rows = static_cast<uint32_t>(record.end_ticks >> 32);
       const auto query_len = static_cast<uint32_t>(record.end_ticks);
-      aggregates_.add_step_begin(kind, rows, query_len);
+      tracker_.begin_step({step, kind, rows, query_len, record.detail(), record.seq,
+                           record.start_ticks});
       if (StepRow* row = store_.step(step)) {
         row->start_ticks = record.start_ticks;
         row->rows = rows;
@@ -324,16 +337,17 @@ void Recorder::collect(const Record& record, int32_t track) {
       break;
     }
     case RecordType::kStepEnd: {
+      tracker_.end_step(step, record.start_ticks, record.detail());
       StepRow* row = store_.step(step);
       if (row == nullptr || !row->begun) break;
       row->end_ticks = record.start_ticks;
       row->detail |= record.detail() & (kStepFailed | kStepBare | kStepSeveral);
-      aggregates_.add_step_end(static_cast<StepKind>(row->detail & kStepKindMask),
-                               to_ns(row->end_ticks - row->start_ticks),
-                               (record.detail() & kStepFailed) != 0);
       break;
     }
     case RecordType::kCommit:
+      tracker_.commit(step, static_cast<uint32_t>(record.end_ticks),
+                      static_cast<uint32_t>(record.start_ticks),
+                      (record.detail() & kCommitTotal) != 0);
       if (StepRow* row = store_.step(step)) {
         row->committed = static_cast<uint32_t>(record.end_ticks);
         row->committed_before = static_cast<uint32_t>(record.start_ticks);
@@ -341,6 +355,8 @@ void Recorder::collect(const Record& record, int32_t track) {
       }
       break;
     case RecordType::kRowValid:
+      tracker_.see_row(step, static_cast<uint32_t>(record.end_ticks >> 32),
+                       static_cast<uint32_t>(record.end_ticks));
       store_.add_row_valid({step, static_cast<uint32_t>(record.start_ticks),
                             static_cast<uint32_t>(record.end_ticks >> 32),
                             static_cast<uint32_t>(record.end_ticks)});
@@ -355,22 +371,30 @@ RecorderSnapshot Recorder::snapshot() {
   snapshot.clock = clock_.map();
   snapshot.store = store_.snapshot();
   snapshot.tracks = tracks_;
-  snapshot.losses.records_dropped =
-      dropped_by_gone_threads_ + unattached_.load(std::memory_order_relaxed);
-  for (const auto& buffer : buffers_) {
-    snapshot.losses.records_dropped += buffer->dropped.load(std::memory_order_relaxed);
-  }
-  snapshot.losses.recording_faults = faults_.load(std::memory_order_relaxed);
-  snapshot.losses.collector_faults = collector_faults_;
-  snapshot.losses.spans_evicted = store_.spans_evicted();
-  snapshot.losses.steps_evicted = store_.steps_evicted();
+  snapshot.losses = losses_locked();
   return snapshot;
 }
 
-AggregateSnapshot Recorder::totals() {
+RecorderTotals Recorder::totals() {
   const std::lock_guard lock(mutex_);
   drain_locked();
-  return aggregates_.snapshot();
+  RecorderTotals totals{aggregates_.snapshot(), losses_locked()};
+  totals.requests_uncounted = tracker_.requests_uncounted();
+  totals.tokens_uncounted = tracker_.tokens_uncounted();
+  return totals;
+}
+
+RecorderLosses Recorder::losses_locked() const {
+  RecorderLosses losses;
+  losses.records_dropped = dropped_by_gone_threads_ + unattached_.load(std::memory_order_relaxed);
+  for (const auto& buffer : buffers_) {
+    losses.records_dropped += buffer->dropped.load(std::memory_order_relaxed);
+  }
+  losses.recording_faults = faults_.load(std::memory_order_relaxed);
+  losses.collector_faults = collector_faults_;
+  losses.spans_evicted = store_.spans_evicted();
+  losses.steps_evicted = store_.steps_evicted();
+  return losses;
 }
 
 int64_t Recorder::first_step() {

@@ -14,6 +14,8 @@
 
 #include "core/aggregates.h"
 #include "core/clock_calibrator.h"
+#include "core/own_time.h"
+#include "core/request_tracker.h"
 #include "core/thread_buffer.h"
 #include "core/trace_store.h"
 
@@ -42,6 +44,10 @@ struct RecorderSnapshot {
   StoreSnapshot store;
   ClockMap clock;
   std::vector<TrackInfo> tracks;
+  RecorderLosses losses;
+};
+
+struct RecorderTotals : AggregateSnapshot {
   RecorderLosses losses;
 };
 
@@ -81,7 +87,10 @@ class Recorder {
   // Moves everything pushed so far into the store.
   void drain();
   RecorderSnapshot snapshot();
-  AggregateSnapshot totals();
+  // A copy of the aggregates at one moment; of the store nothing is touched.
+  RecorderTotals totals();
+  // Tells the collector of requests: from any thread, never waiting for it.
+  RequestEvents& request_events() noexcept { return tracker_.events(); }
   int64_t first_step();
   size_t store_bytes();
   size_t attached_threads();
@@ -102,6 +111,7 @@ class Recorder {
     int64_t last_seq = -1;   // -1: none yet, and the first is taken as it is
     int64_t step = kNoStep;  // the last one begun on this track, and its kind
     uint8_t kind = static_cast<uint8_t>(StepKind::kOther);
+    OwnTime own_time;
   };
 
   Recorder(const RecorderOptions& options, uint64_t uid);
@@ -115,9 +125,7 @@ class Recorder {
   size_t drain_locked();
   size_t drain_buffer_locked(ThreadBuffer& buffer);
   void collect(const Record& record, int32_t track);
-  uint64_t to_ns(uint64_t dur_ticks) const noexcept {
-    return static_cast<uint64_t>(static_cast<double>(dur_ticks) * ns_per_tick_);
-  }
+  RecorderLosses losses_locked() const;
 
   const RecorderOptions options_;
   const uint64_t uid_;
@@ -137,6 +145,7 @@ class Recorder {
   uint64_t collector_faults_ = 0;
   TraceStore store_;
   Aggregates aggregates_;
+  RequestTracker tracker_{aggregates_};
   ClockCalibrator clock_;
   double ns_per_tick_ = 1.0;
   uint64_t rate_ticks_ = 0;  // when ns_per_tick_ was read
