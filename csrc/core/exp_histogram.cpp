@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <stdexcept>
-#include <utility>
 
 namespace pertoken {
 namespace {
@@ -68,22 +67,6 @@ void Buckets::downscale(int steps) {
 }
 
 ExpHistogram::ExpHistogram(int scale) : shift_(checked_shift(scale)) {}
-
-ExpHistogram::ExpHistogram(HistogramParts parts)
-    : shift_(checked_shift(parts.scale)),
-      positive_(std::move(parts.positive)),
-      count_(parts.zeros),
-      zeros_(parts.zeros),
-      sum_(parts.sum) {
-  for (const uint64_t n : positive_.counts) {
-    if (__builtin_add_overflow(count_, n, &count_)) {
-      throw std::overflow_error("a histogram's counts do not add up in 64 bits");
-    }
-  }
-  if (count_ == 0) return;
-  min_ = parts.min;
-  max_ = parts.max;
-}
 
 void ExpHistogram::record(double value, uint64_t n) {
   if (n == 0) return;

@@ -50,24 +50,10 @@ struct Buckets {
   void grow_and_add(int32_t index, uint64_t n);
 };
 
-// What a histogram of values of no sign consists of, as it is exchanged.
-struct HistogramParts {
-  int scale = kDefaultHistogramScale;
-  Buckets positive;
-  uint64_t zeros = 0;
-  double sum = 0;
-  double min = 0;  // of no meaning without a value
-  double max = 0;
-};
-
 class ExpHistogram {
  public:
   // Throws std::invalid_argument for a scale out of range.
   explicit ExpHistogram(int scale = kDefaultHistogramScale);
-
-  // Throws std::invalid_argument for a scale out of range, std::overflow_error for counts that do
-  // not add up in 64 bits.
-  explicit ExpHistogram(HistogramParts parts);
 
   // Counts a value n times.
   void record(double value, uint64_t n = 1);
