@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <stdexcept>
+#include <utility>
 
 namespace pertoken {
 namespace {
@@ -13,6 +14,38 @@ int checked_shift(int scale) {
   }
   return kMaxHistogramScale - scale;
 }
+
+// Adds to a sum of counts; throws where it overflows.
+void add_checked(uint64_t& sum, uint64_t n) {
+  if (n > std::numeric_limits<uint64_t>::max() - sum) {
+    throw std::overflow_error("the counts of a histogram do not add up in 64 bits");
+  }
+  sum += n;
+}
+
+// Cut to the filled buckets, of which there must be none that no finite double is in: so the memory
+// of a histogram is bounded, whatever it is merged with.
+Buckets trimmed(Buckets&& buckets, int scale) {
+  const auto filled = [](uint64_t n) { return n != 0; };
+  auto& counts = buckets.counts;
+  const auto begin = std::find_if(counts.begin(), counts.end(), filled);
+  if (begin == counts.end()) return {};
+  const auto end = std::find_if(counts.rbegin(), counts.rend(), filled).base();
+  const int64_t first = buckets.offset + (begin - counts.begin());
+  const int64_t last = buckets.offset + (end - counts.begin()) - 1;
+  if (first < bucket_index(std::numeric_limits<double>::denorm_min(), scale) ||
+      last > bucket_index(std::numeric_limits<double>::max(), scale)) {
+    throw std::invalid_argument("a bucket is outside the range of finite doubles");
+  }
+  if (begin == counts.begin() && end == counts.end()) return std::move(buckets);
+  return {static_cast<int32_t>(first), std::vector<uint64_t>(begin, end)};
+}
+
+bool is_same(double a, double b) { return a == b || (std::isnan(a) && std::isnan(b)); }
+
+// Unlike std::min and std::max: NaN if one of them is.
+double min_known(double a, double b) { return b < a || std::isnan(b) ? b : a; }
+double max_known(double a, double b) { return b > a || std::isnan(b) ? b : a; }
 
 }  // namespace
 
@@ -68,6 +101,27 @@ void Buckets::downscale(int steps) {
 
 ExpHistogram::ExpHistogram(int scale) : shift_(checked_shift(scale)) {}
 
+ExpHistogram::ExpHistogram(HistogramParts&& parts)
+    : shift_(checked_shift(parts.scale)),
+      positive_(trimmed(std::move(parts.positive), parts.scale)),
+      negative_(trimmed(std::move(parts.negative), parts.scale)),
+      zeros_(parts.zeros),
+      nans_(parts.nans),
+      pos_infs_(parts.pos_infs),
+      neg_infs_(parts.neg_infs) {
+  add_checked(count_, zeros_);
+  for (const Buckets* side : {&positive_, &negative_}) {
+    for (const uint64_t n : side->counts) add_checked(count_, n);
+  }
+  uint64_t all = count_;
+  for (const uint64_t n : {nans_, pos_infs_, neg_infs_}) add_checked(all, n);
+  if (count_ == 0) return;
+  sum_ = parts.sum;
+  sum_sq_ = parts.sum_sq;
+  min_ = parts.min;
+  max_ = parts.max;
+}
+
 void ExpHistogram::record(double value, uint64_t n) {
   if (n == 0) return;
   if (std::isnan(value)) {
@@ -94,6 +148,12 @@ void ExpHistogram::record(double value, uint64_t n) {
 }
 
 void ExpHistogram::merge(const ExpHistogram& other) {
+  uint64_t all = 0;
+  for (const ExpHistogram* one : {static_cast<const ExpHistogram*>(this), &other}) {
+    for (const uint64_t n : {one->count_, one->nans_, one->pos_infs_, one->neg_infs_}) {
+      add_checked(all, n);
+    }
+  }
   if (other.shift_ < shift_ || &other == this) {
     ExpHistogram wider = other;
     wider.downscale(scale());
@@ -114,8 +174,16 @@ void ExpHistogram::add_same_scale(const ExpHistogram& other) {
   neg_infs_ += other.neg_infs_;
   sum_ += other.sum_;
   sum_sq_ += other.sum_sq_;
-  min_ = std::min(min_, other.min_);
-  max_ = std::max(max_, other.max_);
+  min_ = min_known(min_, other.min_);
+  max_ = max_known(max_, other.max_);
+}
+
+bool ExpHistogram::operator==(const ExpHistogram& other) const noexcept {
+  return shift_ == other.shift_ && positive_ == other.positive_ && negative_ == other.negative_ &&
+         count_ == other.count_ && zeros_ == other.zeros_ && nans_ == other.nans_ &&
+         pos_infs_ == other.pos_infs_ && neg_infs_ == other.neg_infs_ &&
+         is_same(sum_, other.sum_) && is_same(sum_sq_, other.sum_sq_) &&
+         is_same(min_, other.min_) && is_same(max_, other.max_);
 }
 
 void ExpHistogram::downscale(int new_scale) {
@@ -132,26 +200,33 @@ double ExpHistogram::quantile(double q) const {
   if (count_ == 0) return kNan;
   const double wanted = std::ceil(q * static_cast<double>(count_));
   // The first and the last are known themselves.
-  if (wanted <= 1) return min_;
-  if (wanted >= static_cast<double>(count_)) return max_;
-  uint64_t rank = static_cast<uint64_t>(wanted);
+  if (wanted <= 1 && !std::isnan(min_)) return min_;
+  if (wanted >= static_cast<double>(count_) && !std::isnan(max_)) return max_;
+  uint64_t rank = wanted <= 1                             ? 1
+                  : wanted >= static_cast<double>(count_) ? count_
+                                                          : static_cast<uint64_t>(wanted);
   // The middle of the place of the rank-th of n, as a share of their bucket.
   const auto share = [&](uint64_t n) {
     return (static_cast<double>(rank) - 0.5) / static_cast<double>(n);
   };
   for (size_t i = negative_.counts.size(); i-- > 0;) {
     const uint64_t n = negative_.counts[i];
-    if (rank <= n) return std::clamp(-inside(negative_, i, 1.0 - share(n)), min_, max_);
+    if (rank <= n) return within_range(-inside(negative_, i, 1.0 - share(n)));
     rank -= n;
   }
   if (rank <= zeros_) return 0.0;
   rank -= zeros_;
   for (size_t i = 0; i < positive_.counts.size(); ++i) {
     const uint64_t n = positive_.counts[i];
-    if (rank <= n) return std::clamp(inside(positive_, i, share(n)), min_, max_);
+    if (rank <= n) return within_range(inside(positive_, i, share(n)));
     rank -= n;
   }
   return max_;
+}
+
+double ExpHistogram::within_range(double value) const {
+  if (value < min_) return min_;
+  return value > max_ ? max_ : value;
 }
 
 // The share is of the bucket's logarithm. Held inside the bucket against rounding at its ends.
@@ -160,7 +235,9 @@ double ExpHistogram::inside(const Buckets& buckets, size_t slot, double share) c
   const double value = std::exp2(std::ldexp(index + share, -scale()));
   const double lowest = std::nextafter(bucket_upper_bound(index - 1, scale()),
                                        std::numeric_limits<double>::infinity());
-  return std::clamp(value, lowest, bucket_upper_bound(index, scale()));
+  const double highest =
+      std::min(bucket_upper_bound(index, scale()), std::numeric_limits<double>::max());
+  return std::clamp(value, lowest, highest);
 }
 
 }  // namespace pertoken

@@ -50,10 +50,31 @@ struct Buckets {
   void grow_and_add(int32_t index, uint64_t n);
 };
 
+// What a histogram consists of, for those who count elsewhere and for exchange.
+struct HistogramParts {
+  int scale = kDefaultHistogramScale;
+  Buckets positive{};
+  Buckets negative{};
+  uint64_t zeros = 0;
+  uint64_t nans = 0;
+  uint64_t pos_infs = 0;
+  uint64_t neg_infs = 0;
+  // Each NaN when it is unknown.
+  double sum = 0;
+  double sum_sq = 0;
+  double min = std::numeric_limits<double>::quiet_NaN();
+  double max = std::numeric_limits<double>::quiet_NaN();
+};
+
 class ExpHistogram {
  public:
   // Throws std::invalid_argument for a scale out of range.
   explicit ExpHistogram(int scale = kDefaultHistogramScale);
+
+  // Empty buckets at the ends are cut off. The moments are taken as they are; those of no values
+  // are not read. Throws std::invalid_argument for a scale out of range and for a filled bucket
+  // that no finite double is in, std::overflow_error for counts that do not add up in 64 bits.
+  explicit ExpHistogram(HistogramParts&& parts);
 
   // Counts a value n times.
   void record(double value, uint64_t n = 1);
@@ -73,7 +94,9 @@ class ExpHistogram {
     if (value > max_) max_ = value;
   }
 
-  // Adds what the other counted. Of two scales the lower one results.
+  // Adds what the other counted. Of two scales the lower one results. A moment that one of two
+  // filled histograms does not know is unknown afterwards. Throws std::overflow_error, and changes
+  // nothing, where the values would not be counted in 64 bits any longer.
   void merge(const ExpHistogram& other);
 
   // Makes buckets 2^(scale - new_scale) times as wide, as if recorded so; throws
@@ -81,7 +104,8 @@ class ExpHistogram {
   void downscale(int new_scale);
 
   // An estimate of the value that ranks ceil(q * count) among the finite ones: of the same bucket
-  // as the true one, hence at most a factor of base away from it, and within [min, max]. NaN when
+  // as the true one, hence at most a factor of base away from it, and within [min, max]; the first
+  // and the last are min and max themselves, where these are known. NaN when
   // there are none; throws std::invalid_argument unless 0 <= q <= 1.
   double quantile(double q) const;
 
@@ -97,17 +121,19 @@ class ExpHistogram {
   uint64_t neg_inf_count() const noexcept { return neg_infs_; }
   double sum() const noexcept { return sum_; }
   double sum_sq() const noexcept { return sum_sq_; }
-  // NaN when count() is 0.
+  // NaN when count() is 0, or when they are unknown.
   double min() const noexcept { return count_ == 0 ? kNan : min_; }
   double max() const noexcept { return count_ == 0 ? kNan : max_; }
 
-  bool operator==(const ExpHistogram&) const = default;
+  // Equal in every count and moment; what is unknown equals what is unknown.
+  bool operator==(const ExpHistogram& other) const noexcept;
 
  private:
   static constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
   void add_same_scale(const ExpHistogram& other);
   double inside(const Buckets& buckets, size_t slot, double share) const;
+  double within_range(double value) const;
 
   int shift_;  // from the finest scale
   Buckets positive_;

@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from pertoken.errors import (
     FileFormatError,
+    HistogramError,
     MissingDependencyError,
     PertokenError,
     RecordingStateError,
     SelectionError,
+    UnsupportedTensorError,
 )
 
 if TYPE_CHECKING:
+    from pertoken.histogram import Histogram
     from pertoken.recording import Recording, profile
     from pertoken.result import Profile
     from pertoken.scopes import request, span, step
@@ -28,12 +31,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FileFormatError",
+    "Histogram",
+    "HistogramError",
     "MissingDependencyError",
     "PertokenError",
     "Profile",
     "Recording",
     "RecordingStateError",
     "SelectionError",
+    "UnsupportedTensorError",
     "__version__",
     "load",
     "profile",
@@ -44,6 +50,7 @@ __all__ = [
 
 # Imported when first used: a program that only imports pertoken pays next to nothing.
 _HOMES = {
+    "Histogram": "histogram",
     "Profile": "result",
     "Recording": "recording",
     "__version__": "version",

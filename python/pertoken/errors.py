@@ -15,6 +15,10 @@ class FileFormatError(PertokenError):
     """A file is not a profile that this version can read."""
 
 
+class HistogramError(PertokenError, ValueError):
+    """A histogram was asked for something that it cannot be, or be made of."""
+
+
 class MissingDependencyError(PertokenError, ImportError):
     """An optional library is absent; the message names the extra that brings it."""
 
@@ -25,6 +29,10 @@ class RecordingStateError(PertokenError):
 
 class SelectionError(PertokenError, ValueError):
     """An argument selects nothing, or is not of a form that can select."""
+
+
+class UnsupportedTensorError(PertokenError, TypeError):
+    """The values are of a type, or in a place, that pertoken cannot read."""
 
 
 _ADVICE = {

@@ -35,8 +35,9 @@ INTRINSICS = re.compile(
 ARCHITECTURE = re.compile(r"__x86_64__|__aarch64__|__AVX|__SSE|__ARM_NEON")
 
 RESULT_SIDE = {
-    "_native", "analysis", "errors", "export", "manifest", "quantity", "result", "schema",
-    "storage", "summary", "summary_html", "summary_layout", "summary_text", "table", "whole_file",
+    "_native", "analysis", "errors", "export", "histogram", "histogram_exchange", "manifest",
+    "quantity", "result", "schema", "storage", "summary", "summary_html", "summary_layout",
+    "summary_text", "table", "tensor_memory", "whole_file",
 }  # fmt: skip
 OPTIONAL = {"torch", "transformers", "pandas", "pyarrow", "safetensors", "pynvml", "accelerate"}
 TERMINAL = {"rich", "click"}
