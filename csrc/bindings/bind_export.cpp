@@ -1,6 +1,7 @@
 // Binds the trace writer: checks numpy columns, then writes with the GIL released.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -71,6 +72,15 @@ class ColumnSource {
     return keys;
   }
 
+  // Numbers of processes, of which there are `count`.
+  void processes(const py::str& name, size_t count, const int32_t*& numbers) {
+    plain(name, numbers);
+    const bool valid = std::all_of(numbers, numbers + size_, [count](int32_t number) {
+      return number >= 0 && static_cast<size_t>(number) < count;
+    });
+    if (!valid) throw py::value_error(label(name) + " has numbers that are no process's");
+  }
+
   size_t size() const { return size_; }
 
  private:
@@ -122,7 +132,7 @@ class CallbackSink final : public exporting::Sink {
 };
 
 // The names of labels are put in `label_names`, to which `requests` refers.
-void read_requests(ColumnSource& source, exporting::RequestColumns& requests,
+void read_requests(ColumnSource& source, size_t processes, exporting::RequestColumns& requests,
                    std::vector<std::string>& label_names) {
   source.plain("request", requests.request);
   source.coded("id", requests.id);
@@ -134,6 +144,7 @@ void read_requests(ColumnSource& source, exporting::RequestColumns& requests,
   source.plain("tokens_in", requests.tokens_in);
   source.plain("tokens_out", requests.tokens_out);
   source.coded("error", requests.error);
+  source.processes("process", processes, requests.process);
   const std::vector<py::str> keys = source.keys_with("label.");
   label_names.reserve(keys.size());
   for (const py::str& key : keys) {
@@ -144,7 +155,7 @@ void read_requests(ColumnSource& source, exporting::RequestColumns& requests,
   requests.size = source.size();
 }
 
-void read_steps(ColumnSource& source, exporting::StepColumns& steps) {
+void read_steps(ColumnSource& source, size_t processes, exporting::StepColumns& steps) {
   source.plain("step", steps.step);
   source.plain("request", steps.request);
   source.coded("kind", steps.kind);
@@ -156,6 +167,7 @@ void read_steps(ColumnSource& source, exporting::StepColumns& steps) {
   source.plain("tokens_committed", steps.tokens_committed);
   source.plain("context_len", steps.context_len);
   source.coded("error", steps.error);
+  source.processes("process", processes, steps.process);
   steps.size = source.size();
 }
 
@@ -205,17 +217,19 @@ void write_to(const ChromeTrace& trace, const py::object& target) {
 }
 
 void write_chrome_trace(const py::dict& tables, const py::sequence& strings,
-                        const std::string& header_json, int64_t pid, const py::str& process_name,
+                        const std::string& header_json,
+                        const std::vector<std::pair<int64_t, py::str>>& processes,
                         const py::str& root_name, const py::object& target) {
+  if (processes.empty()) throw py::value_error("a trace is of one process at least");
   EscapedStrings escaped;
   for (const py::handle text : strings) escaped.add(utf8(text));
 
   ChromeTrace trace;
   ColumnSource requests(tables, "requests", escaped);
   std::vector<std::string> label_names;
-  read_requests(requests, trace.requests, label_names);
+  read_requests(requests, processes.size(), trace.requests, label_names);
   ColumnSource steps(tables, "steps", escaped);
-  read_steps(steps, trace.steps);
+  read_steps(steps, processes.size(), trace.steps);
   ColumnSource spans(tables, "spans", escaped);
   read_spans(spans, trace.spans);
   ColumnSource tracks(tables, "tracks", escaped);
@@ -225,12 +239,15 @@ void write_chrome_trace(const py::dict& tables, const py::sequence& strings,
     throw py::value_error("a trace takes fewer than 2^32 spans, and requests and steps");
   }
 
-  const std::string process = utf8(process_name);
+  std::vector<std::string> names;
+  names.reserve(processes.size());
+  for (const auto& [pid, name] : processes) {
+    names.push_back(utf8(name));
+    trace.processes.push_back({pid, names.back()});
+  }
   const std::string root = utf8(root_name);
   trace.strings = &escaped;
   trace.header_json = header_json;
-  trace.pid = pid;
-  trace.process_name = process;
   trace.root_name = root;
   write_to(trace, target);
 }
@@ -239,8 +256,8 @@ void write_chrome_trace(const py::dict& tables, const py::sequence& strings,
 
 void bind_export(py::module_& m) {
   m.def("write_chrome_trace", &write_chrome_trace, py::kw_only(), py::arg("tables"),
-        py::arg("strings"), py::arg("header_json"), py::arg("pid"), py::arg("process_name"),
-        py::arg("root_name"), py::arg("target"),
+        py::arg("strings"), py::arg("header_json"), py::arg("processes"), py::arg("root_name"),
+        py::arg("target"),
         R"(Write a Chrome trace.
 
 Args:
@@ -248,8 +265,7 @@ Args:
         numpy arrays of the schema's dtypes; codes between -1 and len(strings) - 1.
     strings: the strings that codes refer to.
     header_json: members of the outermost JSON object, serialised, without its braces.
-    pid: id of the process that recorded.
-    process_name: its name.
+    processes: the id under which each process is shown, and its name; at least one.
     root_name: shown for a module without a name.
     target: a file descriptor, or a callable that takes the bytes chunk by chunk.
 

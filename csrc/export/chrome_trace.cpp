@@ -36,9 +36,7 @@ bool write_chrome_trace(const ChromeTrace& trace, Sink& sink) {
   out.append("{");
   out.append(trace.header_json);
   out.append(trace.header_json.empty() ? "\"traceEvents\": [" : ",\n\"traceEvents\": [");
-  std::string process_name;
-  append_escaped(process_name, trace.process_name);
-  TraceRows rows(out, trace.pid, process_name);
+  TraceRows rows(out, trace.processes);
   const int64_t last_ns = last_time_ns(trace);
   StepEvents(trace, last_ns, rows, out).write();
   SpanEvents(trace, last_ns, rows, out).write();

@@ -1,10 +1,11 @@
 // Writes a profile as Chrome trace event JSON, in the conventions of PyTorch's own traces. Called
 // by the binding, on the thread that exports; knows columns and a sink, no Python and no recorder.
 //
-// Every slice is a complete event (ph X). Requests and steps share rows of their own, spans have a
-// row a thread; further rows, each with a thread id beyond any of the system's, take what would
-// cross. Output is streamed: memory is the escaped strings, one buffer, 4 bytes a request and step,
-// and 4 bytes a span of a thread whose spans cross or come in no known order, none otherwise.
+// Every slice is a complete event (ph X). Requests and steps of a process share rows of their own,
+// spans have a row a thread; further rows, each with a thread id beyond any of the system's, take
+// what would cross. Output is streamed: memory is the escaped strings, one buffer, 4 bytes a
+// request and step, and 4 bytes a span of a thread whose spans cross or come in no known order,
+// none otherwise.
 #pragma once
 
 #include <cstddef>
@@ -35,6 +36,7 @@ struct RequestColumns {
   const int64_t* tokens_in = nullptr;
   const int64_t* tokens_out = nullptr;
   const int32_t* error = nullptr;
+  const int32_t* process = nullptr;
   std::vector<Label> labels;
 };
 
@@ -51,6 +53,7 @@ struct StepColumns {
   const int64_t* tokens_committed = nullptr;
   const int64_t* context_len = nullptr;
   const int32_t* error = nullptr;
+  const int32_t* process = nullptr;
 };
 
 struct SpanColumns {
@@ -74,16 +77,23 @@ struct TrackColumns {
   const int32_t* name = nullptr;
 };
 
+// A process as it is shown: ids of processes on several hosts may be equal, those shown are not.
+struct TraceProcess {
+  int64_t pid;
+  std::string_view name;  // UTF-8, not escaped
+};
+
 struct ChromeTrace {
   RequestColumns requests;
   StepColumns steps;
   SpanColumns spans;
   TrackColumns tracks;
   const EscapedStrings* strings = nullptr;
-  std::string_view header_json;   // members of the outermost object: `"schemaVersion": 1, ...`
-  int64_t pid = 0;                // of the process that recorded
-  std::string_view process_name;  // UTF-8, not escaped
-  std::string_view root_name;     // shown for a module without a name: the model itself
+  std::string_view header_json;  // members of the outermost object: `"schemaVersion": 1, ...`
+  // At least one. The processes of requests and steps are numbers of these; tracks whose pid is
+  // none of theirs are shown as another process with the name of the first.
+  std::vector<TraceProcess> processes;
+  std::string_view root_name;  // shown for a module without a name: the model itself
 };
 
 // False when the sink refused a write; what it got before is then not a whole trace.

@@ -53,7 +53,7 @@ uint32_t SpanEvents::add_timeline(int32_t track, int32_t device) {
   const TrackColumns& tracks = trace_.tracks;
   const int32_t* const found = std::find(tracks.track, tracks.track + tracks.size, track);
   const auto row = static_cast<size_t>(found - tracks.track);
-  timeline.group.pid = row < tracks.size ? tracks.pid[row] : trace_.pid;
+  timeline.group.pid = row < tracks.size ? tracks.pid[row] : trace_.processes.front().pid;
   timeline.group.tid = row < tracks.size ? tracks.tid[row] : 0;
   if (row < tracks.size) timeline.group.name = (*trace_.strings)[tracks.name[row]];
   if (timeline.group.name.empty()) timeline.group.name = "track " + std::to_string(track);

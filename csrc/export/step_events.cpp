@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 namespace pertoken::exporting {
 namespace {
@@ -17,8 +18,10 @@ StepEvents::StepEvents(const ChromeTrace& trace, int64_t last_ns, TraceRows& row
       strings_(*trace.strings),
       last_ns_(last_ns),
       rows_(rows),
-      out_(out),
-      group_{trace.pid, 0, "requests and steps", 0, {}} {
+      out_(out) {
+  for (const TraceProcess& process : trace.processes) {
+    groups_.push_back({process.pid, 0, "requests and steps", 0, {}});
+  }
   for (const RequestColumns::Label& label : requests_.labels) {
     std::string key = ",\"";
     append_escaped(key, label.name);
@@ -30,26 +33,43 @@ void StepEvents::write() {
   std::vector<uint32_t> order(requests_.size + steps_.size);
   std::iota(order.begin(), order.end(), uint32_t{0});
   std::sort(order.begin(), order.end(), [this](uint32_t a, uint32_t b) {
+    if (process(a) != process(b)) return process(a) < process(b);
     const Interval x = interval(a);
     const Interval y = interval(b);
     if (x.start_ns != y.start_ns) return x.start_ns < y.start_ns;
     return x.end_ns != y.end_ns ? x.end_ns > y.end_ns : a < b;
   });
+  const uint32_t* const end = order.data() + order.size();
+  for (const uint32_t* begin = order.data(); begin != end;) {
+    const int32_t number = process(*begin);
+    const uint32_t* const last =
+        std::find_if(begin, end, [this, number](uint32_t i) { return process(i) != number; });
+    write_process(groups_[static_cast<size_t>(number)], begin, last);
+    begin = last;
+  }
+}
+
+void StepEvents::write_process(TraceRows::Group& group, const uint32_t* begin,
+                               const uint32_t* end) {
   LaneAssigner lanes;
-  for (const uint32_t i : order) {
+  std::vector<uint32_t> counted;
+  for (const uint32_t* i = begin; i != end; ++i) {
     if (!out_.ok()) return;
-    if (is_request(i)) {
-      const uint32_t lane = lanes.place(interval(i), requests_.request[i], LaneAssigner::kNoParent);
-      write_request(i, rows_.row(group_, lane));
+    if (is_request(*i)) {
+      const uint32_t lane =
+          lanes.place(interval(*i), requests_.request[*i], LaneAssigner::kNoParent);
+      write_request(*i, rows_.row(group, lane));
     } else {
-      const size_t step = i - requests_.size;
+      const size_t step = *i - requests_.size;
       // Nothing goes below a step: any id will do that is no request's.
       const int64_t id = LaneAssigner::kNoParent - 1 - static_cast<int64_t>(step);
-      const uint32_t lane = lanes.place(interval(i), id, steps_.request[step]);
-      write_step(step, rows_.row(group_, lane));
+      write_step(step, group, lanes.place(interval(*i), id, steps_.request[step]));
+      if (steps_.wall_ns[step] >= 0 && steps_.tokens_committed[step] != -1) {
+        counted.push_back(static_cast<uint32_t>(step));
+      }
     }
   }
-  write_tokens_counter();
+  write_tokens_counter(group, std::move(counted));
 }
 
 Interval StepEvents::interval(uint32_t i) const {
@@ -83,7 +103,8 @@ void StepEvents::write_request(size_t i, const std::string& row) {
   out_.append("}}");
 }
 
-void StepEvents::write_step(size_t i, const std::string& row) {
+void StepEvents::write_step(size_t i, TraceRows::Group& group, uint32_t lane) {
+  const std::string& row = rows_.row(group, lane);
   const Interval interval = step_interval(i);
   const bool finished = steps_.wall_ns[i] >= 0;
   const std::string_view kind = strings_[steps_.kind[i]];
@@ -109,26 +130,19 @@ void StepEvents::write_step(size_t i, const std::string& row) {
     out_.commit(at);
   }
   if (steps_.context_len[i] != -1) {
-    counter("context_len", "tokens", interval.start_ns, steps_.context_len[i]);
+    counter(group, "context_len", "tokens", interval.start_ns, steps_.context_len[i]);
   }
 }
 
-void StepEvents::write_tokens_counter() {
-  const auto counted = [this](size_t i) {
-    return steps_.wall_ns[i] >= 0 && steps_.tokens_committed[i] != -1;
-  };
-  std::vector<uint32_t> order;
-  for (size_t i = 0; i < steps_.size; ++i) {
-    if (counted(i)) order.push_back(static_cast<uint32_t>(i));
-  }
-  std::stable_sort(order.begin(), order.end(), [this](uint32_t a, uint32_t b) {
-    return step_interval(a).end_ns < step_interval(b).end_ns;
+void StepEvents::write_tokens_counter(TraceRows::Group& group, std::vector<uint32_t> steps) {
+  std::sort(steps.begin(), steps.end(), [this](uint32_t a, uint32_t b) {
+    return std::pair(step_interval(a).end_ns, a) < std::pair(step_interval(b).end_ns, b);
   });
   uint64_t tokens = 0;
-  for (const uint32_t i : order) {
+  for (const uint32_t i : steps) {
     if (!out_.ok()) return;
     tokens += static_cast<uint64_t>(steps_.tokens_committed[i]);
-    counter("tokens", "committed", step_interval(i).end_ns, static_cast<int64_t>(tokens));
+    counter(group, "tokens", "committed", step_interval(i).end_ns, static_cast<int64_t>(tokens));
   }
 }
 
@@ -146,11 +160,11 @@ void StepEvents::text_argument(std::string_view key, int32_t code) {
   out_.append("\"");
 }
 
-void StepEvents::counter(std::string_view name, std::string_view series, int64_t time_ns,
-                         int64_t value) {
+void StepEvents::counter(TraceRows::Group& group, std::string_view name, std::string_view series,
+                         int64_t time_ns, int64_t value) {
   out_.append(",\n{\"ph\":\"C\",\"name\":\"");
   out_.append(name);
-  out_.append(rows_.row(group_, 0));
+  out_.append(rows_.row(group, 0));
   char* at = out_.reserve(kMaxMicrosecondsChars + 16);
   out_.commit(put(write_signed_microseconds(at, time_ns), ",\"args\":{\""));
   out_.append(series);

@@ -1,5 +1,9 @@
 #include "export/trace_rows.h"
 
+#include <algorithm>
+
+#include "export/json_text.h"
+
 namespace pertoken::exporting {
 namespace {
 
@@ -8,9 +12,9 @@ constexpr int64_t kRowsBetweenGroups = 1 << 16;
 
 }  // namespace
 
-TraceRows::TraceRows(OutputBuffer& out, int64_t pid, std::string_view escaped_process_name)
-    : out_(out), process_name_(escaped_process_name) {
-  announce_process(pid);
+TraceRows::TraceRows(OutputBuffer& out, const std::vector<TraceProcess>& processes)
+    : out_(out), processes_(processes) {
+  announce_process(processes.front().pid);
 }
 
 void TraceRows::add_row(Group& group, uint32_t index) {
@@ -26,9 +30,17 @@ void TraceRows::add_row(Group& group, uint32_t index) {
 
 void TraceRows::announce_process(int64_t pid) {
   if (!pids_.insert(pid).second) return;
-  metadata("process_name", pid, kNoTid, "\"name\":\"" + process_name_ + "\"");
+  const auto found =
+      std::find_if(processes_.begin(), processes_.end(),
+                   [pid](const TraceProcess& process) { return process.pid == pid; });
+  const TraceProcess& process = found != processes_.end() ? *found : processes_.front();
+  std::string name;
+  append_escaped(name, process.name);
+  metadata("process_name", pid, kNoTid, "\"name\":\"" + name + "\"");
   metadata("process_labels", pid, kNoTid, "\"labels\":\"CPU\"");
-  metadata("process_sort_index", pid, kNoTid, "\"sort_index\":" + std::to_string(pid));
+  // One process alone keeps its id; several stand in their own order.
+  const int64_t position = processes_.size() > 1 ? found - processes_.begin() : pid;
+  metadata("process_sort_index", pid, kNoTid, "\"sort_index\":" + std::to_string(position));
 }
 
 int64_t TraceRows::take_tid(int64_t pid, int64_t wanted) {

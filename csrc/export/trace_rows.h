@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "export/chrome_trace.h"
 #include "export/sink.h"
 
 namespace pertoken::exporting {
@@ -16,7 +17,7 @@ namespace pertoken::exporting {
 class TraceRows {
  public:
   // The first process is announced at once, so that every later event follows another.
-  TraceRows(OutputBuffer& out, int64_t pid, std::string_view escaped_process_name);
+  TraceRows(OutputBuffer& out, const std::vector<TraceProcess>& processes);
 
   // A set of rows that belong together: one, and more when intervals on it cross.
   struct Group {
@@ -45,7 +46,7 @@ class TraceRows {
   void metadata(std::string_view what, int64_t pid, int64_t tid, std::string_view args);
 
   OutputBuffer& out_;
-  std::string process_name_;
+  const std::vector<TraceProcess>& processes_;
   bool any_event_ = false;
   std::set<int64_t> pids_;
   std::set<std::pair<int64_t, int64_t>> taken_;

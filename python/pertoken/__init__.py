@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pertoken.errors import (
     FileFormatError,
     HistogramError,
+    MergeError,
     MissingDependencyError,
     PertokenError,
     RecordingStateError,
@@ -22,7 +23,9 @@ from pertoken.errors import (
 )
 
 if TYPE_CHECKING:
+    from pertoken.clock_sync import synchronize_clocks
     from pertoken.histogram import Histogram
+    from pertoken.merging import merge
     from pertoken.recording import Recording, profile
     from pertoken.result import Profile
     from pertoken.scopes import request, span, step
@@ -33,6 +36,7 @@ __all__ = [
     "FileFormatError",
     "Histogram",
     "HistogramError",
+    "MergeError",
     "MissingDependencyError",
     "PertokenError",
     "Profile",
@@ -42,10 +46,12 @@ __all__ = [
     "UnsupportedTensorError",
     "__version__",
     "load",
+    "merge",
     "profile",
     "request",
     "span",
     "step",
+    "synchronize_clocks",
 ]
 
 # Imported when first used: a program that only imports pertoken pays next to nothing.
@@ -55,10 +61,12 @@ _HOMES = {
     "Recording": "recording",
     "__version__": "version",
     "load": "storage",
+    "merge": "merging",
     "profile": "recording",
     "request": "scopes",
     "span": "scopes",
     "step": "scopes",
+    "synchronize_clocks": "clock_sync",
 }
 
 

@@ -27,8 +27,7 @@ def write_chrome_trace(
     tables: Mapping[str, Mapping[str, NDArray[Any]]],
     strings: Sequence[str],
     header_json: str,
-    pid: int,
-    process_name: str,
+    processes: Sequence[tuple[int, str]],
     root_name: str,
     target: object,
 ) -> None: ...

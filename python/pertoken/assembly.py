@@ -13,10 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pertoken import _native
+from pertoken.clock_sync import clock_measurements
+from pertoken.identity import boot_id, group_ranks, ranks_of_environment
 from pertoken.losses import describe_losses
+from pertoken.processes import own_process
 from pertoken.result import Profile
 from pertoken.schema import FORMAT_VERSION, LABEL_PREFIX, SPAN_CATEGORIES, STEP_KINDS
 from pertoken.sequences import Sequences
+from pertoken.strings import StringTable
 from pertoken.version import __version__
 
 if TYPE_CHECKING:
@@ -24,26 +28,6 @@ if TYPE_CHECKING:
     from pertoken.recording import Recording
 
 Columns = dict[str, NDArray[Any]]
-
-
-class StringTable:
-    """Codes of the strings of one profile."""
-
-    def __init__(self) -> None:
-        self.strings: list[str] = []
-        self._codes: dict[str, int] = {}
-
-    def code(self, text: str) -> int:
-        """The code of a string, new or known."""
-        known = self._codes.get(text)
-        if known is None:
-            known = self._codes[text] = len(self.strings)
-            self.strings.append(text)
-        return known
-
-    def codes(self, texts: list[str]) -> NDArray[np.int32]:
-        """The codes of many strings."""
-        return np.array([self.code(text) for text in texts], dtype=np.int32)
 
 
 def assemble(recording: Recording) -> Profile:
@@ -71,6 +55,8 @@ def assemble(recording: Recording) -> Profile:
         zip(commit_ticks, raw["marks_ns"][2 * count + 1 :].tolist(), strict=True)
     )
     outcome = sequences.by_request(first_commit_ns)
+    meta = _meta(recording, raw, int(raw["marks_ns"][2 * count]))
+    losses = describe_losses(recording, raw)
     tables = {
         "requests": _requests(entries, raw["marks_ns"], outcome, strings),
         "steps": _steps(raw["steps"], sequences, recording.detail, strings),
@@ -78,13 +64,9 @@ def assemble(recording: Recording) -> Profile:
         "tokens": sequences.tokens(),
         "spans": _spans(raw, strings),
         "tracks": _tracks(raw["tracks"], strings),
+        "processes": own_process(meta, losses, strings),
     }
-    return Profile.from_columns(
-        tables,
-        strings.strings,
-        _meta(recording, raw, int(raw["marks_ns"][2 * count])),
-        describe_losses(recording, raw),
-    )
+    return Profile.from_columns(tables, strings.strings, meta, losses)
 
 
 def _cut(raw: dict[str, Any], now_ns: int) -> None:
@@ -122,6 +104,7 @@ def _requests(
         "tokens_in": tokens_in,
         "tokens_out": tokens_out,
         "error": strings.codes([entry.error for entry in entries]),
+        "process": np.zeros(count, dtype=np.int32),
     }
     for label in sorted({label for entry in entries for label in entry.labels}):
         columns[LABEL_PREFIX + label] = strings.codes(
@@ -151,6 +134,7 @@ def _steps(raw: Columns, sequences: Sequences, detail: str, strings: StringTable
         "sample_weight": np.ones(count, dtype=np.float64),
         "thread": raw["track"].astype(np.int32),
         "error": error_codes[raw["failed"]],
+        "process": np.zeros(count, dtype=np.int32),
     }
 
 
@@ -190,6 +174,7 @@ def _tracks(tracks: list[tuple[int, int, str]], strings: StringTable) -> Columns
         "pid": np.full(len(tracks), os.getpid(), dtype=np.int64),
         "tid": np.array([tid for _, tid, _ in tracks], dtype=np.int64),
         "name": strings.codes([names.get(tid, name) for _, tid, name in tracks]),
+        "process": np.zeros(len(tracks), dtype=np.int32),
     }
 
 
@@ -200,7 +185,7 @@ def _meta(recording: Recording, raw: dict[str, Any], duration_ns: int) -> dict[s
         "pertoken_version": __version__,
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "rank": _rank(),
+        **(group_ranks() or recording.ranks or ranks_of_environment()).as_dict(),
         "device": recording.model_facts["device"],
         "command": os.path.basename(sys.argv[0]) if sys.argv else "",
         "python": platform.python_version(),
@@ -214,6 +199,8 @@ def _meta(recording: Recording, raw: dict[str, Any], duration_ns: int) -> dict[s
             "source": clock["source"],
             "ticks_per_second": clock["ticks_per_second"],
             "error_bound_ns": clock["error_bound_ns"],
+            "boot_id": boot_id(),
+            "synchronized": [measured.as_dict() for measured in clock_measurements()],
         },
         "model": {key: recording.model_facts[key] for key in ("class", "parameters", "modules")},
         "modules": recording.selection,
@@ -225,12 +212,3 @@ def _meta(recording: Recording, raw: dict[str, Any], duration_ns: int) -> dict[s
 def _version_of(module: str) -> str | None:
     loaded = sys.modules.get(module)
     return None if loaded is None else str(getattr(loaded, "__version__", None))
-
-
-def _rank() -> int | None:
-    """The rank in torch.distributed, else what the launcher put into the environment."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        return int(distributed.get_rank())
-    rank = os.environ.get("RANK", "")
-    return int(rank) if rank.isdigit() else None

@@ -23,6 +23,10 @@ class MissingDependencyError(PertokenError, ImportError):
     """An optional library is absent; the message names the extra that brings it."""
 
 
+class MergeError(PertokenError, ValueError):
+    """Profiles cannot be joined into one."""
+
+
 class RecordingStateError(PertokenError):
     """A recording was asked for something that its state does not allow."""
 

@@ -30,6 +30,8 @@ _INTEGERS = (
     "format_version",
     "pid",
     "rank",
+    "local_rank",
+    "world_size",
     "boot_origin_ns",
     "unix_origin_ns",
     "duration_ns",
@@ -49,11 +51,18 @@ _META_TYPES: Mapping[str, type | tuple[type, ...]] = {
     **dict.fromkeys(_INTEGERS, int),
     **dict.fromkeys(_TEXTS, str),
     **dict.fromkeys(("clock", "model", "build", "cost"), dict),
+    "processes": list,
 }
 _CLOCK_TYPES: Mapping[str, type | tuple[type, ...]] = {
     "source": str,
     "ticks_per_second": (int, float),
     "error_bound_ns": int,
+    "boot_id": str,
+    "synchronized": list,
+}
+_MEASUREMENT_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("boot_ns", "offset_ns", "error_ns"), int),
+    "reference": str,
 }
 _MODEL_TYPES: Mapping[str, type | tuple[type, ...]] = {
     "class": str,
@@ -64,7 +73,7 @@ _LOSS_TYPES: Mapping[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("records_dropped", "clock_error_ns"), int),
     **dict.fromkeys(("spans_evicted", "steps_evicted", "requests_evicted"), int),
     "faults": dict,
-    **dict.fromkeys(("inlined_modules", "reasons"), list),
+    **dict.fromkeys(("inlined_modules", "reasons", "processes"), list),
 }
 
 
@@ -101,6 +110,7 @@ class ColumnEntry:
 class Manifest:
     """A checked manifest."""
 
+    format_version: int
     strings: tuple[str, ...]
     meta: dict[str, Any]
     losses: dict[str, Any]
@@ -169,7 +179,7 @@ def parse(text: bytes) -> Manifest:
         raise ManifestError(f"its manifest is not valid JSON ({shortened(error)})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT_NAME:
         raise ManifestError("its manifest does not say that it is a pertoken profile")
-    _check_version(content)
+    version = _checked_version(content)
     missing = [key for key in _KEYS if key not in content]
     unknown = [key for key in content if key not in _KEYS]
     if missing or unknown:
@@ -178,10 +188,16 @@ def parse(text: bytes) -> Manifest:
     if not isinstance(strings, list) or not all(isinstance(s, str) for s in strings):
         raise ManifestError("its table of strings is not a list of strings")
     _check_metadata(content["meta"], content["losses"])
-    return Manifest(tuple(strings), content["meta"], content["losses"], _columns(content["tables"]))
+    return Manifest(
+        version,
+        tuple(strings),
+        content["meta"],
+        content["losses"],
+        _columns(content["tables"], schema.tables_of(version)),
+    )
 
 
-def _check_version(content: Mapping[str, Any]) -> None:
+def _checked_version(content: Mapping[str, Any]) -> int:
     version = content.get("format_version")
     if type(version) is not int or version < 1:
         raise ManifestError(f"its format version is {shortened(version)}, not a positive integer")
@@ -193,15 +209,18 @@ def _check_version(content: Mapping[str, Any]) -> None:
             f"its format version is {version} and this pertoken reads up to "
             f"{schema.FORMAT_VERSION}; upgrade to {wanted} (pip install -U pertoken)"
         )
+    return version
 
 
-def _columns(tables: object) -> tuple[ColumnEntry, ...]:
-    if not isinstance(tables, dict) or set(tables) != set(schema.TABLES):
+def _columns(
+    tables: object, expected_tables: Mapping[str, tuple[schema.Column, ...]]
+) -> tuple[ColumnEntry, ...]:
+    if not isinstance(tables, dict) or set(tables) != set(expected_tables):
         raise ManifestError(
-            f"its manifest must list the tables {', '.join(schema.TABLES)} and no others"
+            f"its manifest must list the tables {', '.join(expected_tables)} and no others"
         )
     entries: list[ColumnEntry] = []
-    for name, declared in schema.TABLES.items():
+    for name, declared in expected_tables.items():
         table = tables[name]
         if not isinstance(table, dict) or set(table) != {"rows", "columns"}:
             raise ManifestError(f"its entry for table '{name}' is not of the right form")
@@ -228,18 +247,38 @@ def _columns(tables: object) -> tuple[ColumnEntry, ...]:
 
 
 def _check_metadata(meta: object, losses: object) -> None:
-    _check_types("meta", meta, _META_TYPES)
-    _check_types("losses", losses, _LOSS_TYPES)
+    _check_meta("meta", meta)
+    _check_losses("losses", losses)
     assert isinstance(meta, dict) and isinstance(losses, dict)
     _check_depth(meta, _DEEPEST_METADATA)
     _check_depth(losses, _DEEPEST_METADATA)
-    _check_types("meta.clock", meta.get("clock") or {}, _CLOCK_TYPES)
-    _check_types("meta.model", meta.get("model") or {}, _MODEL_TYPES)
+    # Those of each process, in a merged profile.
+    for position, own in enumerate(meta.get("processes") or ()):
+        _check_meta(f"meta.processes.{position}", own)
+    for position, own in enumerate(losses.get("processes") or ()):
+        _check_losses(f"losses.processes.{position}", own)
+
+
+def _check_meta(label: str, meta: object) -> None:
+    _check_types(label, meta, _META_TYPES)
+    assert isinstance(meta, dict)
+    clock = meta.get("clock") or {}
+    _check_types(f"{label}.clock", clock, _CLOCK_TYPES)
+    for measurement in clock.get("synchronized") or ():
+        _check_types(f"{label}.clock.synchronized", measurement, _MEASUREMENT_TYPES)
+        if any(measurement.get(key) is None for key in _MEASUREMENT_TYPES):
+            raise ManifestError(f"{label}.clock.synchronized lacks a value")
+    _check_types(f"{label}.model", meta.get("model") or {}, _MODEL_TYPES)
+
+
+def _check_losses(label: str, losses: object) -> None:
+    _check_types(label, losses, _LOSS_TYPES)
+    assert isinstance(losses, dict)
     faults = losses.get("faults") or {}
-    _check_types("losses.faults", faults, dict.fromkeys(faults, int))
+    _check_types(f"{label}.faults", faults, dict.fromkeys(faults, int))
     for key in ("inlined_modules", "reasons"):
         if not all(isinstance(item, str) for item in losses.get(key) or ()):
-            raise ManifestError(f"losses.{key} is not a list of strings")
+            raise ManifestError(f"{label}.{key} is not a list of strings")
 
 
 def _check_types(label: str, values: object, types: Mapping[str, type | tuple[type, ...]]) -> None:

@@ -16,6 +16,7 @@ from pertoken import _native
 from pertoken.assembly import assemble
 from pertoken.errors import RecordingStateError, SelectionError
 from pertoken.generation import GenerateWatch, RequestLog, inner_roots
+from pertoken.identity import Ranks, group_ranks
 from pertoken.instrument import Instrumentation, unwrap_compiled
 from pertoken.patch import change_lock
 from pertoken.result import Profile
@@ -96,6 +97,7 @@ class Recording:
         self.log = RequestLog(limit=max(1024, memory_limit_bytes // 8 // _BYTES_A_REQUEST))
         self.recorder = _native.Recorder(memory_limit_bytes * 7 // 8, _RING_RECORDS)
         self.instrumentation = Instrumentation()
+        self.ranks: Ranks | None = None  # in the process group, when it last started
         self._watch = GenerateWatch(self.recorder, self.log, self.faults.note)
         self._depth = 0
         # Nothing in the model refers to the recording, so that it goes when its last holder does.
@@ -124,6 +126,7 @@ class Recording:
                 return
             self.stopped_ticks = 0
             self.model_facts = _describe(root)
+            self.ranks = group_ranks() or self.ranks
             self._held_model = model
             inner = inner_roots(root)
             try:

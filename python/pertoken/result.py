@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pertoken import schema
+from pertoken.processes import own_process
+from pertoken.strings import StringTable
 from pertoken.table import Array, Table, TableError
 
 if TYPE_CHECKING:
+    from pertoken.analysis.stragglers import Stragglers
     from pertoken.summary import Summary
 
 
@@ -30,7 +33,8 @@ class Profile:
         losses: what is missing from it, and the clock's error bound. Plain JSON-able data.
 
     Raises:
-        TableError: a table is missing, unknown, or has strings of its own.
+        TableError: a table is missing, unknown, or has strings of its own, or a row is of a process
+            that is not in the table of processes.
     """
 
     __slots__ = ("_losses", "_meta", "_tables")
@@ -58,6 +62,7 @@ class Profile:
         strings = next(iter(ordered.values())).strings
         if any(t.strings is not strings and t.strings != strings for t in ordered.values()):
             raise TableError("the tables of a profile must share one table of strings")
+        _check_processes(ordered)
         object.__setattr__(self, "_tables", MappingProxyType(ordered))
         object.__setattr__(self, "_meta", copy.deepcopy(dict(meta)))
         object.__setattr__(self, "_losses", copy.deepcopy(dict(losses)))
@@ -72,6 +77,8 @@ class Profile:
     ) -> Profile:
         """Build a profile from plain columns; tables that are not given are empty.
 
+        Where `processes` is not given, it has the one process that `meta` describes.
+
         Args:
             columns: for each table, its columns as one-dimensional arrays of the schema's dtypes.
             strings: the strings that coded columns refer to, each once.
@@ -81,6 +88,10 @@ class Profile:
         Raises:
             TableError: a table or column is unknown or missing, or of the wrong dtype or length.
         """
+        if "processes" not in columns:
+            table = StringTable(strings)
+            columns = {**columns, "processes": own_process(meta, losses, table)}
+            strings = [*strings, *table.strings[len(set(strings)) :]]
         shared = tuple(strings)
         if len(set(shared)) != len(shared):
             raise TableError("the table of strings holds a string twice")
@@ -129,6 +140,11 @@ class Profile:
         return self._tables["tracks"]
 
     @property
+    def processes(self) -> Table:
+        """One row a process that was recorded: one, unless the profile was merged."""
+        return self._tables["processes"]
+
+    @property
     def meta(self) -> dict[str, Any]:
         """Who made the profile and how; a copy, plain JSON-able data."""
         return copy.deepcopy(self._meta)
@@ -143,6 +159,17 @@ class Profile:
         from pertoken.summary import Summary
 
         return Summary.of(self)
+
+    def stragglers(self, least_share: float = 0.05) -> Stragglers:
+        """Find, in a merged profile, the ranks that others wait for, and where they lose time.
+
+        Args:
+            least_share: the share of the median step that a rank surely costs to be called a
+                straggler.
+        """
+        from pertoken.analysis.stragglers import find_stragglers
+
+        return find_stragglers(self, least_share=least_share)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the profile to a file that `pertoken.load` reads.
@@ -212,3 +239,16 @@ class Profile:
 
 def _empty(name: str) -> dict[str, Array]:
     return {column.name: np.empty(0, dtype=column.dtype) for column in schema.TABLES[name]}
+
+
+def _check_processes(tables: Mapping[str, Table]) -> None:
+    count = len(tables["processes"])
+    if not np.array_equal(tables["processes"]["process"], np.arange(count)):
+        raise TableError("table 'processes' must number its rows from 0")
+    for name, declared in schema.TABLES.items():
+        for column in declared:
+            values = tables[name][column.name] if column.ids_of == "process" else np.zeros(0)
+            if len(values) and not 0 <= values.min() <= values.max() < count:
+                raise TableError(
+                    f"column '{column.name}' of table '{name}' names a process that is not there"
+                )

@@ -17,9 +17,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pertoken import manifest
+from pertoken import manifest, schema
 from pertoken.errors import FileFormatError, PertokenError, system_errors
 from pertoken.manifest import ColumnEntry, ManifestError, NewerFormatError
+from pertoken.older_formats import bring_up_to_date
 from pertoken.result import Profile
 from pertoken.table import Array, TableError
 from pertoken.whole_file import written_aside
@@ -181,7 +182,10 @@ def _read(stream: BinaryIO) -> Profile:
         for entry in declared.columns:
             column = _read_column(archive, members[entry.member], entry)
             columns.setdefault(entry.table, {})[entry.column] = column
-    return Profile.from_columns(columns, declared.strings, declared.meta, declared.losses)
+    strings = declared.strings
+    if declared.format_version < schema.FORMAT_VERSION:
+        strings = bring_up_to_date(columns, strings, declared.meta, declared.losses)
+    return Profile.from_columns(columns, strings, declared.meta, declared.losses)
 
 
 def _check_frame(stream: BinaryIO) -> int:

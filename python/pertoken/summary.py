@@ -16,6 +16,8 @@ from pertoken.analysis.distribution import Distribution
 from pertoken.analysis.row_index import rows_of
 from pertoken.analysis.site_times import hottest_sites, site_times
 from pertoken.analysis.slow_tokens import SlowToken, slowest_tokens
+from pertoken.analysis.stragglers import find_stragglers
+from pertoken.processes import names_of_processes
 
 if TYPE_CHECKING:
     import rich.console
@@ -53,6 +55,7 @@ class Summary:
         running = (requests["end_ns"] < 0) & ~failed
         step_times = latency.step_times(profile)
         committing = dict.fromkeys(_kinds_of_tokens(profile))
+        merged = len(profile.processes) > 1
         hottest = hottest_sites(profile, sites, times)
         data: dict[str, Any] = {
             "model": meta.get("model"),
@@ -100,7 +103,9 @@ class Summary:
                 ]
                 for kind, ranked in hottest.items()
             },
-            "losses": profile.losses,
+            "processes": _processes(profile),
+            "stragglers": find_stragglers(profile).as_dict() if merged else None,
+            "losses": {k: v for k, v in profile.losses.items() if k != "processes"},
         }
         return cls(data)
 
@@ -115,8 +120,11 @@ class Summary:
         {count, time, tokens_in_per_s, tokens_committed_per_s}; ``slowest_tokens``, a list of
         {step, request, request_id, row, position, kind, tokens, itl_ns, median_itl_ns, extra_ns,
         contributors: [{site, category, own_ns, median_ns, extra_ns}]}; ``hottest_sites`` by kind, a
-        list of {site, category, share, self_ns_per_step, calls_per_step}; ``losses`` as in the
-        profile. The root module is the site named by the empty string.
+        list of {site, category, share, self_ns_per_step, calls_per_step}; ``processes``, a
+        list of {process, name, start_ns, end_ns, clock_basis, clock_offset_ns, clock_error_ns};
+        ``stragglers`` as of `Stragglers.as_dict`, None unless the profile was merged; ``losses`` as
+        in the profile, those of all processes together. The root module is the site named by the
+        empty string.
         """
         return copy.deepcopy(self._data)
 
@@ -153,9 +161,10 @@ class Summary:
 
     def __rich__(self) -> rich.console.Group:
         """Render for a rich console."""
+        from pertoken.summary_layout import summary_blocks
         from pertoken.summary_text import rich_group
 
-        return rich_group(self._data)
+        return rich_group(summary_blocks(self._data))
 
     def _repr_html_(self) -> str:
         from pertoken.summary_html import summary_html
@@ -165,6 +174,17 @@ class Summary:
 
 def _plain(distribution: Distribution | None) -> dict[str, int] | None:
     return None if distribution is None else distribution.as_dict()
+
+
+def _processes(profile: Profile) -> list[dict[str, Any]]:
+    """Describe the processes, and how their clocks were joined."""
+    table = profile.processes
+    keys = ("process", "start_ns", "end_ns", "clock_basis", "clock_offset_ns", "clock_error_ns")
+    rows = zip(*(table[key].tolist() for key in keys), strict=True)
+    return [
+        {"name": name, **dict(zip(keys, row, strict=True))}
+        for name, row in zip(names_of_processes(profile), rows, strict=True)
+    ]
 
 
 def _kinds_of_tokens(profile: Profile) -> list[str]:

@@ -6,7 +6,8 @@ import html
 from collections.abc import Mapping
 from typing import Any
 
-from pertoken.summary_layout import Block, summary_blocks
+from pertoken.summary_block import Block
+from pertoken.summary_layout import summary_blocks
 
 
 def summary_html(data: Mapping[str, Any]) -> str:

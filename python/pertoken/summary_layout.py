@@ -7,7 +7,6 @@ renderer.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pertoken.quantity import (
@@ -19,43 +18,19 @@ from pertoken.quantity import (
     share_text,
     size_text,
 )
+from pertoken.summary_block import Block, site_text, step_text
+from pertoken.summary_processes import process_blocks
 
 _NAMES_SHOWN = 8
 # A site with less of a token's extra time than this is noise, not an explanation.
 _LEAST_SHARE_OF_EXTRA = 0.05
 
 
-@dataclass(frozen=True)
-class Block:
-    """A title, sentences under it, and a table that may be empty.
-
-    `columns` are the headings; each row has as many cells. The columns named in `numeric` are
-    aligned to the right.
-    """
-
-    title: str
-    lines: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()
-    rows: tuple[tuple[str, ...], ...] = ()
-    numeric: frozenset[str] = frozenset()
-
-
 def summary_blocks(data: Mapping[str, Any]) -> tuple[Block, ...]:
     """Put the data of a summary into words."""
-    blocks = [_header(data), _latencies(data), _slowest(data), _hottest(data), _losses(data)]
+    blocks = [_header(data), *process_blocks(data), _latencies(data), _slowest(data)]
+    blocks += [_hottest(data), _losses(data)]
     return tuple(block for block in blocks if block.lines or block.rows)
-
-
-def site_text(site: str, category: str) -> str:
-    """Name a site for people: the root module and time between steps have words of their own."""
-    if category == "between":
-        return "(between steps)"
-    if category == "generate":
-        known = site in ("", "generate", "generate: outside forward")
-        return f"(in generate, outside forward{'' if known else ' ' + name_text(site)})"
-    if site == "":
-        return "(root module)"
-    return name_text(site) if category == "module" else f"{name_text(site)} ({category})"
 
 
 def _header(data: Mapping[str, Any]) -> Block:
@@ -150,7 +125,7 @@ def _slowest(data: Mapping[str, Any]) -> Block:
                 f"{token['position']}",
                 request,
                 f"{token['row']}",
-                f"{token['step']} {name_text(token['kind'])}",
+                f"{step_text(token['step'])} {name_text(token['kind'])}",
                 duration_text(token["itl_ns"]),
                 _signed(token["extra_ns"]),
                 "\n".join(where) or "spread over many sites",

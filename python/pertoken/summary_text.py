@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pertoken.summary_layout import Block, summary_blocks
+from pertoken.summary_block import Block
+from pertoken.summary_layout import summary_blocks
 
 if TYPE_CHECKING:
     import rich.console
@@ -19,10 +20,15 @@ _LEAST_WIDTH = 60
 
 def summary_text(data: Mapping[str, Any]) -> str:
     """Render a summary's data without colour, as wide as the terminal or 100 columns."""
+    return blocks_text(summary_blocks(data))
+
+
+def blocks_text(blocks: Sequence[Block]) -> str:
+    """Render blocks without colour, as wide as the terminal or 100 columns."""
     try:
         from rich.console import Console
     except ImportError:
-        return plain_text(data)
+        return plain_text(blocks)
     stream = io.StringIO()
     Console(
         file=stream,
@@ -31,11 +37,11 @@ def summary_text(data: Mapping[str, Any]) -> str:
         force_terminal=False,
         force_jupyter=False,
         legacy_windows=False,
-    ).print(rich_group(data))
+    ).print(rich_group(blocks))
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
 
 
-def rich_group(data: Mapping[str, Any]) -> rich.console.Group:
+def rich_group(blocks: Sequence[Block]) -> rich.console.Group:
     """Build what a rich console prints."""
     from rich.box import ASCII, SIMPLE_HEAD
     from rich.console import Group
@@ -45,7 +51,7 @@ def rich_group(data: Mapping[str, Any]) -> rich.console.Group:
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     box = SIMPLE_HEAD if encoding.lower().startswith("utf") else ASCII
     parts: list[Text | Table] = []
-    for block in summary_blocks(data):
+    for block in blocks:
         if parts and isinstance(parts[-1], Text):
             parts.append(Text(""))
         parts.append(Text(block.title, style="bold"))
@@ -68,9 +74,9 @@ def rich_group(data: Mapping[str, Any]) -> rich.console.Group:
     return Group(*parts)
 
 
-def plain_text(data: Mapping[str, Any]) -> str:
-    """Render a summary's data in plain columns, without rich; no line is cut."""
-    return "\n\n".join(_plain_block(block) for block in summary_blocks(data))
+def plain_text(blocks: Sequence[Block]) -> str:
+    """Render blocks in plain columns, without rich; no line is cut."""
+    return "\n\n".join(_plain_block(block) for block in blocks)
 
 
 def _plain_block(block: Block) -> str:

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from pertoken import schema
+from pertoken.processes import own_process
 from pertoken.result import Profile
+from pertoken.strings import StringTable
 
 EXOTIC_NAMES = (
     'quo"ted',
@@ -121,8 +123,10 @@ def synthetic_profile(
         losses: replaces or adds keys of losses.
     """
     columns = _Columns()
+    for text in ("host.example", "cpu", "boot"):  # of the table of processes
+        columns.code(text)
     thread = _Thread(columns, np.random.default_rng(seed))
-    columns.add("tracks", track=0, pid=4242, tid=4243, name="MainThread")
+    columns.add("tracks", track=0, pid=4242, tid=4243, name="MainThread", process=0)
     names = [f"model.layers.{i}" for i in range(layers)]
     if exotic_names:
         names = [f"model.{EXOTIC_NAMES[i % len(EXOTIC_NAMES)]}.{i}" for i in range(layers)]
@@ -160,6 +164,7 @@ def synthetic_profile(
                 sample_weight=1.0,
                 thread=0,
                 error="",
+                process=0,
             )
             ttft_ns = commit_ns - start_ns if index == 0 else ttft_ns
             for row in range(rows):
@@ -199,16 +204,16 @@ def synthetic_profile(
             tokens_in=prompt * rows,
             tokens_out=tokens * rows,
             error="",
+            process=0,
         )
         if region is not None:
             thread.close(region)
 
-    return Profile.from_columns(
-        columns.arrays(),
-        list(columns.strings),
-        {**synthetic_meta(thread.now_ns), **(meta or {})},
-        {**synthetic_losses(), **(losses or {})},
-    )
+    meta = {**synthetic_meta(thread.now_ns), **(meta or {})}
+    losses = {**synthetic_losses(), **(losses or {})}
+    strings = StringTable(columns.strings)
+    arrays = {**columns.arrays(), "processes": own_process(meta, losses, strings)}
+    return Profile.from_columns(arrays, strings.strings, meta, losses)
 
 
 def _forward(
@@ -249,6 +254,8 @@ def synthetic_meta(duration_ns: int = 1_000_000) -> dict[str, Any]:
         "host": "host.example",
         "pid": 4242,
         "rank": None,
+        "local_rank": None,
+        "world_size": None,
         "device": "cpu",
         "command": "python serve.py",
         "python": "3.11.0",
@@ -258,7 +265,13 @@ def synthetic_meta(duration_ns: int = 1_000_000) -> dict[str, Any]:
         "boot_origin_ns": 123_000_000_000,
         "unix_origin_ns": 1_700_000_000_000_000_000,
         "duration_ns": duration_ns,
-        "clock": {"source": "tsc", "ticks_per_second": 2.1e9, "error_bound_ns": 40},
+        "clock": {
+            "source": "tsc",
+            "ticks_per_second": 2.1e9,
+            "error_bound_ns": 40,
+            "boot_id": "0b0d7a5e-0000-4000-8000-000000000000",
+            "synchronized": [],
+        },
         "model": {"class": "TinyForCausalLM", "parameters": 1_234_567, "modules": 59},
         "modules": "layers",
         "build": {"compiler": "g++ 12"},

@@ -35,9 +35,11 @@ INTRINSICS = re.compile(
 ARCHITECTURE = re.compile(r"__x86_64__|__aarch64__|__AVX|__SSE|__ARM_NEON")
 
 RESULT_SIDE = {
-    "_native", "analysis", "errors", "export", "histogram", "histogram_exchange", "manifest",
-    "quantity", "result", "schema", "storage", "summary", "summary_html", "summary_layout",
-    "summary_text", "table", "tensor_memory", "whole_file",
+    "_native", "analysis", "clock_alignment", "errors", "export", "histogram",
+    "histogram_exchange", "manifest", "merging", "older_formats", "processes", "quantity", "result",
+    "schema", "storage", "strings", "summary", "summary_block", "summary_html", "summary_layout",
+    "summary_processes", "summary_text", "table", "tensor_memory", "totals", "totals_json",
+    "version", "whole_file",
 }  # fmt: skip
 OPTIONAL = {"torch", "transformers", "pandas", "pyarrow", "safetensors", "pynvml", "accelerate"}
 TERMINAL = {"rich", "click"}

@@ -27,7 +27,8 @@ from pertoken.quantity import (
 )
 from pertoken.result import Profile
 from pertoken.summary import Summary
-from pertoken.summary_layout import site_text, summary_blocks
+from pertoken.summary_block import site_text
+from pertoken.summary_layout import summary_blocks
 from pertoken.summary_text import plain_text
 from synthetic import EXOTIC_NAMES, synthetic_profile, with_columns
 
@@ -168,7 +169,7 @@ def html_text(summary: Summary) -> str:
 
 def renderings(summary: Summary, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.setenv("COLUMNS", "400")
-    result = {"rich": str(summary), "plain": plain_text(summary.as_dict())}
+    result = {"rich": str(summary), "plain": plain_text(summary_blocks(summary.as_dict()))}
     return {**result, "html": html_text(summary)}
 
 
@@ -225,7 +226,7 @@ def test_without_rich_the_summary_is_complete(monkeypatch: pytest.MonkeyPatch) -
     for module in [name for name in sys.modules if name == "rich" or name.startswith("rich.")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "rich", None)
-    assert str(summary) == plain_text(summary.as_dict())
+    assert str(summary) == plain_text(summary_blocks(summary.as_dict()))
 
 
 def test_names_cannot_inject_html_markup_or_terminal_codes(

@@ -26,6 +26,7 @@ def tracks(**changes: object) -> dict[str, np.ndarray]:
         "pid": np.array([7, 7, 7]),
         "tid": np.array([8, 9, 10]),
         "name": np.array([2, -1, 0], dtype=np.int32),
+        "process": np.array([0, 0, 0], dtype=np.int32),
     }
     return {**columns, **changes}  # type: ignore[dict-item]
 
@@ -38,7 +39,7 @@ def test_coded_columns_decode_and_plain_ones_are_given_as_they_are() -> None:
     assert table.codes("name").tolist() == [2, -1, 0]
     assert np.shares_memory(table["pid"], given["pid"])
     assert len(table) == 3
-    assert table.columns == ("track", "pid", "tid", "name")
+    assert table.columns == ("track", "pid", "tid", "name", "process")
     assert "pid" in table and "nothing" not in table
 
 
@@ -174,18 +175,18 @@ def test_html_escapes_names_and_says_that_rows_are_missing() -> None:
 
 def test_repr_is_short() -> None:
     profile = synthetic_profile()
-    assert repr(profile.steps) == "<Table steps: 16 rows x 14 columns>"
+    assert repr(profile.steps) == "<Table steps: 16 rows x 15 columns>"
     expected = "<Profile TinyForCausalLM: 2 requests, 16 steps, 16 tokens, 196 spans>"
     assert repr(profile) == expected
     assert "TinyForCausalLM" in profile._repr_html_()
 
 
-def test_a_profile_fills_missing_tables_with_empty_ones_of_the_right_types() -> None:
+def test_a_profile_of_no_columns_has_one_process_and_empty_tables_of_the_right_types() -> None:
     profile = Profile.from_columns({}, (), {}, {})
     assert list(profile.tables) == list(schema.TABLES)
     for name, columns in schema.TABLES.items():
         table = profile.tables[name]
-        assert len(table) == 0
+        assert len(table) == (1 if name == "processes" else 0)
         for column in columns:
             values = table.codes(column.name) if column.coded else table[column.name]
             assert values.dtype == np.dtype(column.dtype)

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from parallel_ranks import parallel_ranks
+from pertoken.merging import merge
 from pertoken.result import Profile
 from readers.catapult_reader import import_in_catapult
 from readers.perfetto_reader import open_in_perfetto
@@ -61,6 +63,7 @@ PROFILES = {
     "exotic names": lambda: synthetic_profile(exotic_names=True, layers=6),
     "two threads": busy_profile,
     "crossing regions": lambda: crossing_profile(tasks=4, calls=3),
+    "several processes": lambda: merge(parallel_ranks(4, 6)),
 }
 
 
@@ -91,6 +94,25 @@ def test_perfetto_loads_every_slice_and_counter(tmp_path: Path, name: str) -> No
         assert trace.value("select count(*) as n from flow") == 0
         marks = "select count(*) as n from slice where name glob 'ProfilerStep#[0-9]*'"
         assert trace.value(marks) == decode_steps(profile)
+
+
+def test_perfetto_keeps_processes_of_several_hosts_apart(tmp_path: Path) -> None:
+    """Their ids are equal, and those of their threads, too; their spans overlap in time."""
+    ranks = parallel_ranks(3, 6)
+    hosts = [{"pid": 77, "host": f"host{rank}"} for rank in range(3)]
+    twins = zip(ranks, hosts, strict=True)
+    merged = merge(Profile(p.tables, {**p.meta, **host}, p.losses) for p, host in twins)
+    merged.export_chrome_trace(tmp_path / "trace.json")
+    with open_in_perfetto(tmp_path / "trace.json") as trace:
+        assert trace.complaints() == {}
+        found = trace.rows(
+            "select p.name as name, count(*) as n from slice s "
+            "join thread_track k on k.id = s.track_id join thread t using (utid) "
+            "join process p using (upid) where s.category = 'python_function' group by 1 order by 1"
+        )
+        assert trace.value("select count(*) as n from slice") == expected_slices(merged)
+    names = [f"rank {rank} (host{rank}, pid 77)" for rank in range(3)]
+    assert found == [(name, len(ranks[0].spans)) for name in names]
 
 
 def test_perfetto_sees_the_times_and_nesting_of_the_profile(tmp_path: Path) -> None:

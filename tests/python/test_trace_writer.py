@@ -23,8 +23,7 @@ def native_arguments(target: object) -> dict[str, Any]:
         "tables": tables,
         "strings": profile.requests.strings,
         "header_json": "",
-        "pid": 1,
-        "process_name": "python",
+        "processes": [(1, "python")],
         "root_name": "model",
         "target": target,
     }

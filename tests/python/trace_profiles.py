@@ -12,14 +12,23 @@ from typing import Any, NoReturn
 import numpy as np
 
 from pertoken import schema
+from pertoken.processes import own_process
 from pertoken.result import Profile
+from pertoken.strings import StringTable
 from synthetic import synthetic_losses, synthetic_meta
 
 _ABSENT: dict[str, dict[str, Any]] = {
-    "requests": {"start_ns": 0, "end_ns": 0},
-    "steps": {"start_ns": 0, "wall_ns": 0, "kind": "decode", "sample_weight": 1.0, "thread": 0},
+    "requests": {"start_ns": 0, "end_ns": 0, "process": 0},
+    "steps": {
+        "start_ns": 0,
+        "wall_ns": 0,
+        "kind": "decode",
+        "sample_weight": 1.0,
+        "thread": 0,
+        "process": 0,
+    },
     "spans": {"start_ns": 0, "dur_ns": 0, "category": "module", "track": 0},
-    "tracks": {"pid": 4242, "tid": 4243, "name": "MainThread"},
+    "tracks": {"pid": 4242, "tid": 4243, "name": "MainThread", "process": 0},
 }
 MAIN_THREAD = {"track": 0, "pid": 4242, "tid": 4243, "name": "MainThread"}
 
@@ -49,12 +58,11 @@ def profile_of(
             if coded:
                 values = [codes.setdefault(v, len(codes)) if v else -1 for v in values]
             columns[table][name] = np.array(values, dtype=column.dtype if column else "int32")
-    return Profile.from_columns(
-        columns,
-        list(codes),
-        {**synthetic_meta(), **(meta or {})},
-        {**synthetic_losses(), **(losses or {})},
-    )
+    meta = {**synthetic_meta(), **(meta or {})}
+    losses = {**synthetic_losses(), **(losses or {})}
+    strings = StringTable(codes)
+    columns["processes"] = own_process(meta, losses, strings)
+    return Profile.from_columns(columns, strings.strings, meta, losses)
 
 
 def crossing_profile(tasks: int = 3, calls: int = 2) -> Profile:

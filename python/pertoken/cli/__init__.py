@@ -17,6 +17,7 @@ COMMANDS = {
     "demo": "Generate text with a tiny model and profile it.",
     "doctor": "Say how pertoken was built and what it finds here.",
     "export": "Turn a saved profile into another format.",
+    "merge": "Join the profiles of several processes, and name stragglers.",
     "summary": "Print the summary of a saved profile.",
 }
 

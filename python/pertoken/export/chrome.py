@@ -4,9 +4,11 @@ What a trace holds, so that a reader can count on it:
 
 - A slice (``ph: X``) for each request, step and span. Times are microseconds with three decimals
   since the profile's origin, whose Unix time is ``baseTimeNanoseconds``.
-- Requests and steps have rows of their own, named "requests and steps". A request is named
-  ``request <id>``, a step by its kind, below its request. A decode step that finished holds another
-  slice of the same extent, ``ProfilerStep#<step>``, by which HTA cuts a trace into steps.
+- Each process is one, under its own id; where processes of several hosts have the same id, the
+  later ones get others. Those of a merged profile are named as ``rank 2 (host, pid 17)``.
+- Requests and steps of a process have rows of their own, named "requests and steps". A request is
+  named ``request <id>``, a step by its kind, below its request. A decode step that finished holds
+  another slice of the same extent, ``ProfilerStep#<step>``, by which HTA cuts a trace into steps.
 - Spans have a row a thread, under its process and thread ids. Modules have the category
   ``python_function``, all else ``user_annotation``. ``args`` holds the row's numbers in the
   profile, those that are -1 left out.
@@ -25,13 +27,14 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from pertoken import _native
 from pertoken.errors import system_errors
+from pertoken.processes import process_name
 from pertoken.whole_file import written_aside
 
 if TYPE_CHECKING:
@@ -42,6 +45,9 @@ if TYPE_CHECKING:
 _GZIP_LEVEL = 1
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS
 _INT64_MAX = 2**63 - 1
+_INT32_MAX = 2**31 - 1
+# Linux gives no process an id of 2^22 or more.
+_FIRST_MADE_UP_PID = 2**22
 
 
 def export_chrome_trace(profile: Profile, path: str | os.PathLike[str]) -> None:
@@ -70,18 +76,33 @@ def _write(profile: Profile, name: str, target: object) -> None:
     meta = profile.meta
     model = meta.get("model")
     root_name = model.get("class") if isinstance(model, dict) else None
+    tables = {
+        table: _columns(profile.tables[table]) for table in ("requests", "steps", "spans", "tracks")
+    }
+    processes = [(_integer(meta, "pid"), "python")]
+    if len(profile.processes) > 1:
+        processes = _shown_processes(meta["processes"])
+        pids = np.array([pid for pid, _ in processes], dtype=np.int64)
+        tables["tracks"]["pid"] = pids[tables["tracks"]["process"]]
     _native.write_chrome_trace(
-        tables={
-            table: _columns(profile.tables[table])
-            for table in ("requests", "steps", "spans", "tracks")
-        },
+        tables=tables,
         strings=profile.requests.strings,
         header_json=_header(name, meta, profile.losses),
-        pid=_integer(meta, "pid"),
-        process_name="python",
+        processes=processes,
         root_name=str(root_name or "model"),
         target=target,
     )
+
+
+def _shown_processes(metas: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
+    """Give each process an id of its own to be shown under, and its name."""
+    shown: dict[int, str] = {}
+    for meta in metas:
+        pid = _integer(meta, "pid")
+        if pid in shown or pid > _INT32_MAX:
+            pid = max(_FIRST_MADE_UP_PID, *shown) + 1
+        shown[pid] = process_name(meta)
+    return list(shown.items())
 
 
 def _columns(table: Table) -> dict[str, Array]:

@@ -49,7 +49,9 @@ _IMPORT = """
     found.counters = {};
     for (const counter of counters) {
       for (const series of counter.series) {
-        found.counters[counter.name + ' ' + series.name] = series.samples.map(s => s.value);
+        const name = counter.name + ' ' + series.name;
+        const values = series.samples.map(s => s.value);
+        found.counters[name] = (found.counters[name] || []).concat(values);
       }
     }
   } catch (error) {
@@ -85,7 +87,7 @@ class CatapultModel:
     titles: tuple[str, ...]
     """The name of every slice."""
     counters: dict[str, list[float]]
-    """Values of each counter in the order of time, by "name series"."""
+    """Values of each counter in the order of time, process by process, by "name series"."""
 
 
 def import_in_catapult(trace: str | os.PathLike[str], profile_dir: Path) -> CatapultModel:
