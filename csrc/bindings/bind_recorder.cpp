@@ -5,6 +5,7 @@
 
 #include "bindings/bind_totals.h"
 #include "bindings/module.h"
+#include "bindings/request_numbers.h"
 #include "bindings/scope.h"
 #include "bindings/snapshot_columns.h"
 #include "bindings/span_call.h"
@@ -74,7 +75,8 @@ void bind_recorder(py::module_& m) {
   });
   m.def("unix_time_ns", &unix_time_ns);
   m.attr("MAX_RECORDERS") = kMaxRecorders;
-  if (!add_scope_types(m.ptr()) || !add_span_call_type(m.ptr()) || !add_root_call_type(m.ptr()) ||
+  if (!add_request_number_types(m.ptr()) || !add_scope_types(m.ptr()) ||
+      !add_span_call_type(m.ptr()) || !add_root_call_type(m.ptr()) ||
       !add_generation_types(m.ptr()) || !add_method_call_type(m.ptr())) {
     throw py::error_already_set();
   }

@@ -7,8 +7,10 @@
 #include <new>
 
 #include "bindings/generation_state.h"
+#include "bindings/request_numbers.h"
 #include "bindings/span_call.h"
 #include "bindings/step_inputs.h"
+#include "bindings/step_region.h"
 
 namespace pertoken::bindings {
 

@@ -3,8 +3,8 @@
 #include <cstring>
 #include <new>
 
-#include "bindings/span_call.h"
-#include "bindings/step_inputs.h"
+#include "bindings/opener.h"
+#include "bindings/step_region.h"
 #include "core/string_table.h"
 
 namespace pertoken::bindings {
@@ -27,16 +27,6 @@ void scope_dealloc(PyObject* self) {
 PyType_Slot scope_slots[] = {{Py_tp_dealloc, reinterpret_cast<void*>(scope_dealloc)}, {0, nullptr}};
 PyType_Spec scope_spec = {"pertoken._native.Scope", sizeof(Scope), 0, Py_TPFLAGS_DEFAULT,
                           scope_slots};
-
-// What __enter__ is called on: a region, a step or a request as the user wrote it.
-struct Opener {
-  PyObject_HEAD
-  ScopeKind kind;
-  uint32_t site;
-  StepKind step_kind;
-  uint32_t step_rows;
-  uint32_t tokens_committed;
-};
 
 // Of the running context, closed ones included.
 Scope* innermost_scope() noexcept {
@@ -125,37 +115,6 @@ uint32_t open_parent(const Scope* scope, int slot) {
   return parent_seq;
 }
 
-// By slot of a recorder, while it is installed: () -> number of the generation that stands for the
-// running request.
-struct RequestHook {
-  uint64_t uid = 0;
-  PyObject* hook = nullptr;
-};
-RequestHook request_hooks[kMaxRecorders];
-
-PyObject* set_request_hook(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  const Recorder* recorder = count == 2 ? recorder_of(args[0]) : nullptr;
-  if (recorder == nullptr) {
-    if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "give a recorder and its hook");
-    return nullptr;
-  }
-  RequestHook& held = request_hooks[recorder->slot()];
-  // A recorder that stopped may have left its slot to another.
-  if (args[1] == Py_None && held.uid != recorder->uid()) Py_RETURN_NONE;
-  PyObject* before = held.hook;
-  held = {recorder->uid(), args[1] == Py_None ? nullptr : Py_NewRef(args[1])};
-  Py_XDECREF(before);
-  Py_RETURN_NONE;
-}
-
-template <typename F>
-void for_each_active(F&& visit) {
-  for (int slot = 0; slot < kMaxRecorders; ++slot) {
-    Recorder* recorder = Recorder::at(slot);
-    if (recorder != nullptr && recorder->active()) visit(slot, *recorder);
-  }
-}
-
 void begin_region(Scope* scope) {
   if (scope->thread_uid == 0) return;
   scope->seq = tls_thread_state->next_seq();
@@ -204,58 +163,6 @@ void end_region(Scope* scope) {
   }
 }
 
-void end_step(Scope* scope, bool failed) {
-  const uint64_t end_ticks = now_ticks();
-  bool begun = false;
-  for_each_active([&](int slot, Recorder& recorder) {
-    begun = begun || scope->entries[slot].uid == recorder.uid();
-  });
-  for_each_active([&](int slot, Recorder& recorder) {
-    ThreadBuffer* buffer = recorder.buffer();
-    if (buffer == nullptr) return;
-    Scope* request = scope->nearest_open(&Scope::request);
-    // No recorded model ran inside: the region itself is all there is to this step.
-    if (!begun) {
-      const uint32_t generation =
-          request == nullptr ? kNone32 : request_generation(request, recorder);
-      begin_step_region(scope, recorder, *buffer, {}, generation);
-    }
-    const ScopeEntry& entry = scope->entries[slot];
-    if (entry.uid != recorder.uid()) return;
-    const uint32_t flags = (failed ? kStepFailed : 0) | (entry.forwards > 1 ? kStepSeveral : 0);
-    buffer->push({end_ticks, 0, make_tag(RecordType::kStepEnd, flags), 0, 0, entry.step});
-    if (scope->tokens_committed == kNone32) return;
-    uint64_t before = 0;
-    if (request != nullptr) {
-      before = request->entries[slot].tokens;
-      request->entries[slot].tokens += scope->tokens_committed;
-    }
-    buffer->push({before, scope->tokens_committed, make_tag(RecordType::kCommit, kCommitTotal), 0,
-                  0, entry.step});
-  });
-}
-
-PyObject* opener_enter(PyObject* self, PyObject*) {
-  Scope* scope = enter_scope(reinterpret_cast<Opener*>(self));
-  if (scope == nullptr) return nullptr;
-  if (scope->kind == ScopeKind::kRegion) {
-    begin_region(scope);
-  } else {
-    scope->start_ticks = now_ticks();
-  }
-  return Py_NewRef(self);
-}
-
-PyObject* opener_exit(PyObject* self, PyObject* const* args, Py_ssize_t count) {
-  const bool failed = count > 0 && args[0] != Py_None;
-  if (Scope* scope = leave_scope(self)) {
-    if (scope->kind == ScopeKind::kRegion) end_region(scope);
-    if (scope->kind == ScopeKind::kStep) end_step(scope, failed);
-    Py_DECREF(scope);
-  }
-  Py_RETURN_NONE;
-}
-
 int region_init(PyObject* self, PyObject* args, PyObject* kwargs) {
   static const char* names[] = {"name", nullptr};
   PyObject* text = nullptr;
@@ -276,22 +183,32 @@ int region_init(PyObject* self, PyObject* args, PyObject* kwargs) {
   return 0;
 }
 
-int step_init(PyObject* self, PyObject* args, PyObject*) {
-  int kind = 0;
-  long long rows = -1;
-  long long tokens = -1;
-  if (!PyArg_ParseTuple(args, "iLL:StepRegion", &kind, &rows, &tokens)) return -1;
-  auto* opener = reinterpret_cast<Opener*>(self);
-  opener->kind = ScopeKind::kStep;
-  opener->step_kind = static_cast<StepKind>(kind);
-  opener->step_rows = rows < 0 ? kNone32 : static_cast<uint32_t>(rows);
-  opener->tokens_committed = tokens < 0 ? kNone32 : static_cast<uint32_t>(tokens);
-  return 0;
-}
-
 int request_init(PyObject* self, PyObject*, PyObject*) {
   reinterpret_cast<Opener*>(self)->kind = ScopeKind::kRequest;
   return 0;
+}
+
+}  // namespace
+
+PyObject* opener_enter(PyObject* self, PyObject*) {
+  Scope* scope = enter_scope(reinterpret_cast<Opener*>(self));
+  if (scope == nullptr) return nullptr;
+  if (scope->kind == ScopeKind::kRegion) {
+    begin_region(scope);
+  } else {
+    scope->start_ticks = now_ticks();
+  }
+  return Py_NewRef(self);
+}
+
+PyObject* opener_exit(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+  const bool failed = count > 0 && args[0] != Py_None;
+  if (Scope* scope = leave_scope(self)) {
+    if (scope->kind == ScopeKind::kRegion) end_region(scope);
+    if (scope->kind == ScopeKind::kStep) end_step_region(scope, failed);
+    Py_DECREF(scope);
+  }
+  Py_RETURN_NONE;
 }
 
 void opener_dealloc(PyObject* self) {
@@ -300,32 +217,19 @@ void opener_dealloc(PyObject* self) {
   Py_DECREF(type);
 }
 
-PyMethodDef opener_methods[] = {
-    {"__enter__", opener_enter, METH_NOARGS, nullptr},
-    {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(opener_exit)),
-     METH_FASTCALL, nullptr},
-    {nullptr, nullptr, 0, nullptr}};
-
-PyMethodDef module_methods[] = {
-    {"set_request_hook",
-     reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(set_request_hook)), METH_FASTCALL,
-     "Says what numbers the requests without a generate() in a recorder; None takes it away."},
-    {nullptr, nullptr, 0, nullptr}};
-
-bool add_opener(PyObject* module, const char* qualified, const char* name, initproc init) {
+bool add_opener(PyObject* module, const char* qualified, const char* name, size_t size,
+                initproc init, destructor dealloc, PyMethodDef* methods) {
   PyType_Slot slots[] = {{Py_tp_init, reinterpret_cast<void*>(init)},
                          {Py_tp_new, reinterpret_cast<void*>(PyType_GenericNew)},
-                         {Py_tp_dealloc, reinterpret_cast<void*>(opener_dealloc)},
-                         {Py_tp_methods, opener_methods},
+                         {Py_tp_dealloc, reinterpret_cast<void*>(dealloc)},
+                         {Py_tp_methods, methods},
                          {0, nullptr}};
-  PyType_Spec spec = {qualified, sizeof(Opener), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
-                      slots};
+  PyType_Spec spec = {qualified, static_cast<int>(size), 0,
+                      Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, slots};
   PyObject* type = PyType_FromSpec(&spec);
   if (type == nullptr) return false;
   return PyModule_AddObject(module, name, type) == 0;
 }
-
-}  // namespace
 
 Scope* current_scope() noexcept { return open_scope(innermost_scope()); }
 
@@ -355,52 +259,35 @@ Enclosing enclosing(const Recorder& recorder) noexcept {
   return result;
 }
 
-uint32_t request_generation(Scope* request, Recorder& recorder) {
-  ScopeEntry& entry = request->entries[recorder.slot()];
-  if (entry.uid == recorder.uid()) return entry.generation;
-  entry.uid = recorder.uid();
-  entry.generation = kNone32;
-  const RequestHook& held = request_hooks[recorder.slot()];
-  if (held.hook == nullptr || held.uid != recorder.uid()) return kNone32;
-  PyObject* hook = Py_NewRef(held.hook);
-  PyObject* number = PyObject_CallNoArgs(hook);
-  const int64_t generation = host_integer(number, -1);
-  if (number == nullptr || generation < 0) {
-    discard_error();
-    recorder.count_fault();
-  } else {
-    entry.generation = static_cast<uint32_t>(generation);
-  }
-  Py_XDECREF(number);
-  Py_DECREF(hook);
-  return entry.generation;
+namespace {
+
+PyMethodDef opener_methods[] = {
+    {"__enter__", opener_enter, METH_NOARGS, nullptr},
+    {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(opener_exit)),
+     METH_FASTCALL, nullptr},
+    {nullptr, nullptr, 0, nullptr}};
+
+PyObject* is_recording(PyObject*, PyObject*) {
+  bool found = false;
+  for_each_active([&](int, Recorder&) { found = true; });
+  return PyBool_FromLong(found);
 }
 
-uint32_t begin_step_region(Scope* step, Recorder& recorder, ThreadBuffer& buffer,
-                           const StepLengths& lengths, uint32_t generation) noexcept {
-  ScopeEntry& entry = step->entries[recorder.slot()];
-  if (entry.uid != recorder.uid()) {
-    entry.uid = recorder.uid();
-    entry.step = recorder.next_step();
-    entry.forwards = 0;
-    const bool has_rows = step->step_rows != kNone32;
-    const uint32_t rows = has_rows ? step->step_rows : lengths.rows;
-    const uint32_t detail =
-        static_cast<uint32_t>(step->step_kind) | kStepDeclared | (has_rows ? kStepRowsDeclared : 0);
-    buffer.push({step->start_ticks, uint64_t{rows} << 32 | lengths.query_len,
-                 make_tag(RecordType::kStepBegin, detail), generation, lengths.past, entry.step});
-  }
-  ++entry.forwards;
-  return entry.step;
-}
+PyMethodDef module_methods[] = {
+    {"is_recording", is_recording, METH_NOARGS, "Whether any recording runs in this process."},
+    {nullptr, nullptr, 0, nullptr}};
+
+}  // namespace
 
 bool add_scope_types(PyObject* module) {
   scope_var = PyContextVar_New("pertoken_scope", nullptr);
   scope_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&scope_spec));
   return scope_var != nullptr && scope_type != nullptr &&
-         add_opener(module, "pertoken._native.Region", "Region", region_init) &&
-         add_opener(module, "pertoken._native.StepRegion", "StepRegion", step_init) &&
-         add_opener(module, "pertoken._native.RequestRegion", "RequestRegion", request_init) &&
+         add_opener(module, "pertoken._native.Region", "Region", sizeof(Opener), region_init,
+                    opener_dealloc, opener_methods) &&
+         add_step_region_type(module) &&
+         add_opener(module, "pertoken._native.RequestRegion", "RequestRegion", sizeof(Opener),
+                    request_init, opener_dealloc, opener_methods) &&
          PyModule_AddFunctions(module, module_methods) == 0;
 }
 

@@ -58,22 +58,6 @@ struct Enclosing {
 };
 Enclosing enclosing(const Recorder& recorder) noexcept;
 
-// What a forward says of the step it runs in; kNone32 where it does not.
-struct StepLengths {
-  uint32_t rows = kNone32;
-  uint32_t query_len = kNone32;
-  uint32_t past = kNone32;
-};
-
-// The number of the step region round the running code in this recorder, begun if it has not yet
-// been. The lengths are those of the forward that asks first; rows that the user gave come before.
-uint32_t begin_step_region(Scope* step, Recorder& recorder, ThreadBuffer& buffer,
-                           const StepLengths& lengths, uint32_t generation) noexcept;
-
-// The generation that stands for a request without generate() in this recorder, asked of its hook
-// once and then kept; kNone32 when it has none.
-uint32_t request_generation(Scope* request, Recorder& recorder);
-
 // Adds Region, StepRegion and RequestRegion to the module. Returns false with an exception set.
 bool add_scope_types(PyObject* module);
 

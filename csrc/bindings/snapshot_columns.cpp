@@ -88,6 +88,7 @@ py::dict step_columns(const RecorderSnapshot& snapshot, int64_t origin_ns) {
   column("mask_unread",
          [](const StepRow& row) { return int64_t{(row.detail & kStepMaskUnread) != 0}; });
   column("declared", [](const StepRow& row) { return int64_t{(row.detail & kStepDeclared) != 0}; });
+  column("has_rows", [](const StepRow& row) { return int64_t{(row.detail & kStepHasRows) != 0}; });
   column("start_ns", [&](const StepRow& row) { return clock.to_ns(row.start_ticks) - origin_ns; });
   column("wall_ns", [&](const StepRow& row) {
     return row.end_ticks == 0 ? -1 : clock.to_ns(row.end_ticks) - clock.to_ns(row.start_ticks);
@@ -127,6 +128,41 @@ py::dict row_valid_columns(const RecorderSnapshot& snapshot) {
   return columns;
 }
 
+py::dict row_columns(const RecorderSnapshot& snapshot) {
+  const auto length = static_cast<py::ssize_t>(snapshot.store.rows.size());
+  py::dict columns;
+  const auto column = [&](const char* name, auto&& value) {
+    py::array_t<int64_t> array(length);
+    auto* out = array.mutable_data();
+    for (const StoredRow& row : snapshot.store.rows) *out++ = value(row);
+    columns[name] = array;
+  };
+  column("step", [](const StoredRow& row) { return row.step; });
+  column("row", [](const StoredRow& row) { return int64_t{row.row}; });
+  column("generation", [](const StoredRow& row) { return widened(row.generation); });
+  column("phase", [](const StoredRow& row) { return int64_t{row.phase}; });
+  column("query_len", [](const StoredRow& row) { return widened(row.query_len); });
+  column("context_len", [](const StoredRow& row) { return widened(row.context_len); });
+  return columns;
+}
+
+py::dict row_commit_columns(const RecorderSnapshot& snapshot) {
+  const auto length = static_cast<py::ssize_t>(snapshot.store.row_commits.size());
+  py::dict columns;
+  const auto column = [&](const char* name, auto&& value) {
+    py::array_t<int64_t> array(length);
+    auto* out = array.mutable_data();
+    for (const RowCommit& commit : snapshot.store.row_commits) *out++ = value(commit);
+    columns[name] = array;
+  };
+  column("step", [](const RowCommit& commit) { return commit.step; });
+  column("row", [](const RowCommit& commit) { return int64_t{commit.row}; });
+  column("committed_before",
+         [](const RowCommit& commit) { return widened(commit.committed_before); });
+  column("committed", [](const RowCommit& commit) { return int64_t{commit.committed}; });
+  return columns;
+}
+
 py::object error_bound(const ClockMap& clock) {
   if (clock.error_bound_ns() == kClockErrorUnknown) return py::none();
   return py::int_(clock.error_bound_ns());
@@ -141,6 +177,8 @@ py::dict snapshot_columns(const RecorderSnapshot& snapshot, uint64_t origin_tick
   result["spans"] = span_columns(snapshot, origin_ns);
   result["steps"] = step_columns(snapshot, origin_ns);
   result["row_valid"] = row_valid_columns(snapshot);
+  result["rows"] = row_columns(snapshot);
+  result["row_commits"] = row_commit_columns(snapshot);
   result["first_step"] = snapshot.store.first_step;
 
   py::array_t<int64_t> marks_ns(marks.size());

@@ -7,7 +7,16 @@
 
 namespace pertoken {
 
-enum class RecordType : uint8_t { kSpan, kGap, kStepBegin, kStepEnd, kCommit, kRowValid };
+enum class RecordType : uint8_t {
+  kSpan,
+  kGap,
+  kStepBegin,
+  kStepEnd,
+  kCommit,
+  kRowValid,
+  kRow,
+  kRowCommit
+};
 
 enum class StepKind : uint8_t { kPrefill, kDecode, kVerify, kDraft, kMixed, kOther };
 inline constexpr int kStepKinds = 6;
@@ -23,6 +32,7 @@ inline constexpr uint32_t kStepBare = 1u << 10;       // no other span began ins
 inline constexpr uint32_t kStepDeclared = 1u << 11;   // by the user, not found in a forward
 inline constexpr uint32_t kStepRowsDeclared = 1u << 12;  // so are its rows
 inline constexpr uint32_t kStepSeveral = 1u << 13;       // declared, and several forwards ran in it
+inline constexpr uint32_t kStepHasRows = 1u << 14;  // each in a kRow; query_len is that of all rows
 
 // In kCommit: the numbers are those of all rows together, not of each.
 inline constexpr uint32_t kCommitTotal = 1u << 0;
@@ -38,6 +48,10 @@ inline constexpr uint32_t kCommitTotal = 1u << 0;
 //              before
 //   kRowValid  row          valid tokens before the   0              0           0           which
 //                           step << 32 | in it
+//   kRow       row          query_len << 32 |         phase       generation  0           which
+//                           context_len
+//   kRowCommit row          tokens before << 32 |     0           generation  0           which
+//                           tokens now
 // clang-format on
 struct Record {
   uint64_t start_ticks;

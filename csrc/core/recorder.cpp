@@ -107,6 +107,7 @@ bool Recorder::take_slot() noexcept {
     auto& running = registry().running[static_cast<size_t>(slot)];
     if (running.load(std::memory_order_relaxed) != nullptr) continue;
     slot_.store(slot, std::memory_order_relaxed);
+    run_uid_.store(++registry().last_uid, std::memory_order_relaxed);
     running.store(this, std::memory_order_release);
     return true;
   }
@@ -360,6 +361,16 @@ void Recorder::collect(const Record& record, int32_t track) {
       store_.add_row_valid({step, static_cast<uint32_t>(record.start_ticks),
                             static_cast<uint32_t>(record.end_ticks >> 32),
                             static_cast<uint32_t>(record.end_ticks)});
+      break;
+    case RecordType::kRow:
+      store_.add_row({step, static_cast<uint32_t>(record.start_ticks), record.seq,
+                      static_cast<uint32_t>(record.end_ticks >> 32),
+                      static_cast<uint32_t>(record.end_ticks), record.detail()});
+      break;
+    case RecordType::kRowCommit:
+      store_.add_row_commit({step, static_cast<uint32_t>(record.start_ticks),
+                             static_cast<uint32_t>(record.end_ticks >> 32),
+                             static_cast<uint32_t>(record.end_ticks)});
       break;
   }
 }

@@ -97,6 +97,8 @@ class Recorder {
   // Where it stands while it runs. Relaxed: what is found there is checked against uid().
   int slot() const noexcept { return slot_.load(std::memory_order_relaxed); }
   uint64_t uid() const noexcept { return uid_; }
+  // Of the time since its last start(). Relaxed: written before `active`, and used under the GIL.
+  uint64_t run_uid() const noexcept { return run_uid_.load(std::memory_order_relaxed); }
 
   // The recorder that runs in a slot, or nullptr. Under the GIL, without which none is destroyed.
   static Recorder* at(int slot) noexcept;
@@ -129,6 +131,7 @@ class Recorder {
 
   const RecorderOptions options_;
   const uint64_t uid_;
+  std::atomic<uint64_t> run_uid_{0};
   std::atomic<int> slot_{0};
   std::atomic<bool> active_{false};
   std::atomic<uint32_t> next_step_{0};

@@ -74,6 +74,7 @@ void TraceStore::add_span(const StoredSpan& span) {
   chunk->try_append(span);
   chunks_.push_back(chunk);
   bytes_ += chunk->bytes();
+  span_bytes_ += chunk->bytes();
   open = std::move(chunk);
 }
 
@@ -93,10 +94,27 @@ void TraceStore::add_row_valid(const RowValid& row) {
   bytes_ += sizeof(RowValid);
 }
 
+void TraceStore::add_row(const StoredRow& row) {
+  if (row.step < first_step_) return;
+  rows_.push_back(row);
+  bytes_ += sizeof(StoredRow);
+}
+
+void TraceStore::add_row_commit(const RowCommit& commit) {
+  if (commit.step < first_step_) return;
+  row_commits_.push_back(commit);
+  bytes_ += sizeof(RowCommit);
+}
+
 void TraceStore::evict() {
-  while (bytes_ > limit_bytes_ && !chunks_.empty()) {
-    evict_steps_below(chunks_.front()->last_step() + 1);
-    drop_front_chunk();
+  while (bytes_ > limit_bytes_ && (!chunks_.empty() || !steps_.empty())) {
+    if (!chunks_.empty() && (is_mostly_spans() || steps_.empty())) {
+      evict_steps_below(chunks_.front()->last_step() + 1);
+      drop_front_chunk();
+    } else {
+      // Steps of many rows and few spans: a chunk would take all of them along.
+      evict_steps_below(first_step_ + static_cast<int64_t>(steps_.size() / 8 + 1));
+    }
     while (!chunks_.empty() && chunks_.front()->last_step() != kNoStep &&
            chunks_.front()->last_step() < first_step_) {
       drop_front_chunk();
@@ -116,12 +134,21 @@ void TraceStore::evict_steps_below(int64_t first) {
     row_valid_.pop_front();
     bytes_ -= sizeof(RowValid);
   }
+  while (!rows_.empty() && rows_.front().step < first_step_) {
+    rows_.pop_front();
+    bytes_ -= sizeof(StoredRow);
+  }
+  while (!row_commits_.empty() && row_commits_.front().step < first_step_) {
+    row_commits_.pop_front();
+    bytes_ -= sizeof(RowCommit);
+  }
 }
 
 void TraceStore::drop_front_chunk() {
   const std::shared_ptr<SpanChunk> chunk = std::move(chunks_.front());
   chunks_.pop_front();
   bytes_ -= chunk->bytes();
+  span_bytes_ -= chunk->bytes();
   spans_dropped_ += chunk->size();
   const auto open = open_chunks_.find(chunk->track());
   if (open != open_chunks_.end() && open->second == chunk) open_chunks_.erase(open);
@@ -138,6 +165,8 @@ StoreSnapshot TraceStore::snapshot() const {
   }
   snapshot.steps.assign(steps_.begin(), steps_.end());
   snapshot.row_valid.assign(row_valid_.begin(), row_valid_.end());
+  snapshot.rows.assign(rows_.begin(), rows_.end());
+  snapshot.row_commits.assign(row_commits_.begin(), row_commits_.end());
   return snapshot;
 }
 

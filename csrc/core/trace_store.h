@@ -96,10 +96,30 @@ struct RowValid {
   uint32_t query_tokens;    // of those fed
 };
 
+// One row of a step as the engine told it: a sequence of its own, with its own phase.
+struct StoredRow {
+  int64_t step;
+  uint32_t row;
+  uint32_t generation;
+  uint32_t query_len;
+  uint32_t context_len;
+  uint32_t phase;
+};
+
+// What such a row was given; it may be told long after the step.
+struct RowCommit {
+  int64_t step;
+  uint32_t row;
+  uint32_t committed_before;  // by earlier steps, to the row's sequence
+  uint32_t committed;
+};
+
 struct StoreSnapshot {
   std::vector<std::shared_ptr<const SpanChunk>> chunks;
   std::vector<StepRow> steps;
   std::vector<RowValid> row_valid;
+  std::vector<StoredRow> rows;
+  std::vector<RowCommit> row_commits;
   int64_t first_step = 0;  // steps below it are gone, and so are their spans
 };
 
@@ -111,6 +131,8 @@ class TraceStore {
   // The row of a step, made when it is new; nullptr when the step was evicted already.
   StepRow* step(int64_t number);
   void add_row_valid(const RowValid& row);
+  void add_row(const StoredRow& row);
+  void add_row_commit(const RowCommit& commit);
   // No more spans of this track will come.
   void close_track(int32_t track) { open_chunks_.erase(track); }
   // Drops the oldest whole steps until the store fits its limit.
@@ -131,9 +153,11 @@ class TraceStore {
 
   void evict_steps_below(int64_t first);
   void drop_front_chunk();
+  bool is_mostly_spans() const { return span_bytes_ >= bytes_ / 2; }
 
   const size_t limit_bytes_;
-  size_t bytes_ = 0;
+  size_t bytes_ = 0;       // of all that is held
+  size_t span_bytes_ = 0;  // of the chunks
   int64_t first_step_ = 0;
   uint64_t steps_evicted_ = 0;
   uint64_t spans_dropped_ = 0;                     // in chunks that are gone, or on arrival
@@ -141,6 +165,8 @@ class TraceStore {
   std::unordered_map<int32_t, std::shared_ptr<SpanChunk>> open_chunks_;  // by track
   std::deque<StepRow> steps_;                                            // first_step_ and on
   std::deque<RowValid> row_valid_;
+  std::deque<StoredRow> rows_;
+  std::deque<RowCommit> row_commits_;
 };
 
 }  // namespace pertoken

@@ -38,18 +38,17 @@ def assemble(recording: Recording) -> Profile:
     now = _native.now_ticks()
     origin_ticks = recording.origin_ticks or now  # never started: nothing, which lasts no time
     marks.append(recording.stopped_ticks or now)
-    commit_ticks = {}
-    for number, generation in generations.items():
-        state = generation.state  # gone from one moment to the next when the call ends
-        is_known_now = state is None or generation.is_beam_search
-        commit_ticks[number] = (generation if is_known_now else state).first_commit_ticks
-    commit_ticks = {number: ticks for number, ticks in commit_ticks.items() if ticks}
+    commit_ticks = {
+        number: ticks
+        for number, generation in generations.items()
+        if (ticks := generation.known_first_commit_ticks)
+    }
     marks += commit_ticks.values()
     raw = recording.recorder.snapshot(origin_ticks, np.array(marks, dtype=np.uint64))
     if running:
         _cut(raw, int(raw["marks_ns"][2 * len(entries)]))
     strings = StringTable()
-    sequences = Sequences(raw["steps"], raw["row_valid"], generations)
+    sequences = Sequences(raw, generations)
     count = len(entries)
     first_commit_ns = dict(
         zip(commit_ticks, raw["marks_ns"][2 * count + 1 :].tolist(), strict=True)
@@ -127,7 +126,8 @@ def _steps(raw: Columns, sequences: Sequences, detail: str, strings: StringTable
         "wall_ns": raw["wall_ns"],
         "gpu_ns": np.full(count, -1, dtype=np.int64),
         "rows": rows,
-        "tokens_in": np.where(known, rows * query_len, -1),
+        # Where each row was told by itself, the length is that of all together.
+        "tokens_in": np.where(known, np.where(raw["has_rows"] != 0, 1, rows) * query_len, -1),
         "tokens_committed": sequences.tokens_committed,
         "context_len": sequences.context_len,
         "detail": np.full(count, strings.code(detail), dtype=np.int32),

@@ -18,10 +18,12 @@ from functools import partial
 from typing import Any
 
 from pertoken import _native, patch
+from pertoken.engines import listeners, transformers_batching
+from pertoken.engines.requests import EngineRequest
 from pertoken.generate_call import GenerateCall, Prompt, positional_names
 from pertoken.instrument import InstanceMethodCall
 from pertoken.patch import change_lock
-from pertoken.scopes import RequestRun, current_run
+from pertoken.request_run import RequestRun, current_run
 
 logger = logging.getLogger("pertoken")
 
@@ -35,6 +37,8 @@ class Generation:
     number: int
     request: int
     by_generate: bool = True
+    by_rows: bool = False  # the sequence of one engine's request, which its rows name
+    from_start: bool = True  # no step was missed
     commits_known: bool = True  # steps tell how many tokens they commit
     can_end_rows: bool = True  # some rows may end before others
     has_failed: bool = False
@@ -44,9 +48,18 @@ class Generation:
     # may tell the tokens where they are -1.
     prompt: Prompt = field(default_factory=Prompt)
     row_lengths: list[int] | None = None  # tokens committed to each returned row, once known
-    state: Any = None  # of the running call
+    state: Any = None  # of the running call, or the native sequence of an engine's request
     first_commit_ticks: int = 0  # 0: nothing committed, or to be read from the steps
     running: bool = True
+
+    @property
+    def known_first_commit_ticks(self) -> int:
+        """When it committed first, where the steps need not be asked; 0 while that is open."""
+        if self.by_rows:
+            return int(self.state.first_commit_ticks) if self.from_start else 0
+        state = self.state  # gone from one moment to the next when the call ends
+        is_known_now = state is None or self.is_beam_search
+        return int((self if is_known_now else state).first_commit_ticks)
 
 
 @dataclass
@@ -58,7 +71,7 @@ class RequestEntry:
     id: str = ""
     model_version: str = ""
     labels: dict[str, str] = field(default_factory=dict)
-    run: RequestRun | None = None  # the user's own context, while it is open
+    run: RequestRun | EngineRequest | None = None  # what opened it, while it is open
     end_ticks: int = 0
     error: str = ""
 
@@ -73,14 +86,18 @@ class RequestLog:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.evicted = 0
+        self.unknown: dict[str, None] = {}  # sentences, each once
         self.requests: dict[int, RequestEntry] = {}
         self.generations: dict[int, Generation] = {}
         self._next_request = itertools.count()
         self._next_generation = itertools.count()
         self._of_run: dict[int, RequestEntry] = {}  # by identity; the entry keeps it alive
 
-    def open_request(self, run: RequestRun | None) -> RequestEntry:
-        """A new request, or the one that this entry of the user's context has opened already."""
+    def open_request(self, run: RequestRun | EngineRequest | None) -> RequestEntry:
+        """A new request, or the one that this run of the user's or an engine's has opened already.
+
+        Without a run it is a `generate()`, which ends it itself.
+        """
         with change_lock:
             if run is not None and id(run) in self._of_run:
                 return self._of_run[id(run)]
@@ -88,14 +105,8 @@ class RequestLog:
             if run is None:
                 entry = RequestEntry(number, _native.now_ticks())
             else:
-                named = run.request
                 entry = RequestEntry(
-                    number,
-                    run.start_ticks,
-                    named.id,
-                    named.model_version,
-                    dict(named.labels),
-                    run,
+                    number, run.start_ticks, run.id, run.model_version, dict(run.labels), run
                 )
                 self._of_run[id(run)] = entry
             self.requests[entry.number] = entry
@@ -131,12 +142,24 @@ class RequestLog:
                 if not generation.is_delegated
             }
 
+    @property
+    def begun_before(self) -> int:
+        """How many requests of engines may have been given tokens before they were recorded."""
+        with change_lock:
+            held = [g.request for g in self.generations.values() if not g.from_start]
+        return len(set(held))
+
+    def close_request(self, run: RequestRun | EngineRequest) -> None:
+        """Notes the end of a run that has ended; one that was not met is passed over."""
+        with change_lock:
+            entry = self._of_run.pop(id(run), None)
+            if entry is not None:
+                entry.end_ticks, entry.error, entry.run = run.end_ticks, run.error, None
+
     def _close_ended_runs(self) -> None:
-        for key, entry in list(self._of_run.items()):
+        for entry in list(self._of_run.values()):
             if entry.run is not None and entry.run.end_ticks:
-                entry.end_ticks, entry.error = entry.run.end_ticks, entry.run.error
-                entry.run = None
-                del self._of_run[key]
+                self.close_request(entry.run)
 
     def _evict(self) -> None:
         self._close_ended_runs()
@@ -164,14 +187,24 @@ class GenerateWatch:
         self._models: set[int] = set()  # by identity
         self._counting_commits: set[type] = set()
         self._names: dict[type, tuple[str, ...]] = {}  # of the positional parameters of generate
+        self._begun_ticks = 0
 
     def install(self, models: Iterable[Any]) -> None:
         """Wraps `generate` and the method that it calls once for every step that commits."""
-        # The native side holds it outside the garbage collector's sight.
-        hook = partial(_number_request, weakref.ref(self))
-        _native.set_request_hook(self._recorder, hook)
+        models = list(models)
+        self._models.update(id(model) for model in models)
+        self._begun_ticks = _native.now_ticks()
+        # The native side holds them outside the garbage collector's sight.
+        watch = weakref.ref(self)
+        _native.set_request_hooks(
+            self._recorder,
+            partial(_number_request, watch),
+            partial(_number_row, watch),
+            tuple(self._models),
+        )
+        listeners.add(self)
+        transformers_batching.install(self._models)
         for model in models:
-            self._models.add(id(model))
             if callable(getattr(model, "generate", None)):
                 self._install(model)
 
@@ -207,7 +240,9 @@ class GenerateWatch:
 
     def remove(self) -> None:
         """Takes the wrappers out again."""
-        _native.set_request_hook(self._recorder, None)
+        listeners.discard(self)
+        transformers_batching.remove(self._models)
+        _native.set_request_hooks(self._recorder, None, None, ())
         for owner, name, wrapper in reversed(self._installed):
             patch.take_out(owner, name, wrapper)
         self._installed.clear()
@@ -220,6 +255,35 @@ class GenerateWatch:
         generation = self._log.open_generation(self._log.open_request(current_run()))
         generation.by_generate = False
         return generation.number
+
+    def number_row(self, request: EngineRequest) -> Any:
+        """The sequence that stands for an engine's request from now on."""
+        generation = self._log.open_generation(self._log.open_request(request))
+        generation.by_generate, generation.by_rows = False, True
+        generation.from_start = request.whole_since_ticks > self._begun_ticks
+        generation.prompt = Prompt(tokens=request.tokens_in)
+        generation.state = _native.RowSequence(self._recorder, generation.number)
+        return generation.state
+
+    def records(self, model: int) -> bool:
+        """Whether the model of this identity is recorded."""
+        return model in self._models
+
+    def request_arrived(self, request: EngineRequest) -> None:
+        """Opens the request of an engine before its first step."""
+        request.number(self._recorder)
+
+    def request_finished(self, request: EngineRequest) -> None:
+        """Closes the request of an engine."""
+        self._log.close_request(request)
+
+    def unknown(self, reason: str) -> None:
+        """Notes what cannot be known of an engine."""
+        self._log.unknown[reason] = None
+
+    def fault(self, where: str, error: Exception) -> None:
+        """Counts what went wrong in an engine's adapter."""
+        self._on_fault(where, error)
 
     def _before_instance(self, model: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
         return self._before((model, *args), kwargs)
@@ -294,6 +358,11 @@ class GenerateWatch:
 def _number_request(watch: weakref.ref[GenerateWatch]) -> int:
     alive = watch()
     return -1 if alive is None else alive.number_request()
+
+
+def _number_row(watch: weakref.ref[GenerateWatch], request: EngineRequest) -> Any:
+    alive = watch()
+    return None if alive is None else alive.number_row(request)
 
 
 def inner_roots(root: Any) -> dict[str, Any]:

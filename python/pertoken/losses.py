@@ -44,6 +44,13 @@ def describe_losses(recording: Recording, raw: dict[str, Any]) -> dict[str, Any]
         reasons.append(
             "This transformers does not tell how many tokens a step commits: tokens are unknown."
         )
+    reasons += recording.log.unknown
+    begun_before = recording.log.begun_before
+    if begun_before:
+        reasons.append(
+            f"{begun_before} requests of an engine may have begun before they were recorded: "
+            "where their tokens stand, and how many there were, is unknown."
+        )
     if raw["clock"]["steps"]:
         reasons.append(
             f"The system's clock jumped {raw['clock']['steps']} times, as after a suspend: "

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pertoken import _native
+from pertoken.engines.engine import manual
+from pertoken.engines.row import Row
 from pertoken.errors import SelectionError
+from pertoken.request_run import RequestRun, current_run, run_var
 from pertoken.schema import STEP_KINDS
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -43,7 +44,7 @@ class request(_native.RequestRegion):
 
     def __enter__(self) -> request:
         """Opens the request; each entry of one object is a request of its own."""
-        _run_var.set(RequestRun(self, current_run(), _native.now_ticks()))
+        run_var.set(RequestRun(self, current_run(), _native.now_ticks()))
         super().__enter__()
         return self
 
@@ -57,50 +58,46 @@ class request(_native.RequestRegion):
             return
         run.error = "" if exc_type is None else exc_type.__name__
         run.end_ticks = _native.now_ticks()
-        _run_var.set(current_run())
-
-
-@dataclass(eq=False)
-class RequestRun:
-    """One entry of a `request`, from its beginning to its end."""
-
-    request: request
-    outer: RequestRun | None
-    start_ticks: int
-    end_ticks: int = 0  # 0 while it runs
-    error: str = ""
-
-
-_run_var: ContextVar[RequestRun | None] = ContextVar("pertoken_request")
-
-
-def current_run() -> RequestRun | None:
-    """The innermost request round the running code; tasks may outlive the one they began in."""
-    run = _run_var.get(None)
-    while run is not None and run.end_ticks:
-        run = run.outer
-    return run
+        run_var.set(current_run())
 
 
 class step(_native.StepRegion):
     """Declares what runs inside to be one step, for loops that cannot be known from outside.
 
     Args:
-        kind: ``prefill``, ``decode``, ``verify``, ``draft``, ``mixed`` or ``other``.
-        rows: rows of the batch; None: those of the forward inside, where there is just one.
-        tokens_committed: tokens that the step commits, over all rows; None when unknown.
+        kind: ``prefill``, ``decode``, ``verify``, ``draft``, ``mixed`` or ``other``; None: that of
+            the rows, else ``other``.
+        rows: how many rows the batch has; or what each of them does, as
+            `pertoken.engines.Row` values; None: those of the forward inside, where there is just
+            one. The kind is then the phase of the rows where all agree, else ``mixed``. Their
+            requests are those of `pertoken.engines.manual`, which tells when they arrive and
+            finish.
+        tokens_committed: tokens that the step commits, over all rows; None when unknown, or when
+            the rows say it.
 
     Calls of a recorded model inside are spans of this step, not steps of their own, and the step
     lasts from the entry to the exit of the context. In a recording whose model does not run
     inside, nothing is noted, unless no recorded model runs inside at all.
 
     Raises:
-        SelectionError: the kind is not one of the above, or a number is negative.
+        SelectionError: the kind is not one of the above, or not that of the rows, a number is
+            negative, or a row is not a `Row`.
     """
 
     def __init__(
-        self, kind: str = "other", rows: int | None = None, tokens_committed: int | None = None
+        self,
+        kind: str | None = None,
+        rows: int | Sequence[Row] | None = None,
+        tokens_committed: int | None = None,
     ) -> None:
+        if isinstance(rows, Sequence):
+            _check_rows(kind, rows, tokens_committed)
+            try:
+                super().__init__(0, -1, -1, rows, manual.requests_of(rows))
+            except ValueError as error:
+                raise SelectionError(str(error)) from None
+            return
+        kind = "other" if kind is None else kind
         if kind not in STEP_KINDS:
             raise SelectionError(f"kind={kind!r}: a step is one of {', '.join(STEP_KINDS)}")
         for name, value in (("rows", rows), ("tokens_committed", tokens_committed)):
@@ -111,6 +108,17 @@ class step(_native.StepRegion):
             -1 if rows is None else rows,
             -1 if tokens_committed is None else tokens_committed,
         )
+
+
+def _check_rows(kind: str | None, rows: Sequence[Row], tokens_committed: int | None) -> None:
+    if tokens_committed is not None:
+        raise SelectionError("tokens_committed with rows: say it in each Row")
+    if not all(isinstance(row, Row) for row in rows):
+        raise SelectionError("rows: give a count, or a sequence of pertoken.engines.Row")
+    phases = {row.phase for row in rows}
+    of_rows = "other" if not phases else phases.pop() if len(phases) == 1 else "mixed"
+    if kind is not None and kind != of_rows:
+        raise SelectionError(f"kind={kind!r}: these rows make a step of kind {of_rows!r}")
 
 
 class span(_native.Region):

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pertoken.row_layout import Ints, RowLayout
+from pertoken.row_lengths import RowLengths
 from pertoken.schema import STEP_KINDS
+from pertoken.told_rows import ToldRows
 
 if TYPE_CHECKING:
     from pertoken.generation import Generation
 
-Ints = NDArray[np.int64]
 _DRAFT = STEP_KINDS.index("draft")
 _UNKNOWN = -1
 
@@ -25,9 +27,8 @@ class Sequences:
     """Rows and tokens of a set of steps.
 
     Args:
-        steps: native columns, one entry a step, ascending by step; see ``snapshot_columns.cpp``.
-        row_valid: native columns ``step``, ``row``, ``context_tokens`` and ``query_tokens``: what
-            padding masks left valid.
+        raw: the native columns ``steps``, ``row_valid``, ``rows`` and ``row_commits``; see
+            ``snapshot_columns.cpp``. One entry of ``steps`` a step, ascending.
         generations: by number.
 
     Attributes:
@@ -38,88 +39,57 @@ class Sequences:
 
     def __init__(
         self,
-        steps: dict[str, Ints],
-        row_valid: dict[str, Ints],
+        raw: dict[str, dict[str, Ints]],
         generations: dict[int, Generation],
     ) -> None:
+        steps = raw["steps"]
         self._steps = steps
         self._generations = generations
         self._end_ns = np.where(steps["wall_ns"] >= 0, steps["start_ns"] + steps["wall_ns"], -1)
-        rows = np.maximum(steps["rows"], 0)
-        self._first = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
-        self._step_of_row = np.repeat(np.arange(len(rows)), rows)
-        self._row = np.arange(self._first[-1]) - self._first[self._step_of_row]
-        self.request = self._requests()
-        self._masked_context, self._masked_query = self._masked(row_valid)
-        self._query_len, self._row_context = self._lengths()
+        self._layout = RowLayout(steps)
+        self._lengths = RowLengths(steps, self._layout, raw["row_valid"])
+        self._told = ToldRows(steps, self._layout, raw["rows"], raw["row_commits"], generations)
         self._members = self._steps_of_generations()
-        self._committed = np.full(self._first[-1], _UNKNOWN, dtype=np.int64)
-        self.tokens_committed = np.full(len(rows), _UNKNOWN, dtype=np.int64)
+        self._committed = self._layout.filled(_UNKNOWN)
+        self.tokens_committed = np.full(len(steps["step"]), _UNKNOWN, dtype=np.int64)
         for number, members in self._members.items():
             self._commit(generations.get(number), members)
-        self.context_len = self._longest_context()
+        self.request = self._requests(steps["generation"])
+        self._row_request = self.request[self._layout.step_of_row]
+        self._phase = steps["kind"][self._layout.step_of_row]
+        self._take_told_rows()
+        self.context_len = self._lengths.longest_context()
 
-    def _requests(self) -> Ints:
-        numbers = self._steps["generation"]
+    def _take_told_rows(self) -> None:
+        told, at = self._told, self._told.places
+        self._lengths.query[at], self._lengths.context[at] = told.query_len, told.context_len
+        self._committed[at], self._phase[at] = told.committed, told.phase
+        self._row_request[at] = self._requests(told.generation)
+        self.request[told.steps] = told.of_steps(self._row_request[at], _UNKNOWN)
+        self.tokens_committed[told.steps] = told.tokens_committed()
+
+    def _requests(self, numbers: Ints) -> Ints:
+        """Of generations, by number; -1 where they are not held."""
         known, inverse = np.unique(numbers, return_inverse=True)
         requests = [
             self._generations[number].request if number in self._generations else _UNKNOWN
             for number in known.tolist()
         ]
-        return np.array(requests, dtype=np.int64)[inverse] if len(known) else numbers
-
-    def _masked(self, row_valid: dict[str, Ints]) -> tuple[Ints, Ints]:
-        """Valid tokens of each row before and in its step, by the step's mask; -1 without one."""
-        index = np.searchsorted(self._steps["step"], row_valid["step"])
-        inside = index < len(self._steps["step"])
-        inside[inside] = self._steps["step"][index[inside]] == row_valid["step"][inside]
-        inside[inside] &= row_valid["row"][inside] < self._steps["rows"][index[inside]]
-        at = self._first[index[inside]] + row_valid["row"][inside]
-        context = np.full(self._first[-1], _UNKNOWN, dtype=np.int64)
-        query = context.copy()
-        context[at] = row_valid["context_tokens"][inside]
-        query[at] = row_valid["query_tokens"][inside]
-        return context, query
-
-    def _lengths(self) -> tuple[Ints, Ints]:
-        """Query and context length of each row by the step's own shapes and mask alone."""
-        query = self._steps["query_len"][self._step_of_row]
-        past = self._steps["past"][self._step_of_row]
-        unread = self._steps["mask_unread"][self._step_of_row] != 0
-        has_mask = self._masked_query >= 0
-        query = np.where(has_mask, self._masked_query, query)
-        context = np.where(has_mask, self._masked_context, past)
-        query = np.where(unread & (query != 1), _UNKNOWN, query)
-        context = np.where(unread & (past != 0), _UNKNOWN, context)
-        return query, context
-
-    def _valid(self, index: int) -> Ints | None:
-        """Valid tokens of the rows of a step and of their past, None where no mask says it."""
-        rows = self._rows_of(index)
-        context, query = self._masked_context[rows], self._masked_query[rows]
-        known = len(query) > 0 and bool(np.all(query >= 0)) and bool(np.all(context >= 0))
-        return context + query if known else None
+        return np.array(requests, dtype=np.int64)[inverse]
 
     def _steps_of_generations(self) -> dict[int, Ints]:
-        numbers = self._steps["generation"]
+        """Of the steps whose rows were not told each by itself."""
+        plain = np.flatnonzero(self._steps["has_rows"] == 0)
+        numbers = self._steps["generation"][plain]
         order = np.argsort(numbers, kind="stable")
         known, starts = np.unique(numbers[order], return_index=True)
         if not len(known):
             return {}
-        return dict(zip(known.tolist(), np.split(order, starts[1:]), strict=True))
-
-    def _rows_of(self, index: int) -> slice:
-        return slice(int(self._first[index]), int(self._first[index + 1]))
-
-    def _rows_of_all(self, members: Ints) -> Ints:
-        """Places of the rows of several steps, step by step."""
-        count = np.maximum(self._steps["rows"][members], 0)
-        begin = self._first[members] - np.cumsum(count) + count
-        return np.repeat(begin, count) + np.arange(count.sum())
+        return dict(zip(known.tolist(), np.split(plain[order], starts[1:]), strict=True))
 
     def _commit(self, generation: Generation | None, members: Ints) -> None:
         if generation is not None and generation.by_generate:
-            self._carry_padding(members)
+            self._lengths.carry_padding(members)
             self._commit_generate(generation, members)
             return
         for index in members.tolist():
@@ -132,40 +102,13 @@ class Sequences:
             total = _UNKNOWN  # of a generate() whose request was let go, and its rows with it
         self.tokens_committed[index] = total
         if total >= 0 and rows > 0 and total % rows == 0:
-            self._committed[self._rows_of(index)] = total // rows
-
-    def _carry_padding(self, members: Ints) -> None:
-        """Padding seen by the masks of the prefill holds for all later steps of the call."""
-        members = members[self._steps["kind"][members] != _DRAFT]
-        unread = self._steps["mask_unread"][members] != 0
-        valid = {at: self._valid(int(members[at])) for at in range(len(members)) if unread[at]}
-        with_rows = np.flatnonzero(self._steps["rows"][members] > 0)
-        first_rows = self._first[members[with_rows]]
-        for at in with_rows[self._masked_query[first_rows] >= 0].tolist():
-            valid[at] = self._valid(int(members[at]))
-        if not valid:
-            return
-        places = sorted(valid)
-        padding: Ints | None = None
-        for at, until in zip(places, [*places[1:], len(members)], strict=True):
-            tokens, index = valid[at], int(members[at])
-            if tokens is not None:
-                padding = self._steps["past"][index] + self._steps["query_len"][index] - tokens
-            later = members[at + 1 : until]
-            later = later[self._steps["past"][later] > 0]
-            if unread[: at + 1].any():
-                self._row_context[self._rows_of_all(later)] = _UNKNOWN
-            elif padding is not None:
-                later = later[self._steps["rows"][later] == len(padding)]
-                past = np.repeat(self._steps["past"][later], len(padding))
-                context = past - np.tile(padding, len(later))
-                self._row_context[self._rows_of_all(later)] = np.maximum(context, 0)
+            self._committed[self._layout.of(index)] = total // rows
 
     def _commit_generate(self, generation: Generation, members: Ints) -> None:
         steps = self._steps
         last = int(members[-1])
         drafts = steps["kind"][members] == _DRAFT
-        self._committed[self._rows_of_all(members[drafts])] = 0
+        self._committed[self._layout.of_all(members[drafts])] = 0
         self.tokens_committed[members[drafts]] = 0
         members = members[~drafts]
         if generation.is_beam_search:
@@ -190,11 +133,11 @@ class Sequences:
         each = np.where(steps["failed"][members] != 0, 0, each)
 
         of_step = np.repeat(np.arange(len(members)), rows)
-        at = self._rows_of_all(members)
+        at = self._layout.of_all(members)
         committed = each[of_step]
         lengths = np.array(generation.row_lengths or [], dtype=np.int64)
         by_length = ((rows == len(lengths)) & (tokens > 0) & is_told & (len(lengths) > 0))[of_step]
-        left = lengths[self._row[at[by_length]]] - before[of_step[by_length]]
+        left = lengths[self._layout.row[at[by_length]]] - before[of_step[by_length]]
         committed[by_length] = np.clip(left, 0, tokens[of_step[by_length]])
         self._committed[at] = committed
 
@@ -203,7 +146,7 @@ class Sequences:
         self.tokens_committed[members] = np.where(unknown > 0, _UNKNOWN, total)
 
     def _commit_beams(self, generation: Generation, members: Ints) -> None:
-        self._committed[self._rows_of_all(members)] = 0
+        self._committed[self._layout.of_all(members)] = 0
         self.tokens_committed[members] = 0
         if generation.running or generation.row_lengths is None or not len(members):
             return
@@ -212,29 +155,18 @@ class Sequences:
             self._commit_declared(last)
             return
         # The rows of the step are beams, those returned are sequences: which is which is unknown.
-        self._committed[self._rows_of(last)] = _UNKNOWN
+        self._committed[self._layout.of(last)] = _UNKNOWN
         self.tokens_committed[last] = sum(generation.row_lengths)
-
-    def _longest_context(self) -> Ints:
-        longest: Ints = self._steps["past"].copy()
-        filled = np.flatnonzero(self._steps["rows"] > 0)
-        if len(filled):
-            starts = self._first[:-1][filled]
-            longest[filled] = np.maximum.reduceat(self._row_context, starts)
-            known = np.minimum.reduceat(self._row_context, starts) >= 0
-            longest[filled[~known]] = _UNKNOWN
-        return longest
 
     def step_rows(self) -> dict[str, NDArray[Any]]:
         """The columns of ``step_rows``; ``phase`` as an index into `STEP_KINDS`."""
-        index = self._step_of_row
         return {
-            "step": self._steps["step"][index],
-            "row": self._row.astype(np.int32),
-            "request": self.request[index],
-            "phase": self._steps["kind"][index],
-            "query_len": self._query_len,
-            "context_len": self._row_context,
+            "step": self._steps["step"][self._layout.step_of_row],
+            "row": self._layout.row.astype(np.int32),
+            "request": self._row_request,
+            "phase": self._phase,
+            "query_len": self._lengths.query,
+            "context_len": self._lengths.context,
             "committed": self._committed,
         }
 
@@ -244,24 +176,33 @@ class Sequences:
             self._tokens_of(self._generations.get(number), members)
             for number, members in self._members.items()
         ]
+        parts.append(self._told_tokens())
         names = ("step", "row", "request", "position", "commit_ns", "itl_ns")
         columns = {
-            name: np.concatenate([part[i] for part in parts] or [np.empty(0, np.int64)])
-            for i, name in enumerate(names)
+            name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)
         }
         order = np.lexsort((columns["position"], columns["row"], columns["step"]))
         columns = {name: column[order] for name, column in columns.items()}
         columns["row"] = columns["row"].astype(np.int32)
         return columns
 
+    def _told_tokens(self) -> tuple[Ints, ...]:
+        index, row, position, commit_ns, itl_ns = self._told.tokens(self._end_ns)
+        request = self._row_request[self._layout.first[index] + row]
+        return self._steps["step"][index], row, request, position, commit_ns, itl_ns
+
     def _tokens_of(self, generation: Generation | None, members: Ints) -> tuple[Ints, ...]:
         steps = self._steps
         members = members[self._end_ns[members] >= 0]
         if generation is not None and generation.is_beam_search:
             return self._tokens_of_beams(generation, members)
-        rows = self._rows_of_all(members)
+        rows = self._layout.of_all(members)
         rows = rows[self._committed[rows] > 0]
-        index, row, count = self._step_of_row[rows], self._row[rows], self._committed[rows]
+        index, row, count = (
+            self._layout.step_of_row[rows],
+            self._layout.row[rows],
+            self._committed[rows],
+        )
         before = steps["committed_before"][index]
         before = np.where(
             steps["committed_is_total"][index] != 0, before // steps["rows"][index], before
@@ -319,21 +260,52 @@ class Sequences:
         """
         result: dict[int, tuple[int, int, int, int]] = {}
         for number, generation in self._generations.items():
-            members = self._members.get(number, np.empty(0, np.int64))
-            first = first_commit_ns.get(number, _UNKNOWN)
-            declared = members[self._steps["declared"][members] != 0]
-            commits = declared[self.tokens_committed[declared] > 0]
-            if len(commits):  # the commits that the user speaks of
-                first = int(self._end_ns[commits].min())
-            own = (
-                first,
-                self._sequence_count(generation, members),
-                self._prompt_tokens(generation, members),
-                self._tokens_out(generation, members),
-            )
             held = result.get(generation.request)
-            result[generation.request] = own if held is None else _joined(held, own)
+            if generation.by_rows:
+                first = first_commit_ns.get(number, _UNKNOWN)
+                own = _of_told_sequence(generation, first if held is None else held[0])
+            else:
+                own = self._of_generation(number, generation, first_commit_ns)
+                own = own if held is None else _joined(held, own)
+            result[generation.request] = own
         return result
+
+    def _of_generation(
+        self, number: int, generation: Generation, first_commit_ns: dict[int, int]
+    ) -> tuple[int, int, int, int]:
+        members = self._members.get(number, np.empty(0, np.int64))
+        first = first_commit_ns.get(number, _UNKNOWN)
+        declared = members[self._steps["declared"][members] != 0]
+        commits = declared[self.tokens_committed[declared] > 0]
+        if len(commits):  # the commits that the user speaks of
+            first = int(self._end_ns[commits].min())
+        own = (
+            first,
+            self._sequence_count(generation, members),
+            self._prompt_tokens(generation, members),
+            self._tokens_out(generation, members),
+        )
+        told = self._told.places_of(number)
+        if not len(told):
+            return own
+        by_rows = self._of_told_rows(told)
+        if not len(members):
+            return by_rows
+        first, _, tokens_in, tokens_out = _joined(own, by_rows)
+        return first, max(own[1], by_rows[1]), tokens_in, tokens_out
+
+    def _of_told_rows(self, places: Ints) -> tuple[int, int, int, int]:
+        """Of rows that were told without a request of their own, in one generation."""
+        step, committed = self._layout.step_of_row[places], self._committed[places]
+        ends = self._end_ns[step[committed > 0]]
+        rows = np.unique(step, return_counts=True)[1].max()
+        unknown = bool(np.any(committed < 0))
+        return (
+            int(ends.min()) if len(ends) else _UNKNOWN,
+            int(rows),
+            _UNKNOWN,
+            _UNKNOWN if unknown else int(committed.sum()),
+        )
 
     def _sequence_count(self, generation: Generation, members: Ints) -> int:
         if generation.row_lengths is not None:
@@ -351,7 +323,7 @@ class Sequences:
         for index in members[: commits[0] + 1 if len(commits) else None].tolist():
             if self._steps["mask_unread"][index]:
                 return _UNKNOWN
-            valid = self._valid(index)
+            valid = self._lengths.valid(index)
         if valid is None:
             return prompt.rows * prompt.length
         if len(valid) % prompt.rows:
@@ -365,6 +337,14 @@ class Sequences:
             members = members[self._steps["committed"][members] >= 0]
         committed = self.tokens_committed[members]
         return _UNKNOWN if np.any(committed < 0) or not len(committed) else int(committed.sum())
+
+
+def _of_told_sequence(generation: Generation, first_commit_ns: int) -> tuple[int, int, int, int]:
+    """Of one engine's request, by its last run; what it was given unseen is unknown."""
+    sequence = generation.state
+    is_whole = generation.from_start and not sequence.tokens_unknown
+    tokens_out = int(sequence.tokens) if is_whole else _UNKNOWN
+    return first_commit_ns, 1, generation.prompt.tokens, tokens_out
 
 
 def _joined(

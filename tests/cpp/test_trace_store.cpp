@@ -115,6 +115,44 @@ TEST(spans_outside_steps_are_bounded_too) {
   CHECK_EQ(store.spans_evicted() + held(store).size(), uint64_t{200000});
 }
 
+TEST(rows_go_with_their_steps_and_no_more_steps_than_need_be) {
+  constexpr size_t kLimit = size_t{1} << 20;
+  constexpr uint32_t kRows = 64;
+  for (const bool with_spans : {false, true}) {
+    TraceStore store(kLimit);
+    for (int64_t step = 0; step < 3000; ++step) {
+      store.step(step)->begun = true;
+      if (with_spans) store.add_span(span_of(step + 1, step));
+      for (uint32_t row = 0; row < kRows; ++row) {
+        store.add_row({step, row, row, 1, static_cast<uint32_t>(step), 1});
+        store.add_row_commit({step, row, static_cast<uint32_t>(step), 1});
+      }
+      store.evict();
+      CHECK(store.bytes() <= kLimit);
+    }
+    const StoreSnapshot snapshot = store.snapshot();
+    const auto kept = static_cast<size_t>(3000 - store.first_step());
+    CHECK(kept * kRows * (sizeof(StoredRow) + sizeof(RowCommit)) > kLimit / 2);
+    CHECK_EQ(snapshot.steps.size(), kept);
+    CHECK_EQ(snapshot.rows.size(), kept * kRows);
+    CHECK_EQ(snapshot.row_commits.size(), kept * kRows);
+    for (const StoredRow& row : snapshot.rows) CHECK(row.step >= store.first_step());
+    CHECK_EQ(store.steps_evicted(), static_cast<uint64_t>(store.first_step()));
+    CHECK_EQ(store.spans_evicted() + held(store).size(), uint64_t{with_spans ? 3000U : 0U});
+  }
+}
+
+TEST(rows_of_an_evicted_step_that_come_late_are_not_kept) {
+  TraceStore store(size_t{64} << 10);
+  for (int64_t step = 0; step < 20000; ++step) store.step(step)->begun = true;
+  store.evict();
+  const size_t bytes = store.bytes();
+  CHECK(store.first_step() > 0);
+  store.add_row({0, 0, 0, 1, 1, 1});
+  store.add_row_commit({0, 0, 0, 1});
+  CHECK_EQ(store.bytes(), bytes);
+}
+
 TEST(a_snapshot_does_not_change_afterwards) {
   TraceStore store(size_t{1} << 20);
   for (int64_t seq = 1; seq <= 100; ++seq) store.add_span(span_of(seq, seq));

@@ -77,6 +77,20 @@ def check_sequences(profile: Profile) -> None:
             assert requests["tokens_out"][index] in (len(own), -1)
 
 
+def check_sequences_of_requests(profile: Profile) -> None:
+    """Each request is one sequence, in whatever rows of the steps it lies."""
+    tokens = profile.tokens
+    for index, request in enumerate(profile.requests["request"].tolist()):
+        own = tokens.where(tokens["request"] == request)
+        commits = own["commit_ns"]
+        assert own["position"].tolist() == list(range(len(own)))
+        assert own["itl_ns"].tolist() == [-1, *np.diff(commits).tolist()][: len(own)]
+        assert profile.requests["tokens_out"][index] == len(own)
+        if len(own):
+            start = profile.requests["start_ns"][index]
+            assert profile.requests["ttft_ns"][index] == commits[0] - start
+
+
 def check_steps(profile: Profile) -> None:
     """The rows of a step agree with the step."""
     rows = profile.step_rows
@@ -91,8 +105,10 @@ def check_steps(profile: Profile) -> None:
             contexts = own["context_len"]
             longest = contexts.max() if (contexts >= 0).all() else -1
             assert profile.steps["context_len"][index] == longest
-            assert set(own["phase"].tolist()) == {profile.steps["kind"][index]}
-            assert set(own["request"].tolist()) == {profile.steps["request"][index]}
+            phases, requests = set(own["phase"].tolist()), set(own["request"].tolist())
+            kind, request = profile.steps["kind"][index], profile.steps["request"][index]
+            assert kind == (phases.pop() if len(phases) == 1 else "mixed")
+            assert request == (requests.pop() if len(requests) == 1 else -1)
 
 
 def check_tiled(profile: Profile, root: str) -> None:

@@ -155,6 +155,26 @@ def test_the_snippets_of_the_quickstart_and_of_the_file_format_run_in_order(
     assert f"LlamaForCausalLM {names['decode_ns'].sum()}" in printed
 
 
+def test_the_snippets_of_the_page_of_engines_run(capsys: pytest.CaptureFixture[str]) -> None:
+    from transformers import ContinuousBatchingConfig, GenerationConfig
+
+    from models import llama
+
+    names: dict[str, Any] = {
+        "model": llama(),
+        "prompts": [[1, 2, 3]],
+        "generation_config": GenerationConfig(max_new_tokens=3, eos_token_id=-1),
+        "continuous_batching_config": ContinuousBatchingConfig(
+            page_size=4, num_blocks=16, max_batch_tokens=16
+        ),
+    }
+    for number, code in enumerate(blocks("docs/engines.md", "python")):
+        exec(compile(code, f"docs/engines.md, block {number}", "exec"), names)
+        profile = names["prof"].result()
+        assert len(profile.tokens) > 0 and profile.losses["faults"] == {}
+    assert "['prefill', 'mixed'] [2, 1]" in capsys.readouterr().out
+
+
 def test_the_queries_of_the_trace_page_run_in_perfetto(tmp_path: Path) -> None:
     profile = synthetic_profile(requests=2, tokens=6, layers=2)
     profile.export_chrome_trace(tmp_path / "trace.json")

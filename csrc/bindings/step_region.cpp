@@ -1,0 +1,217 @@
+#include "bindings/step_region.h"
+
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "bindings/opener.h"
+#include "bindings/request_numbers.h"
+#include "bindings/step_rows.h"
+
+namespace pertoken::bindings {
+
+namespace {
+
+struct StepOpener {
+  Opener base;          // first, so that opener_enter and opener_exit work on it
+  StepRows* rows;       // null where the user says only how many
+  bool awaits_commits;  // they are told by commit(), not by the rows
+  uint64_t model;       // whose step it is, an identity; 0: that of whichever runs inside
+  // How the last entry ended, for what is told of it later. 0 while it has not.
+  uint64_t end_ticks;
+  struct {
+    uint64_t uid;
+    uint32_t step;
+  } ended[kMaxRecorders];
+  std::vector<uint32_t>* committed;  // by row, told before the end; null when it was not
+};
+
+const StepOpener& step_opener(const Scope* scope) {
+  return *reinterpret_cast<const StepOpener*>(scope->owner);
+}
+
+// Commits of the rows of a step that has ended, to the recorders that have it.
+void push_row_commits(const StepOpener& opener, const std::vector<uint32_t>& committed) {
+  for_each_active([&](int slot, Recorder& recorder) {
+    if (opener.ended[slot].uid != recorder.uid()) return;
+    ThreadBuffer* buffer = recorder.buffer();
+    if (buffer == nullptr) return;
+    opener.rows->push_commits(recorder, *buffer, opener.ended[slot].step, opener.end_ticks,
+                              committed);
+  });
+}
+
+// What is known of the rows' tokens at the end of a step: what was told meanwhile, else what the
+// rows themselves say. A step that raised has committed nothing.
+void end_rows(const Scope* scope, uint64_t end_ticks, bool failed) {
+  auto& opener = *reinterpret_cast<StepOpener*>(scope->owner);
+  opener.end_ticks = end_ticks;
+  for (int slot = 0; slot < kMaxRecorders; ++slot) {
+    opener.ended[slot] = {scope->entries[slot].uid, scope->entries[slot].step};
+  }
+  try {
+    if (failed) {
+      push_row_commits(opener, std::vector<uint32_t>(opener.rows->size(), 0));
+    } else if (opener.committed != nullptr) {
+      push_row_commits(opener, *opener.committed);
+    } else if (!opener.awaits_commits) {
+      push_row_commits(opener, {});
+    }
+  } catch (const std::bad_alloc&) {
+    for_each_active([](int, Recorder& recorder) { recorder.count_fault(); });
+  }
+}
+
+// Positions that a step of told rows feeds to the model: those of its forward, where one runs.
+uint32_t positions_of(const StepLengths& lengths, const StepRows& rows) {
+  if (lengths.rows == kNone32 || lengths.query_len == kNone32) return rows.query_len();
+  const uint64_t positions = uint64_t{lengths.rows} * lengths.query_len;
+  return positions < kNone32 ? static_cast<uint32_t>(positions) : kNone32;
+}
+
+int step_init(PyObject* self, PyObject* args, PyObject*) {
+  int kind = 0;
+  long long rows = -1;
+  long long tokens = -1;
+  PyObject* told = nullptr;
+  PyObject* requests = nullptr;
+  unsigned long long model = 0;
+  int awaits_commits = 0;
+  if (!PyArg_ParseTuple(args, "iLL|OO!Kp:StepRegion", &kind, &rows, &tokens, &told, &PyDict_Type,
+                        &requests, &model, &awaits_commits)) {
+    return -1;
+  }
+  auto* opener = reinterpret_cast<StepOpener*>(self);
+  opener->base.kind = ScopeKind::kStep;
+  opener->base.step_kind = static_cast<StepKind>(kind);
+  opener->base.step_rows = rows < 0 ? kNone32 : static_cast<uint32_t>(rows);
+  opener->base.tokens_committed = tokens < 0 ? kNone32 : static_cast<uint32_t>(tokens);
+  opener->model = model;
+  opener->awaits_commits = awaits_commits != 0;
+  if (told == nullptr) return 0;
+  try {
+    auto read = std::make_unique<StepRows>();
+    if (!read->read(told, requests)) return -1;
+    delete opener->rows;
+    opener->rows = read.release();
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+    return -1;
+  }
+  opener->base.step_kind = opener->rows->kind();
+  opener->base.step_rows = opener->rows->size();
+  return 0;
+}
+
+void step_dealloc(PyObject* self) {
+  auto* opener = reinterpret_cast<StepOpener*>(self);
+  delete opener->rows;
+  delete opener->committed;
+  PyTypeObject* type = Py_TYPE(self);
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+// commit(counts): tokens that the step has committed to each row, told inside it or afterwards.
+PyObject* step_commit(PyObject* self, PyObject* counts) {
+  auto* opener = reinterpret_cast<StepOpener*>(self);
+  PyObject* items = PySequence_Fast(counts, "give the tokens of each row");
+  if (items == nullptr) return nullptr;
+  std::vector<uint32_t> committed;
+  bool is_read = true;
+  try {
+    const Py_ssize_t size = PySequence_Fast_GET_SIZE(items);
+    committed.resize(static_cast<size_t>(size));
+    for (Py_ssize_t i = 0; is_read && i < size; ++i) {
+      is_read = read_count(PySequence_Fast_GET_ITEM(items, i), committed[static_cast<size_t>(i)]);
+    }
+    if (is_read && (opener->rows == nullptr || committed.size() != opener->rows->size())) {
+      PyErr_SetString(PyExc_ValueError, "give the tokens of each row");
+      is_read = false;
+    }
+    if (is_read && opener->end_ticks != 0) {
+      push_row_commits(*opener, committed);
+    } else if (is_read) {
+      if (opener->committed == nullptr) opener->committed = new std::vector<uint32_t>;
+      *opener->committed = std::move(committed);
+    }
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+    is_read = false;
+  }
+  Py_DECREF(items);
+  if (!is_read) return nullptr;
+  Py_RETURN_NONE;
+}
+
+PyMethodDef step_methods[] = {
+    {"__enter__", opener_enter, METH_NOARGS, nullptr},
+    {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(opener_exit)),
+     METH_FASTCALL, nullptr},
+    {"commit", step_commit, METH_O, nullptr},
+    {nullptr, nullptr, 0, nullptr}};
+
+}  // namespace
+
+uint32_t begin_step_region(Scope* step, Recorder& recorder, ThreadBuffer& buffer,
+                           const StepLengths& lengths, uint32_t generation) noexcept {
+  ScopeEntry& entry = step->entries[recorder.slot()];
+  if (entry.uid != recorder.uid()) {
+    entry.uid = recorder.uid();
+    entry.step = recorder.next_step();
+    entry.forwards = 0;
+    const bool has_rows = step->step_rows != kNone32;
+    const uint32_t rows = has_rows ? step->step_rows : lengths.rows;
+    const StepRows* told = step_opener(step).rows;
+    const uint32_t detail = static_cast<uint32_t>(step->step_kind) | kStepDeclared |
+                            (has_rows ? kStepRowsDeclared : 0) |
+                            (told != nullptr ? kStepHasRows : 0);
+    const uint32_t query_len = told == nullptr ? lengths.query_len : positions_of(lengths, *told);
+    buffer.push({step->start_ticks, uint64_t{rows} << 32 | query_len,
+                 make_tag(RecordType::kStepBegin, detail), generation,
+                 told == nullptr ? lengths.past : kNone32, entry.step});
+    if (told != nullptr) told->push(recorder, buffer, entry.step, generation);
+  }
+  ++entry.forwards;
+  return entry.step;
+}
+
+void end_step_region(Scope* scope, bool failed) {
+  const uint64_t end_ticks = now_ticks();
+  const StepOpener& opener = step_opener(scope);
+  bool begun = false;
+  for_each_active([&](int slot, Recorder& recorder) {
+    begun = begun || scope->entries[slot].uid == recorder.uid();
+  });
+  for_each_active([&](int slot, Recorder& recorder) {
+    ThreadBuffer* buffer = recorder.buffer();
+    if (buffer == nullptr) return;
+    Scope* request = scope->nearest_open(&Scope::request);
+    // No recorded model ran inside: the region itself is all there is to this step.
+    if (!begun && (opener.model == 0 || records_model(recorder, opener.model))) {
+      const uint32_t generation =
+          request == nullptr ? kNone32 : request_generation(request, recorder);
+      begin_step_region(scope, recorder, *buffer, {}, generation);
+    }
+    const ScopeEntry& entry = scope->entries[slot];
+    if (entry.uid != recorder.uid()) return;
+    const uint32_t flags = (failed ? kStepFailed : 0) | (entry.forwards > 1 ? kStepSeveral : 0);
+    buffer->push({end_ticks, 0, make_tag(RecordType::kStepEnd, flags), 0, 0, entry.step});
+    if (scope->tokens_committed == kNone32) return;
+    uint64_t before = 0;
+    if (request != nullptr) {
+      before = request->entries[slot].tokens;
+      request->entries[slot].tokens += scope->tokens_committed;
+    }
+    buffer->push({before, scope->tokens_committed, make_tag(RecordType::kCommit, kCommitTotal), 0,
+                  0, entry.step});
+  });
+  if (opener.rows != nullptr) end_rows(scope, end_ticks, failed);
+}
+
+bool add_step_region_type(PyObject* module) {
+  return add_opener(module, "pertoken._native.StepRegion", "StepRegion", sizeof(StepOpener),
+                    step_init, step_dealloc, step_methods);
+}
+
+}  // namespace pertoken::bindings

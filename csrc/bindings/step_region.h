@@ -1,0 +1,32 @@
+// A step that the user or an engine declares: what runs inside belongs to it. It begins in a
+// recorder when that first hears of it: at the first forward of its model, else at its end.
+#pragma once
+
+#include <Python.h>
+
+#include <cstdint>
+
+#include "bindings/scope.h"
+#include "core/recorder.h"
+
+namespace pertoken::bindings {
+
+// What a forward says of the step it runs in; kNone32 where it does not.
+struct StepLengths {
+  uint32_t rows = kNone32;
+  uint32_t query_len = kNone32;
+  uint32_t past = kNone32;
+};
+
+// The number of the step region round the running code in this recorder, begun if it has not yet
+// been. The lengths are those of the forward that asks first; rows that the user gave come before.
+uint32_t begin_step_region(Scope* step, Recorder& recorder, ThreadBuffer& buffer,
+                           const StepLengths& lengths, uint32_t generation) noexcept;
+
+// Called when the scope has just been closed.
+void end_step_region(Scope* step, bool failed);
+
+// Adds StepRegion to the module. Returns false with an exception set.
+bool add_step_region_type(PyObject* module);
+
+}  // namespace pertoken::bindings
