@@ -9,7 +9,7 @@
 
 namespace pertoken::bindings {
 
-// Adds LatencyCounts to the module, and the methods round totals() to the recorder's class.
+// Adds totals(), and what it needs to be told, to the recorder's class.
 void bind_totals(pybind11::module_& m,
                  pybind11::class_<Recorder, std::shared_ptr<Recorder>>& recorder_class);
 

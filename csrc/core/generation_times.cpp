@@ -57,10 +57,8 @@ void GenerationTimes::count(const StepCommit& commit, std::span<const uint32_t> 
     if (has_rows) count_rows(commit, commit.tokens, row_lengths, totals, ns_per_tick);
     return;
   }
-  if (commit.tokens == 0 || (begin_.by_generate && commit.kind == StepKind::kDraft)) return;
-  if (first_declared_ticks_ == 0 || commit.end_ticks < first_declared_ticks_) {
-    first_declared_ticks_ = commit.end_ticks;
-  }
+  if (commit.tokens == 0 || (begin_.source == CommitSource::kGenerate && commit.kind == StepKind::kDraft)) return;
+  note_declared(commit.end_ticks);
   if (has_rows && commit.tokens % commit.rows == 0) {
     count_rows(commit, commit.tokens / commit.rows, {}, totals, ns_per_tick);
   } else {
@@ -75,12 +73,8 @@ void GenerationTimes::count_rows(const StepCommit& commit, uint32_t tokens_each,
     last_ticks_.resize(commit.rows, 0);
     row_tokens_.resize(commit.rows, 0);
   }
-  ExpHistogram& of_steps = totals.steps(commit.kind).itl_ns;
-  ExpHistogram& of_requests = totals.requests(label_set_).itl_ns;
   const auto record = [&](uint64_t ticks, uint64_t times) {
-    const double ns = static_cast<double>(to_ns(ticks, ns_per_tick));
-    of_steps.record(ns, times);
-    of_requests.record(ns, times);
+    add_gaps(commit.kind, ticks, times, totals, ns_per_tick);
   };
   // Rows mostly share their gap, so equal ones are counted together.
   uint64_t gap_ticks = 0;
@@ -114,6 +108,44 @@ void GenerationTimes::count_rows(const StepCommit& commit, uint32_t tokens_each,
   if (total > 0) last_commit_ticks_ = std::max(last_commit_ticks_, commit.end_ticks);
 }
 
+void GenerationTimes::commit_row(StepKind kind, uint32_t row, uint32_t tokens, uint64_t end_ticks,
+                                 Aggregates& totals, double ns_per_tick) {
+  has_committed_ = true;
+  if (tokens == 0) return;
+  note_declared(end_ticks);
+  // The rows of a generation that is one of them stand where the engine puts them.
+  const uint32_t place = begin_.source == CommitSource::kRows ? 0 : row;
+  if (place >= kMaxRows) {
+    add_tokens(kind, tokens, totals);
+    return;
+  }
+  if (last_ticks_.size() <= place) {
+    last_ticks_.resize(place + 1, 0);
+    row_tokens_.resize(place + 1, 0);
+  }
+  if (last_ticks_[place] != 0) {
+    add_gaps(kind, end_ticks - last_ticks_[place], 1, totals, ns_per_tick);
+  }
+  add_gaps(kind, 0, tokens - 1, totals, ns_per_tick);
+  last_ticks_[place] = end_ticks;
+  row_tokens_[place] += tokens;
+  last_commit_ticks_ = std::max(last_commit_ticks_, end_ticks);
+  add_tokens(kind, tokens, totals);
+}
+
+void GenerationTimes::note_declared(uint64_t end_ticks) {
+  if (first_declared_ticks_ == 0 || end_ticks < first_declared_ticks_) {
+    first_declared_ticks_ = end_ticks;
+  }
+}
+
+void GenerationTimes::add_gaps(StepKind kind, uint64_t ticks, uint64_t times, Aggregates& totals,
+                               double ns_per_tick) const {
+  const auto ns = static_cast<double>(to_ns(ticks, ns_per_tick));
+  totals.steps(kind).itl_ns.record(ns, times);
+  totals.requests(label_set_).itl_ns.record(ns, times);
+}
+
 void GenerationTimes::add_tokens(StepKind kind, uint64_t tokens, Aggregates& totals) const {
   totals.steps(kind).tokens_committed += tokens;
   totals.requests(label_set_).tokens_out += tokens;
@@ -140,7 +172,8 @@ void GenerationTimes::end(const GenerationEnd& end, Aggregates& totals, double n
     const auto longest = std::max_element(end.row_lengths->begin(), end.row_lengths->end());
     longest_row_ = longest == end.row_lengths->end() ? 0 : *longest;
   }
-  first_commit_ticks_ = first_declared_ticks_ != 0 ? first_declared_ticks_ : end.first_commit_ticks;
+  const bool is_declared = first_declared_ticks_ != 0 && begin_.source != CommitSource::kRows;
+  first_commit_ticks_ = is_declared ? first_declared_ticks_ : end.first_commit_ticks;
 }
 
 // Everything at the end of the last step. The rows of a step are beams, not sequences.
@@ -169,6 +202,7 @@ int64_t GenerationTimes::prompt_tokens() const {
 int64_t GenerationTimes::output_len() const {
   if (begin_.is_beam_search) return -1;
   if (longest_row_) return *longest_row_;
+  if (begin_.source == CommitSource::kRows) return -1;  // some of it was not seen
   const auto longest = std::max_element(row_tokens_.begin(), row_tokens_.end());
   return longest == row_tokens_.end() ? 0 : static_cast<int64_t>(*longest);
 }

@@ -41,6 +41,9 @@ class GenerationTimes {
   void step_ends(StepKind kind, uint64_t end_ticks, bool is_declared);
   // False when it was given up before.
   bool commit(const StepCommit& commit, Aggregates& totals, double ns_per_tick);
+  // Of one row of a step, told for itself.
+  void commit_row(StepKind kind, uint32_t row, uint32_t tokens, uint64_t end_ticks,
+                  Aggregates& totals, double ns_per_tick);
   // There is no room to wait: what would have to, and all that follows it, is left out, since the
   // times after a hole would be wrong.
   void give_up_rest() noexcept { is_given_up_ = is_given_up_ || waiting_.size() > 1; }
@@ -51,7 +54,8 @@ class GenerationTimes {
 
   // Of the prompt, over all rows; -1 unknown.
   int64_t prompt_tokens() const;
-  // Tokens of the longest row; -1 where the time between its tokens means nothing. After end().
+  // Tokens of the longest row; -1 where they are unknown, or the time between them means nothing.
+  // After end().
   int64_t output_len() const;
   uint64_t first_commit_ticks() const noexcept { return first_commit_ticks_; }  // after end()
   uint64_t last_commit_ticks() const noexcept { return last_commit_ticks_; }
@@ -62,6 +66,9 @@ class GenerationTimes {
              double ns_per_tick);
   void count_rows(const StepCommit& commit, uint32_t tokens_each,
                   std::span<const uint32_t> row_lengths, Aggregates& totals, double ns_per_tick);
+  void note_declared(uint64_t end_ticks);
+  void add_gaps(StepKind kind, uint64_t ticks, uint64_t times, Aggregates& totals,
+                double ns_per_tick) const;
   void add_tokens(StepKind kind, uint64_t tokens, Aggregates& totals) const;
   void end_beams(const GenerationEnd& end, Aggregates& totals);
 

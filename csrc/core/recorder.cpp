@@ -368,6 +368,8 @@ void Recorder::collect(const Record& record, int32_t track) {
                       static_cast<uint32_t>(record.end_ticks), record.detail()});
       break;
     case RecordType::kRowCommit:
+      tracker_.commit_row(step, static_cast<uint32_t>(record.start_ticks), record.seq,
+                          static_cast<uint32_t>(record.end_ticks));
       store_.add_row_commit({step, static_cast<uint32_t>(record.start_ticks),
                              static_cast<uint32_t>(record.end_ticks >> 32),
                              static_cast<uint32_t>(record.end_ticks)});

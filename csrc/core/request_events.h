@@ -18,11 +18,18 @@ struct RequestBegin {
   uint64_t start_ticks;
 };
 
+// Who says what the steps of a generation commit.
+enum class CommitSource : uint8_t {
+  kGenerate,  // generate(), step by step, and at its end what of it holds
+  kDeclared,  // the user, of each step
+  kRows       // an engine, of each row: one row of a step is the whole generation
+};
+
 // Sequences that grow together; the steps that carry its number are theirs.
 struct GenerationBegin {
   uint32_t generation;
   uint32_t request;
-  bool by_generate;   // else a request without it, whose steps say themselves what they commit
+  CommitSource source;
   bool can_end_rows;  // some rows may end before others
   bool is_beam_search;
   // Of what is continued; -1 unknown.

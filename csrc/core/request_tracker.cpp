@@ -66,7 +66,8 @@ void RequestTracker::begin_step(const StepBegin& begin) {
   ++totals.begun;
   if (begin.rows != kNone32) {
     totals.rows += begin.rows;
-    if (begin.query_len != kNone32) totals.tokens_in += uint64_t{begin.rows} * begin.query_len;
+    const uint32_t times = (begin.detail & kStepHasRows) != 0 ? 1 : begin.rows;
+    if (begin.query_len != kNone32) totals.tokens_in += uint64_t{times} * begin.query_len;
   }
   if (GenerationTimes* generation = find_generation(begin.generation)) {
     waiting_ -= generation->waiting();
@@ -131,6 +132,20 @@ void RequestTracker::commit(int64_t step, uint32_t tokens, uint32_t before, bool
   }
 }
 
+void RequestTracker::commit_row(int64_t step, uint32_t row, uint32_t generation, uint32_t tokens) {
+  const Step* ended = find_step(step);
+  if (ended == nullptr || ended->end_ticks == 0) return;
+  const auto kind = static_cast<StepKind>(ended->detail & kStepKindMask);
+  // A row without a request of its own belongs to that of the step.
+  GenerationTimes* sequences =
+      find_generation(generation == kNone32 ? ended->generation : generation);
+  if (sequences != nullptr) {
+    sequences->commit_row(kind, row, tokens, ended->end_ticks, totals_, ns_per_tick_);
+  } else {
+    totals_.steps(kind).tokens_committed += tokens;
+  }
+}
+
 void RequestTracker::apply(const RequestBegin& begin) {
   ++totals_.requests(begin.label_set).started;
   Request request;
@@ -166,11 +181,15 @@ void RequestTracker::apply(const GenerationEnd& end) {
     waiting_ -= generation.waiting();
     generation.end(end, totals_, ns_per_tick_);
     const int64_t prompt_tokens = generation.prompt_tokens();
-    if (prompt_tokens > 0) {
+    // An engine's request is met anew by a recording that starts again.
+    const bool is_met_again = generation.begin().source == CommitSource::kRows &&
+                              request != requests_.end() && request->second.has_ended_generation;
+    if (prompt_tokens > 0 && !is_met_again) {
       totals_.requests(generation.label_set()).tokens_in += static_cast<uint64_t>(prompt_tokens);
     }
     if (request != requests_.end()) {
       Request& open = request->second;
+      open.has_ended_generation = true;
       const uint64_t first = generation.first_commit_ticks();
       if (first != 0 && (open.first_commit_ticks == 0 || first < open.first_commit_ticks)) {
         open.first_commit_ticks = first;
@@ -191,7 +210,7 @@ void RequestTracker::apply(const RequestEnd& end) {
   for (const uint32_t number : open) {
     const auto generation = generations_.find(number);
     // A generate() that goes on in another task ends by itself.
-    if (generation == generations_.end() || generation->second.begin().by_generate) continue;
+    if (generation == generations_.end() || generation->second.begin().source == CommitSource::kGenerate) continue;
     apply(GenerationEnd{.generation = number,
                         .first_commit_ticks = 0,
                         .has_failed = end.has_failed,

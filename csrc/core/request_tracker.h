@@ -19,7 +19,7 @@ struct StepBegin {
   int64_t step;
   StepKind kind;
   uint32_t rows;
-  uint32_t query_len;
+  uint32_t query_len;  // of each row, or with kStepHasRows of all
   uint32_t detail;  // flags, see record.h
   uint32_t generation;
   uint64_t start_ticks;
@@ -42,6 +42,8 @@ class RequestTracker {
   void begin_step(const StepBegin& begin);
   void end_step(int64_t step, uint64_t end_ticks, uint32_t detail);
   void commit(int64_t step, uint32_t tokens, uint32_t before, bool is_total);
+  // Of one row of a step whose rows an engine tells, each a sequence of its own.
+  void commit_row(int64_t step, uint32_t row, uint32_t generation, uint32_t tokens);
 
   // What the bounds below have cost.
   uint64_t requests_uncounted() const noexcept { return requests_uncounted_; }
@@ -71,6 +73,7 @@ class RequestTracker {
     uint64_t start_ticks = 0;
     uint64_t first_commit_ticks = 0;  // 0 none
     uint64_t last_commit_ticks = 0;
+    bool has_ended_generation = false;
     int64_t output_len = 0;  // of all generations, one after the other; -1 unknown
     std::vector<uint32_t> generations;
   };

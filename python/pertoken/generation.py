@@ -22,6 +22,7 @@ from pertoken.engines import listeners, transformers_batching
 from pertoken.engines.requests import EngineRequest
 from pertoken.generate_call import GenerateCall, Prompt, positional_names
 from pertoken.instrument import InstanceMethodCall
+from pertoken.label_sets import LabelSets
 from pertoken.patch import change_lock
 from pertoken.request_run import RequestRun, current_run
 
@@ -72,6 +73,7 @@ class RequestEntry:
     model_version: str = ""
     labels: dict[str, str] = field(default_factory=dict)
     run: RequestRun | EngineRequest | None = None  # what opened it, while it is open
+    sequence: Generation | None = None  # the one of an engine's request, while it is open
     end_ticks: int = 0
     error: str = ""
 
@@ -83,9 +85,11 @@ class RequestLog:
     requests that ended once `limit` of them are held.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, recorder: Any) -> None:
         self.limit = limit
         self.evicted = 0
+        self.label_sets = LabelSets()
+        self._recorder = recorder  # whose totals count every request, when it ends
         self.unknown: dict[str, None] = {}  # sentences, each once
         self.requests: dict[int, RequestEntry] = {}
         self.generations: dict[int, Generation] = {}
@@ -110,16 +114,58 @@ class RequestLog:
                 )
                 self._of_run[id(run)] = entry
             self.requests[entry.number] = entry
+            label_set = self.label_sets.number(entry.model_version, entry.labels)
+            self._recorder.begin_request(_narrow(entry.number), label_set, entry.start_ticks)
             if len(self.requests) > self.limit:
                 self._evict()
             return entry
 
-    def open_generation(self, entry: RequestEntry) -> Generation:
-        """A new generation of a request."""
+    def open_generation(self, entry: RequestEntry, **traits: Any) -> Generation:
+        """A new generation of a request.
+
+        Args:
+            entry: the request.
+            traits: what is known of the generation, by the names of its attributes.
+        """
         with change_lock:
-            generation = Generation(next(self._next_generation), entry.number)
+            generation = Generation(next(self._next_generation), entry.number, **traits)
             self.generations[generation.number] = generation
-            return generation
+            if generation.by_rows:
+                entry.sequence = generation
+        prompt = generation.prompt
+        self._recorder.begin_generation(
+            generation=_narrow(generation.number),
+            request=_narrow(entry.number),
+            by_generate=generation.by_generate,
+            by_rows=generation.by_rows,
+            can_end_rows=generation.can_end_rows,
+            is_beam_search=generation.is_beam_search,
+            prompt=(prompt.rows, prompt.length, prompt.tokens),
+        )
+        return generation
+
+    def end_generation(self, generation: Generation) -> None:
+        """Has the totals count a generation, of which all is known by now."""
+        row_lengths, commits_known = generation.row_lengths, generation.commits_known
+        if generation.by_rows:
+            commits_known = generation.from_start and not generation.state.tokens_unknown
+            row_lengths = [generation.state.tokens] if commits_known else None
+        self._recorder.end_generation(
+            generation=_narrow(generation.number),
+            first_commit_ticks=generation.known_first_commit_ticks,
+            has_failed=generation.has_failed,
+            is_delegated=generation.is_delegated,
+            commits_known=commits_known,
+            row_lengths=row_lengths,
+        )
+
+    def end_request(self, entry: RequestEntry, end_ticks: int, error: str) -> None:
+        """Notes the end of a request."""
+        if entry.sequence is not None:
+            entry.sequence.has_failed = error != ""
+            self.end_generation(entry.sequence)
+        entry.end_ticks, entry.error, entry.run, entry.sequence = end_ticks, error, None, None
+        self._recorder.end_request(_narrow(entry.number), end_ticks, error != "")
 
     def delegate(self, state: Any) -> RequestEntry:
         """The request of a running `generate()` that has another model generate for it.
@@ -134,7 +180,7 @@ class RequestLog:
     def held(self) -> tuple[list[RequestEntry], dict[int, Generation]]:
         """What is held now, with the ends of the user's contexts brought up to date."""
         with change_lock:
-            self._close_ended_runs()
+            self.close_ended_runs()
             generations = self.generations.items()
             return list(self.requests.values()), {
                 number: generation
@@ -154,15 +200,17 @@ class RequestLog:
         with change_lock:
             entry = self._of_run.pop(id(run), None)
             if entry is not None:
-                entry.end_ticks, entry.error, entry.run = run.end_ticks, run.error, None
+                self.end_request(entry, run.end_ticks, run.error)
 
-    def _close_ended_runs(self) -> None:
-        for entry in list(self._of_run.values()):
-            if entry.run is not None and entry.run.end_ticks:
-                self.close_request(entry.run)
+    def close_ended_runs(self) -> None:
+        """Notes the ends of the user's contexts, which say nothing themselves."""
+        with change_lock:
+            for entry in list(self._of_run.values()):
+                if entry.run is not None and entry.run.end_ticks:
+                    self.close_request(entry.run)
 
     def _evict(self) -> None:
-        self._close_ended_runs()
+        self.close_ended_runs()
         surplus = len(self.requests) - self.limit * 9 // 10
         gone = [number for number, entry in self.requests.items() if entry.end_ticks][:surplus]
         for number in gone:
@@ -252,16 +300,18 @@ class GenerateWatch:
 
     def number_request(self) -> int:
         """The number that stands for the running request, in which no `generate()` runs."""
-        generation = self._log.open_generation(self._log.open_request(current_run()))
-        generation.by_generate = False
-        return generation.number
+        entry = self._log.open_request(current_run())
+        return self._log.open_generation(entry, by_generate=False).number
 
     def number_row(self, request: EngineRequest) -> Any:
         """The sequence that stands for an engine's request from now on."""
-        generation = self._log.open_generation(self._log.open_request(request))
-        generation.by_generate, generation.by_rows = False, True
-        generation.from_start = request.whole_since_ticks > self._begun_ticks
-        generation.prompt = Prompt(tokens=request.tokens_in)
+        generation = self._log.open_generation(
+            self._log.open_request(request),
+            by_generate=False,
+            by_rows=True,
+            from_start=request.whole_since_ticks > self._begun_ticks,
+            prompt=Prompt(tokens=request.tokens_in),
+        )
         generation.state = _native.RowSequence(self._recorder, generation.number)
         return generation.state
 
@@ -308,11 +358,13 @@ class GenerateWatch:
                 entry = self._log.open_request(current_run())
             else:  # it generates for the one round it
                 entry = self._log.delegate(outer)
-            generation = self._log.open_generation(entry)
-            generation.is_beam_search = call.is_beam_search
-            generation.can_end_rows = call.can_end_rows
-            generation.commits_known = type(model) in self._counting_commits
-            generation.prompt = call.prompt()
+            generation = self._log.open_generation(
+                entry,
+                is_beam_search=call.is_beam_search,
+                can_end_rows=call.can_end_rows,
+                commits_known=type(model) in self._counting_commits,
+                prompt=call.prompt(),
+            )
             number, depth = generation.number, 0
         state = _native.GenerationState(
             self._recorder, number, depth, not call.has_cache, id(model), call.is_chunked
@@ -345,14 +397,20 @@ class GenerateWatch:
             generation.commits_known &= not state.tokens_unknown
             if error is None:
                 generation.row_lengths = call.row_lengths(result, state)
+            self._log.end_generation(generation)
             if entry is not None and entry.run is None:
-                entry.error = "" if error is None else error.__name__
-                entry.end_ticks = _native.now_ticks()
+                ended = "" if error is None else error.__name__
+                self._log.end_request(entry, _native.now_ticks(), ended)
         except Exception as fault:
             self._on_fault("generate", fault)
         finally:
             if generation is not None:
                 generation.running, generation.state = False, None
+
+
+def _narrow(number: int) -> int:
+    """A number as the native side counts, which holds what is open only."""
+    return number & 0xFFFFFFFF
 
 
 def _number_request(watch: weakref.ref[GenerateWatch]) -> int:
