@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "bindings/bind_totals.h"
 #include "bindings/module.h"
 #include "bindings/request_numbers.h"
 #include "bindings/scope.h"
@@ -29,46 +30,6 @@ void start(Recorder& recorder) {
     throw std::runtime_error("at most " + std::to_string(kMaxRecorders) +
                              " recordings can run at once in a process; stop one first");
   }
-}
-
-py::dict histogram_dict(const ExpHistogram& histogram) {
-  py::dict result;
-  result["count"] = histogram.count();
-  result["sum"] = histogram.sum();
-  result["min"] = histogram.min();
-  result["max"] = histogram.max();
-  result["p50"] = histogram.quantile(0.5);
-  result["p90"] = histogram.quantile(0.9);
-  result["p99"] = histogram.quantile(0.99);
-  return result;
-}
-
-// Rows of (kind, ...) with the kind as its number.
-py::dict totals(Recorder& recorder) {
-  AggregateSnapshot snapshot;
-  without_gil([&] { snapshot = recorder.totals(); });
-  py::list steps;
-  for (int kind = 0; kind < kStepKinds; ++kind) {
-    const StepTotals& totals = snapshot.steps[static_cast<size_t>(kind)];
-    if (totals.begun == 0) continue;
-    py::dict row;
-    row["kind"] = kind;
-    row["begun"] = totals.begun;
-    row["failed"] = totals.failed;
-    row["rows"] = totals.rows;
-    row["tokens_in"] = totals.tokens_in;
-    row["wall_ns"] = histogram_dict(totals.wall_ns);
-    steps.append(row);
-  }
-  py::list sites;
-  for (const SiteTotals& totals : snapshot.sites) {
-    sites.append(
-        py::make_tuple(totals.site, static_cast<int>(totals.kind), histogram_dict(totals.dur_ns)));
-  }
-  py::dict result;
-  result["steps"] = steps;
-  result["sites"] = sites;
-  return result;
 }
 
 // Steps are by kind, in the order of the kinds' numbers.
@@ -100,7 +61,8 @@ Recorder* recorder_of(PyObject* object) {
 }
 
 void bind_recorder(py::module_& m) {
-  py::class_<Recorder, std::shared_ptr<Recorder>>(m, "Recorder")
+  py::class_<Recorder, std::shared_ptr<Recorder>> recorder_class(m, "Recorder");
+  recorder_class
       .def(py::init(&make_recorder), py::arg("store_limit_bytes"), py::arg("ring_capacity"))
       .def("start", &start)
       .def("stop", [](Recorder& recorder) { without_gil([&] { recorder.stop(); }); })
@@ -114,7 +76,6 @@ void bind_recorder(py::module_& m) {
              return ticks;
            })
       .def_property_readonly("store_bytes", &Recorder::store_bytes)
-      .def("totals", &totals)
       .def("status", &status)
       .def(
           "snapshot",
@@ -124,6 +85,7 @@ void bind_recorder(py::module_& m) {
             return snapshot_columns(snapshot, origin_ticks, marks);
           },
           py::arg("origin_ticks"), py::arg("marks"));
+  bind_totals(m, recorder_class);
   m.def(
       "intern_module",
       [](const std::string& name) { return intern_site(SiteCategory::kModule, name); },

@@ -1,37 +1,42 @@
 #include "core/aggregates.h"
 
+#include <algorithm>
+
 namespace pertoken {
 
-void Aggregates::add_span(uint32_t site, uint8_t kind, uint64_t dur_ns) {
-  if (site >= sites_.size()) sites_.resize(site + 1);
-  auto& histogram = sites_[site][kind];
-  if (histogram == nullptr) histogram = std::make_unique<ExpHistogram>();
-  histogram->record_ns(dur_ns);
+void Aggregates::add_span(uint32_t site, uint8_t kind, uint64_t dur_ns, uint64_t own_ns) {
+  if (site >= sites_.size()) sites_.resize(size_t{site} + 1);
+  std::unique_ptr<SiteTotals>* totals = &sites_[site][kind];
+  if (*totals == nullptr) {
+    const bool is_full = site_histograms_ >= kMaxSiteHistograms;
+    if (is_full) totals = &other_site_[kind];
+    if (*totals == nullptr) {
+      *totals = std::make_unique<SiteTotals>(SiteTotals{.site = is_full ? kOtherSite : site, .kind = kind});
+    }
+    site_histograms_ += is_full ? 0 : 1;
+  }
+  (*totals)->dur_ns.record_ns(dur_ns);
+  (*totals)->own_ns += own_ns;
 }
 
-void Aggregates::add_step_begin(StepKind kind, uint32_t rows, uint32_t query_len, bool is_total) {
-  StepTotals& totals = steps_[static_cast<size_t>(kind)];
-  ++totals.begun;
-  if (rows == kNone32) return;
-  totals.rows += rows;
-  if (query_len != kNone32) totals.tokens_in += uint64_t{is_total ? 1 : rows} * query_len;
-}
-
-void Aggregates::add_step_end(StepKind kind, uint64_t wall_ns, bool failed) {
-  StepTotals& totals = steps_[static_cast<size_t>(kind)];
-  if (failed) ++totals.failed;
-  totals.wall_ns.record_ns(wall_ns);
+RequestTotals& Aggregates::requests(uint32_t label_set) {
+  const size_t at = std::min(label_set, kOtherLabels);
+  if (at >= requests_.size()) requests_.resize(at + 1);
+  return requests_[at];
 }
 
 AggregateSnapshot Aggregates::snapshot() const {
   AggregateSnapshot snapshot;
   snapshot.steps = steps_;
-  for (uint32_t site = 0; site < sites_.size(); ++site) {
-    for (uint8_t kind = 0; kind <= kStepKinds; ++kind) {
-      const auto& histogram = sites_[site][kind];
-      if (histogram != nullptr) snapshot.sites.push_back({site, kind, *histogram});
+  snapshot.requests = requests_;
+  snapshot.sites.reserve(site_histograms_ + other_site_.size());
+  const auto add = [&](const ByKind& by_kind) {
+    for (const auto& totals : by_kind) {
+      if (totals != nullptr) snapshot.sites.push_back(*totals);
     }
-  }
+  };
+  for (const ByKind& by_kind : sites_) add(by_kind);
+  add(other_site_);
   return snapshot;
 }
 

@@ -1,5 +1,6 @@
 // Everything since the start of a recording, in bounded memory: how often and how long, by step
-// kind and by site. Counts never go down. Written by the collector, read under its mutex.
+// kind, by site and by the label set of requests. Counts never go down. Written by the collector,
+// read under its mutex.
 #pragma once
 
 #include <array>
@@ -14,37 +15,76 @@ namespace pertoken {
 
 inline constexpr uint8_t kOutsideSteps = kStepKinds;  // the "kind" of a span in no step
 
+// Once so many pairs of site and kind have a histogram, the spans of further ones are counted under
+// kOtherSite, by kind. A histogram of durations takes 4 KB at most, so that all take 130 MB.
+inline constexpr size_t kMaxSiteHistograms = size_t{1} << 15;
+inline constexpr uint32_t kOtherSite = kNone32;
+
+// Label sets are numbered from 0 by whoever interns them; what comes after so many is the last one.
+inline constexpr uint32_t kMaxLabelSets = 128;
+inline constexpr uint32_t kOtherLabels = kMaxLabelSets;
+
+inline uint64_t to_ns(uint64_t dur_ticks, double ns_per_tick) noexcept {
+  return static_cast<uint64_t>(static_cast<double>(dur_ticks) * ns_per_tick);
+}
+
 struct SiteTotals {
   uint32_t site;
   uint8_t kind;  // StepKind, or kOutsideSteps
-  ExpHistogram dur_ns;
+  uint64_t own_ns = 0;
+  ExpHistogram dur_ns = ExpHistogram();
 };
 
 struct StepTotals {
   uint64_t begun = 0;
   uint64_t failed = 0;
-  uint64_t rows = 0;       // of steps whose rows are known
-  uint64_t tokens_in = 0;  // of steps whose lengths are known
-  ExpHistogram wall_ns;    // of steps that ended
+  uint64_t rows = 0;              // of steps whose rows are known
+  uint64_t tokens_in = 0;         // of steps whose lengths are known
+  uint64_t tokens_committed = 0;  // once they are certain
+  ExpHistogram wall_ns;           // of steps that ended without an exception
+  ExpHistogram itl_ns;            // of the tokens that they committed
+};
+
+// Of the requests with one label set. Latencies of whole requests are of those that ended without
+// an exception.
+struct RequestTotals {
+  uint64_t started = 0;
+  uint64_t finished = 0;  // without an exception
+  uint64_t failed = 0;
+  uint64_t tokens_in = 0;   // of generations whose prompt is known
+  uint64_t tokens_out = 0;  // committed, once they are certain
+  ExpHistogram duration_ns;
+  ExpHistogram ttft_ns;
+  ExpHistogram tpot_ns;
+  ExpHistogram itl_ns;
+  std::array<ExpHistogram, kStepKinds> step_ns;  // of their steps, as StepTotals::wall_ns
 };
 
 struct AggregateSnapshot {
   std::array<StepTotals, kStepKinds> steps;
   std::vector<SiteTotals> sites;
+  std::vector<RequestTotals> requests;  // by number of the label set
+  // What the bounds of the request tracker have left out.
+  uint64_t requests_uncounted = 0;
+  uint64_t tokens_uncounted = 0;
 };
 
 class Aggregates {
  public:
-  void add_span(uint32_t site, uint8_t kind, uint64_t dur_ns);
-  // `query_len` is that of each row, or with `is_total` of all of them together.
-  void add_step_begin(StepKind kind, uint32_t rows, uint32_t query_len, bool is_total);
-  void add_step_end(StepKind kind, uint64_t wall_ns, bool failed);
+  void add_span(uint32_t site, uint8_t kind, uint64_t dur_ns, uint64_t own_ns);
+  StepTotals& steps(StepKind kind) { return steps_[static_cast<size_t>(kind)]; }
+  RequestTotals& requests(uint32_t label_set);
   AggregateSnapshot snapshot() const;
 
  private:
+  // By kind: a site is met in few kinds, so most entries stay empty.
+  using ByKind = std::array<std::unique_ptr<SiteTotals>, kStepKinds + 1>;
+
   std::array<StepTotals, kStepKinds> steps_;
-  // By site, then by kind: a site is met in few kinds, so most entries stay empty.
-  std::vector<std::array<std::unique_ptr<ExpHistogram>, kStepKinds + 1>> sites_;
+  std::vector<ByKind> sites_;  // by site; as long as the table of strings, which is bounded
+  ByKind other_site_;
+  size_t site_histograms_ = 0;
+  std::vector<RequestTotals> requests_;
 };
 
 }  // namespace pertoken

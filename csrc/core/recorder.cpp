@@ -102,11 +102,13 @@ void Recorder::refresh_rate_locked() {
   rate_ticks_ = now;
   clock_.trim(store_.oldest_ticks(now));
   ns_per_tick_ = 1e9 / clock_.map().ticks_per_second();
+  tracker_.set_rate(ns_per_tick_);
 }
 
 // Returns the largest number of records that one buffer held.
 size_t Recorder::drain_locked() {
   refresh_rate_locked();
+  tracker_.begin_round();
   size_t fullest = 0;
   for (size_t i = 0; i < buffers_.size();) {
     ThreadBuffer& buffer = *buffers_[i];
@@ -122,6 +124,7 @@ size_t Recorder::drain_locked() {
     store_.close_track(buffer.track);
     buffers_.erase(buffers_.begin() + static_cast<std::ptrdiff_t>(i));
   }
+  tracker_.end_round();
   store_.evict();
   if (tracks_.size() >= forget_tracks_at_) forget_tracks_locked();
   return fullest;
@@ -178,7 +181,9 @@ void Recorder::collect(const Record& record, ThreadBuffer& buffer) {
       const uint8_t kind = step == kNoStep         ? kOutsideSteps
                            : step == progress.step ? progress.kind
                                                    : static_cast<uint8_t>(StepKind::kOther);
-      aggregates_.add_span(record.detail(), kind, to_ns(dur_ticks));
+      const uint64_t own_ticks = progress.own_time.end_span(seq, parent_seq, dur_ticks);
+      aggregates_.add_span(record.detail(), kind, to_ns(dur_ticks, ns_per_tick_),
+                           to_ns(own_ticks, ns_per_tick_));
       break;
     }
     case RecordType::kStepBegin: {
@@ -187,7 +192,8 @@ void Recorder::collect(const Record& record, ThreadBuffer& buffer) {
       progress.kind = static_cast<uint8_t>(kind);
       const auto rows = static_cast<uint32_t>(record.end_ticks >> 32);
       const auto query_len = static_cast<uint32_t>(record.end_ticks);
-      aggregates_.add_step_begin(kind, rows, query_len, (record.detail() & kStepHasRows) != 0);
+      tracker_.begin_step(
+          {step, kind, rows, query_len, record.detail(), record.seq, record.start_ticks});
       if (StepRow* row = store_.begin_step(step)) {
         row->start_ticks = record.start_ticks;
         row->rows = rows;
@@ -200,16 +206,18 @@ void Recorder::collect(const Record& record, ThreadBuffer& buffer) {
       break;
     }
     case RecordType::kStepEnd: {
+      tracker_.end_step(step, record.start_ticks, record.detail());
       StepRow* row = store_.step(step);
       if (row == nullptr || !row->begun) break;
       row->end_ticks = record.start_ticks;
       row->detail |= record.detail() & (kStepFailed | kStepBare | kStepSeveral);
       activity_.step_ticks += row->end_ticks - row->start_ticks;
-      aggregates_.add_step_end(step_kind(row->detail), to_ns(row->end_ticks - row->start_ticks),
-                               (record.detail() & kStepFailed) != 0);
       break;
     }
     case RecordType::kCommit:
+      tracker_.commit(step, static_cast<uint32_t>(record.end_ticks),
+                      static_cast<uint32_t>(record.start_ticks),
+                      (record.detail() & kCommitTotal) != 0);
       if (StepRow* row = store_.step(step)) {
         row->committed = static_cast<uint32_t>(record.end_ticks);
         row->committed_before = static_cast<uint32_t>(record.start_ticks);
@@ -217,6 +225,8 @@ void Recorder::collect(const Record& record, ThreadBuffer& buffer) {
       }
       break;
     case RecordType::kRowValid:
+      tracker_.see_row(step, static_cast<uint32_t>(record.end_ticks >> 32),
+                       static_cast<uint32_t>(record.end_ticks));
       store_.add_row_valid({step, static_cast<uint32_t>(record.start_ticks),
                             static_cast<uint32_t>(record.end_ticks >> 32),
                             static_cast<uint32_t>(record.end_ticks)});
@@ -227,11 +237,33 @@ void Recorder::collect(const Record& record, ThreadBuffer& buffer) {
                       static_cast<uint32_t>(record.end_ticks), record.detail()});
       break;
     case RecordType::kRowCommit:
+      tracker_.commit_row(step, static_cast<uint32_t>(record.start_ticks), record.seq,
+                          static_cast<uint32_t>(record.end_ticks));
       store_.add_row_commit({step, static_cast<uint32_t>(record.start_ticks),
                              static_cast<uint32_t>(record.end_ticks >> 32),
                              static_cast<uint32_t>(record.end_ticks)});
       break;
   }
+}
+
+RecorderSnapshot Recorder::snapshot() {
+  const std::lock_guard lock(mutex_);
+  drain_locked();
+  RecorderSnapshot snapshot;
+  snapshot.clock = clock_.map();
+  snapshot.store = store_.snapshot();
+  snapshot.tracks = tracks_;
+  snapshot.losses = losses_locked();
+  return snapshot;
+}
+
+RecorderTotals Recorder::totals() {
+  const std::lock_guard lock(mutex_);
+  drain_locked();
+  RecorderTotals totals{aggregates_.snapshot(), losses_locked()};
+  totals.requests_uncounted = tracker_.requests_uncounted();
+  totals.tokens_uncounted = tracker_.tokens_uncounted();
+  return totals;
 }
 
 RecorderLosses Recorder::losses_locked() const {
@@ -247,28 +279,11 @@ RecorderLosses Recorder::losses_locked() const {
   return losses;
 }
 
-RecorderSnapshot Recorder::snapshot() {
-  const std::lock_guard lock(mutex_);
-  drain_locked();
-  RecorderSnapshot snapshot;
-  snapshot.clock = clock_.map();
-  snapshot.store = store_.snapshot();
-  snapshot.tracks = tracks_;
-  snapshot.losses = losses_locked();
-  return snapshot;
-}
-
-AggregateSnapshot Recorder::totals() {
-  const std::lock_guard lock(mutex_);
-  drain_locked();
-  return aggregates_.snapshot();
-}
-
 RecorderStatus Recorder::status() {
   const std::lock_guard lock(mutex_);
   drain_locked();
   return {.activity = activity_,
-          .step_ns = to_ns(activity_.step_ticks),
+          .step_ns = to_ns(activity_.step_ticks, ns_per_tick_),
           .drain_cpu_ns = drain_cpu_ns_,
           .store_bytes = store_.bytes(),
           .losses = losses_locked()};

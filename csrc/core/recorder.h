@@ -15,6 +15,7 @@
 #include "core/activity.h"
 #include "core/aggregates.h"
 #include "core/clock_calibrator.h"
+#include "core/request_tracker.h"
 #include "core/thread_buffer.h"
 #include "core/trace_store.h"
 
@@ -55,6 +56,10 @@ struct RecorderStatus {
   RecorderLosses losses;
 };
 
+struct RecorderTotals : AggregateSnapshot {
+  RecorderLosses losses;
+};
+
 class Recorder {
  public:
   static std::shared_ptr<Recorder> create(const RecorderOptions& options);
@@ -91,8 +96,11 @@ class Recorder {
   // Moves everything pushed so far into the store.
   void drain();
   RecorderSnapshot snapshot();
-  AggregateSnapshot totals();
+  // A copy of the aggregates at one moment; of the store nothing is touched.
+  RecorderTotals totals();
   RecorderStatus status();
+  // Tells the collector of requests: from any thread, never waiting for it.
+  RequestEvents& request_events() noexcept { return tracker_.events(); }
   int64_t first_step();
   // Of what ended before this, no step is held; 0 while none was evicted. Looks at all steps.
   uint64_t oldest_step_ticks();
@@ -127,9 +135,6 @@ class Recorder {
   void collect(const Record& record, ThreadBuffer& buffer);
   void forget_tracks_locked();
   RecorderLosses losses_locked() const;
-  uint64_t to_ns(uint64_t dur_ticks) const noexcept {
-    return static_cast<uint64_t>(static_cast<double>(dur_ticks) * ns_per_tick_);
-  }
 
   const RecorderOptions options_;
   const uint64_t uid_;
@@ -153,6 +158,7 @@ class Recorder {
   uint64_t collector_faults_ = 0;
   TraceStore store_;
   Aggregates aggregates_;
+  RequestTracker tracker_{aggregates_};
   Activity activity_;
   uint64_t drain_cpu_ns_ = 0;  // up to the last round of the last drain thread
   ClockCalibrator clock_;

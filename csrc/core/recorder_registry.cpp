@@ -34,16 +34,23 @@ Registry& registry() {
 struct ForkHandlers {
   static void prepare() {
     registry().mutex.lock();
-    for (Recorder* recorder : registry().recorders) recorder->mutex_.lock();
+    for (Recorder* recorder : registry().recorders) {
+      recorder->mutex_.lock();
+      recorder->tracker_.events().lock();
+    }
   }
   static void in_parent() {
-    for (Recorder* recorder : registry().recorders) recorder->mutex_.unlock();
+    for (Recorder* recorder : registry().recorders) {
+      recorder->tracker_.events().unlock();
+      recorder->mutex_.unlock();
+    }
     registry().mutex.unlock();
   }
   static void in_child() {
     for (Recorder* recorder : registry().recorders) {
       recorder->active_.store(false, std::memory_order_relaxed);
       recorder->in_forked_child_ = true;
+      recorder->tracker_.events().unlock();
       recorder->mutex_.unlock();
     }
     for (auto& running : registry().running) running.store(nullptr, std::memory_order_release);

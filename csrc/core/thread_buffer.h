@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "core/own_time.h"
 #include "core/record.h"
 #include "core/spsc_ring.h"
 
@@ -24,6 +25,7 @@ struct ThreadBuffer {
     int64_t last_seq = -1;  // -1: none yet, and the first is taken as it is
     int64_t step = -1;      // the last one begun on this track, -1 none, and its kind
     uint8_t kind = static_cast<uint8_t>(StepKind::kOther);
+    OwnTime own_time;
   };
   Progress progress;
 

@@ -10,6 +10,7 @@ from typing_extensions import disjoint_base
 
 FLOAT_FORMATS: dict[str, int]
 MAX_HISTOGRAM_SCALE: int
+MAX_LABEL_SETS: int
 MAX_RECORDERS: int
 MIN_HISTOGRAM_SCALE: int
 
@@ -120,6 +121,29 @@ class Recorder:
     def stop(self) -> None: ...
     def drain(self) -> None: ...
     def totals(self) -> dict[str, Any]: ...
+    def begin_request(self, request: int, label_set: int, start_ticks: int) -> None: ...
+    def begin_generation(
+        self,
+        *,
+        generation: int,
+        request: int,
+        by_generate: bool,
+        by_rows: bool,
+        can_end_rows: bool,
+        is_beam_search: bool,
+        prompt: tuple[int, int, int],
+    ) -> None: ...
+    def end_generation(
+        self,
+        *,
+        generation: int,
+        first_commit_ticks: int,
+        has_failed: bool,
+        is_delegated: bool,
+        commits_known: bool,
+        row_lengths: Sequence[int] | None,
+    ) -> None: ...
+    def end_request(self, request: int, end_ticks: int, has_failed: bool) -> None: ...
     def status(self) -> dict[str, Any]: ...
     def snapshot(self, origin_ticks: int, marks: NDArray[np.uint64]) -> dict[str, Any]: ...
     @property

@@ -65,7 +65,7 @@ def assemble(recording: Recording) -> Profile:
         "tracks": _tracks(raw["tracks"], strings),
         "processes": own_process(meta, losses, strings),
     }
-    return Profile.from_columns(tables, strings.strings, meta, losses)
+    return Profile.from_columns(tables, strings.strings, meta, losses, recording.totals())
 
 
 def _cut(raw: dict[str, Any], now_ns: int) -> None:

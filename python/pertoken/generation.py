@@ -109,16 +109,18 @@ class GenerateWatch:
 
     def number_request(self) -> int:
         """The number that stands for the running request, in which no `generate()` runs."""
-        generation = self._log.open_generation(self._log.open_request(current_run()))
-        generation.by_generate = False
-        return generation.number
+        entry = self._log.open_request(current_run())
+        return self._log.open_generation(entry, by_generate=False).number
 
     def number_row(self, request: EngineRequest) -> Any:
         """The sequence that stands for an engine's request from now on."""
-        generation = self._log.open_generation(self._log.open_request(request))
-        generation.by_generate, generation.by_rows = False, True
-        generation.from_start = request.whole_since_ticks > self._begun_ticks
-        generation.prompt = Prompt(tokens=request.tokens_in)
+        generation = self._log.open_generation(
+            self._log.open_request(request),
+            by_generate=False,
+            by_rows=True,
+            from_start=request.whole_since_ticks > self._begun_ticks,
+            prompt=Prompt(tokens=request.tokens_in),
+        )
         generation.state = _native.RowSequence(self._recorder, generation.number)
         return generation.state
 
@@ -181,11 +183,13 @@ class GenerateWatch:
                 entry = self._log.open_request(current_run())
             else:  # it generates for the one round it
                 entry = self._log.delegate(outer)
-            generation = self._log.open_generation(entry)
-            generation.is_beam_search = call.is_beam_search
-            generation.can_end_rows = call.can_end_rows
-            generation.commits_known = type(model) in self._counting_commits
-            generation.prompt = call.prompt()
+            generation = self._log.open_generation(
+                entry,
+                is_beam_search=call.is_beam_search,
+                can_end_rows=call.can_end_rows,
+                commits_known=type(model) in self._counting_commits,
+                prompt=call.prompt(),
+            )
             number, depth = generation.number, 0
         state = _native.GenerationState(
             self._recorder, number, depth, not call.has_cache, id(model), call.is_chunked
@@ -218,9 +222,10 @@ class GenerateWatch:
             generation.commits_known &= not state.tokens_unknown
             if error is None:
                 generation.row_lengths = call.row_lengths(result, state)
+            self._log.end_generation(generation)
             if entry is not None and entry.run is None:
-                entry.error = "" if error is None else error.__name__
-                entry.end_ticks = _native.now_ticks()
+                ended = "" if error is None else error.__name__
+                self._log.end_request(entry, _native.now_ticks(), ended)
         except Exception as fault:
             self._on_fault("generate", fault)
         finally:

@@ -349,12 +349,21 @@ def from_native(core: _native.ExpHistogram) -> Histogram:
     return histogram
 
 
+def from_parts(parts: HistogramParts) -> Histogram:
+    """A histogram of given counts and moments.
+
+    Raises:
+        HistogramError: they are at odds with each other.
+    """
+    with _clear_errors():
+        return Histogram._of_parts(parts)
+
+
 def _unpickled(parts: dict[str, Any]) -> Histogram:
     for side in ("positive", "negative"):
         offset, counts = parts[side]
         parts[side] = Buckets(offset, np.array(counts, np.uint64))
-    with _clear_errors():
-        return Histogram._of_parts(HistogramParts(**parts))
+    return from_parts(HistogramParts(**parts))
 
 
 def _checked_scale(scale: object) -> int:

@@ -16,13 +16,17 @@ from urllib.parse import quote
 import numpy as np
 
 from pertoken import schema
+from pertoken.errors import TotalsError
 from pertoken.result import Profile
 from pertoken.table import Table
+from pertoken.totals import Totals
+from pertoken.totals_json import totals_from_dict
 
 FORMAT_NAME = "pertoken"
 MEMBER = "manifest.json"
 
 _KEYS = ("format", "format_version", "strings", "meta", "losses", "tables")
+_KEYS_SINCE = {"totals": 2}  # the format version that brought them
 _LONGEST_INTEGER = 20
 _DEEPEST_METADATA = 32
 
@@ -115,6 +119,7 @@ class Manifest:
     meta: dict[str, Any]
     losses: dict[str, Any]
     columns: tuple[ColumnEntry, ...]
+    totals: Totals | None
 
 
 def column_entries(table: Table) -> Iterable[ColumnEntry]:
@@ -155,6 +160,7 @@ def dump(profile: Profile) -> bytes:
         "losses": _finite(losses),
         "tables": tables,
         "strings": list(profile.requests.strings),
+        "totals": None if profile.totals is None else _finite(profile.totals.to_dict()),
     }
     try:
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
@@ -180,8 +186,9 @@ def parse(text: bytes) -> Manifest:
     if not isinstance(content, dict) or content.get("format") != FORMAT_NAME:
         raise ManifestError("its manifest does not say that it is a pertoken profile")
     version = _checked_version(content)
-    missing = [key for key in _KEYS if key not in content]
-    unknown = [key for key in content if key not in _KEYS]
+    keys = (*_KEYS, *(key for key, since in _KEYS_SINCE.items() if since <= version))
+    missing = [key for key in keys if key not in content]
+    unknown = [key for key in content if key not in keys]
     if missing or unknown:
         raise ManifestError(f"its manifest lacks {missing} and has unknown {shortened(unknown)}")
     strings = content["strings"]
@@ -194,7 +201,15 @@ def parse(text: bytes) -> Manifest:
         content["meta"],
         content["losses"],
         _columns(content["tables"], schema.tables_of(version)),
+        _totals(content.get("totals")),
     )
+
+
+def _totals(content: object) -> Totals | None:
+    try:
+        return None if content is None else totals_from_dict(content)
+    except TotalsError as error:
+        raise ManifestError(f"its totals are damaged: {shortened(error)}") from error
 
 
 def _checked_version(content: Mapping[str, Any]) -> int:

@@ -29,6 +29,7 @@ from pertoken.result import Profile
 from pertoken.schema import ID_BITS
 from pertoken.strings import StringTable
 from pertoken.table import Array, Table
+from pertoken.totals import Totals
 from pertoken.version import __version__
 
 _ROW_IDS = ("request", "step", "span")
@@ -100,6 +101,7 @@ def _merged(profiles: Sequence[Profile]) -> Profile:
         strings.strings,
         _merged_meta(metas, alignments),
         _merged_losses(losses, names, alignments),
+        _merged_totals(profiles),
     )
 
 
@@ -281,6 +283,15 @@ def _common(values: Sequence[Any]) -> Any:
         keys = dict.fromkeys(key for value in values for key in value)
         return {key: _common([value.get(key) for value in values]) for key in keys}
     return values[0] if all(value == values[0] for value in values) else None
+
+
+def _merged_totals(profiles: Sequence[Profile]) -> Totals | None:
+    merged = Totals()
+    for profile in profiles:
+        if profile.totals is None:
+            return None
+        merged = merged.merge(profile.totals)
+    return merged
 
 
 def _merged_losses(

@@ -23,10 +23,11 @@ from pertoken.instrument import Instrumentation, unwrap_compiled
 from pertoken.patch import change_lock
 from pertoken.request_log import RequestLog
 from pertoken.result import Profile
-from pertoken.schema import STEP_KINDS
 from pertoken.scopes import entered_round
 from pertoken.selection import ModuleSelection, select_modules
 from pertoken.status import StatusLog, describe_status
+from pertoken.totals import Totals
+from pertoken.totals_reading import read_totals
 
 if TYPE_CHECKING:
     import torch
@@ -127,7 +128,7 @@ class Recording:
         self.recorder = _native.Recorder(memory_limit_bytes * 7 // 8, _RING_RECORDS)
         self.log = RequestLog(
             max(1024, memory_limit_bytes // 8 // _BYTES_A_REQUEST),
-            self.recorder.oldest_step_ticks,
+            self.recorder,
         )
         self.instrumentation = Instrumentation(makes_cycles=holds_model)
         self.ranks: Ranks | None = None  # in the process group, when it last started
@@ -266,26 +267,13 @@ class Recording:
         """What counts to the memory limit: the store's bytes, and about those of the requests."""
         return store_bytes + len(self.log.requests) * _BYTES_A_REQUEST
 
-    def totals(self) -> dict[str, Any]:
-        """Counts and latencies since the start, evicted steps included, as plain data.
+    def totals(self) -> Totals:
+        """Counts and latencies since the start, evicted steps included; a copy at one moment.
 
-        Returns:
-            ``steps``: by kind, how many ``begun`` and ``failed``, ``rows``, ``tokens_in`` and
-            ``wall_ns``; ``sites``: by module or region and step kind, ``dur_ns``. Each latency is
-            a dict of ``count``, ``sum``, ``min``, ``max``, ``p50``, ``p90``, ``p99`` in
-            nanoseconds; percentiles are of histogram buckets 9 % wide.
+        The model's thread does not wait for it, and nothing of the trace is copied. What is open,
+        such as a request that runs, is counted as begun; its latencies count when it ends.
         """
-        native = self.recorder.totals()
-        names = _native.site_names()
-        kinds = (*STEP_KINDS, "")
-        steps = {
-            STEP_KINDS[row["kind"]]: {key: value for key, value in row.items() if key != "kind"}
-            for row in native["steps"]
-        }
-        sites: dict[str, dict[str, Any]] = {}
-        for code, kind, latency in native["sites"]:
-            sites.setdefault(names[code][1], {})[kinds[kind]] = {"dur_ns": latency}
-        return {"steps": steps, "sites": sites}
+        return read_totals(self)
 
     @property
     def unknown_commits(self) -> bool:

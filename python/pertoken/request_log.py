@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from pertoken import _native
 from pertoken.engines.requests import EngineRequest
 from pertoken.generate_call import Prompt
+from pertoken.label_sets import LabelSets
 from pertoken.patch import change_lock
 from pertoken.request_run import RequestRun, current_run
 
@@ -63,6 +63,7 @@ class RequestEntry:
     model_version: str = ""
     labels: dict[str, str] = field(default_factory=dict)
     run: RequestRun | EngineRequest | None = None  # what opened it, while it is open
+    sequence: Generation | None = None  # the one of an engine's request, while it is open
     end_ticks: int = 0
     error: str = ""
 
@@ -76,12 +77,13 @@ class RequestLog:
 
     Args:
         limit: how many requests to hold.
-        oldest_step_ticks: gives the start of the oldest step held, 0 while none was evicted.
+        recorder: the native recorder; its totals are told of every beginning and end.
     """
 
-    def __init__(self, limit: int, oldest_step_ticks: Callable[[], int]) -> None:
+    def __init__(self, limit: int, recorder: Any) -> None:
         self.limit = limit
-        self._oldest_step_ticks = oldest_step_ticks
+        self.label_sets = LabelSets()
+        self._recorder = recorder
         self._forget_at = min(limit, _FEW_REQUESTS)
         self.evicted = 0
         self.unknown: dict[str, None] = {}  # sentences, each once
@@ -108,16 +110,58 @@ class RequestLog:
                 )
                 self._of_run[id(run)] = entry
             self.requests[entry.number] = entry
+            label_set = self.label_sets.number(entry.model_version, entry.labels)
+            self._recorder.begin_request(_narrow(entry.number), label_set, entry.start_ticks)
             self._forget_now_and_then()
             return entry
 
-    def open_generation(self, entry: RequestEntry) -> Generation:
-        """A new generation of a request."""
+    def open_generation(self, entry: RequestEntry, **traits: Any) -> Generation:
+        """A new generation of a request.
+
+        Args:
+            entry: the request.
+            traits: what is known of the generation, by the names of its attributes.
+        """
         with change_lock:
-            generation = Generation(next(self._next_generation), entry.number)
+            generation = Generation(next(self._next_generation), entry.number, **traits)
             self.generations[generation.number] = generation
+            if generation.by_rows:
+                entry.sequence = generation
             self._forget_now_and_then()
-            return generation
+        prompt = generation.prompt
+        self._recorder.begin_generation(
+            generation=_narrow(generation.number),
+            request=_narrow(entry.number),
+            by_generate=generation.by_generate,
+            by_rows=generation.by_rows,
+            can_end_rows=generation.can_end_rows,
+            is_beam_search=generation.is_beam_search,
+            prompt=(prompt.rows, prompt.length, prompt.tokens),
+        )
+        return generation
+
+    def end_generation(self, generation: Generation) -> None:
+        """Has the totals count a generation, of which all is known by now."""
+        row_lengths, commits_known = generation.row_lengths, generation.commits_known
+        if generation.by_rows:
+            commits_known = generation.from_start and not generation.state.tokens_unknown
+            row_lengths = [generation.state.tokens] if commits_known else None
+        self._recorder.end_generation(
+            generation=_narrow(generation.number),
+            first_commit_ticks=generation.known_first_commit_ticks,
+            has_failed=generation.has_failed,
+            is_delegated=generation.is_delegated,
+            commits_known=commits_known,
+            row_lengths=row_lengths,
+        )
+
+    def end_request(self, entry: RequestEntry, end_ticks: int, error: str) -> None:
+        """Notes the end of a request."""
+        if entry.sequence is not None:
+            entry.sequence.has_failed = error != ""
+            self.end_generation(entry.sequence)
+        entry.end_ticks, entry.error, entry.run, entry.sequence = end_ticks, error, None, None
+        self._recorder.end_request(_narrow(entry.number), end_ticks, error != "")
 
     def delegate(self, state: Any) -> RequestEntry:
         """The request of a running `generate()` that has another model generate for it.
@@ -154,12 +198,14 @@ class RequestLog:
         with change_lock:
             entry = self._of_run.pop(id(run), None)
             if entry is not None:
-                entry.end_ticks, entry.error, entry.run = run.end_ticks, run.error, None
+                self.end_request(entry, run.end_ticks, run.error)
 
-    def _close_ended_runs(self) -> None:
-        for entry in list(self._of_run.values()):
-            if entry.run is not None and entry.run.end_ticks:
-                self.close_request(entry.run)
+    def close_ended_runs(self) -> None:
+        """Notes the ends of the user's contexts, which say nothing themselves."""
+        with change_lock:
+            for entry in list(self._of_run.values()):
+                if entry.run is not None and entry.run.end_ticks:
+                    self.close_request(entry.run)
 
     def _forget_now_and_then(self) -> None:
         """So seldom that looking at all costs little for each."""
@@ -172,8 +218,8 @@ class RequestLog:
         )
 
     def _forget(self) -> None:
-        self._close_ended_runs()
-        oldest = self._oldest_step_ticks()
+        self.close_ended_runs()
+        oldest = self._recorder.oldest_step_ticks()
         over = [n for n, held in self.generations.items() if held.is_over_before(oldest)]
         self._drop_generations(over)
         in_use = {held.request for held in self.generations.values() if held.by_generate}
@@ -207,3 +253,8 @@ class RequestLog:
     def _drop_generations(self, numbers: list[int]) -> None:
         for number in numbers:
             del self.generations[number]
+
+
+def _narrow(number: int) -> int:
+    """A number as the native side counts, which holds what is open only."""
+    return number & 0xFFFFFFFF

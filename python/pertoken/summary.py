@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pertoken.analysis import latency
 from pertoken.analysis.distribution import Distribution
 from pertoken.analysis.row_index import rows_of
+from pertoken.analysis.since_start import since_start
 from pertoken.analysis.site_times import hottest_sites, site_times
 from pertoken.analysis.slow_tokens import SlowToken, slowest_tokens
 from pertoken.analysis.stragglers import find_stragglers
@@ -105,6 +106,7 @@ class Summary:
             },
             "processes": _processes(profile),
             "stragglers": find_stragglers(profile).as_dict() if merged else None,
+            "since_start": since_start(profile),
             "losses": {k: v for k, v in profile.losses.items() if k != "processes"},
         }
         return cls(data)
@@ -122,9 +124,10 @@ class Summary:
         contributors: [{site, category, own_ns, median_ns, extra_ns}]}; ``hottest_sites`` by kind, a
         list of {site, category, share, self_ns_per_step, calls_per_step}; ``processes``, a
         list of {process, name, start_ns, end_ns, clock_basis, clock_offset_ns, clock_error_ns};
-        ``stragglers`` as of `Stragglers.as_dict`, None unless the profile was merged; ``losses`` as
-        in the profile, those of all processes together. The root module is the site named by the
-        empty string.
+        ``stragglers`` as of `Stragglers.as_dict`, None unless the profile was merged;
+        ``since_start``, None unless something was evicted: counts and latencies of the whole run by
+        the same keys, from `Profile.totals`; ``losses`` as in the profile, those of all processes
+        together. The root module is the site named by the empty string.
         """
         return copy.deepcopy(self._data)
 

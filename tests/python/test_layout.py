@@ -38,7 +38,8 @@ RESULT_SIDE = {
     "_native", "analysis", "clock_alignment", "errors", "export", "histogram",
     "histogram_exchange", "manifest", "merging", "older_formats", "processes", "quantity", "result",
     "schema", "storage", "strings", "summary", "summary_block", "summary_html", "summary_layout",
-    "summary_processes", "summary_text", "table", "tensor_memory", "version", "whole_file",
+    "summary_processes", "summary_text", "table", "tensor_memory", "totals", "totals_json",
+    "version", "whole_file",
 }  # fmt: skip
 OPTIONAL = {"torch", "transformers", "pandas", "pyarrow", "safetensors", "pynvml", "accelerate"}
 TERMINAL = {"rich", "click"}

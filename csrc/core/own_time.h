@@ -1,0 +1,48 @@
+// The time of a span that none of its children took, found as the spans of one track end: children
+// end before their parent, so that what they took waits for it under its number. Used by the
+// collector, one a track.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+namespace pertoken {
+
+class OwnTime {
+ public:
+  // A span ends; returns its own ticks. `parent_seq` 0: it has no parent.
+  uint64_t end_span(int64_t seq, int64_t parent_seq, uint64_t dur_ticks) {
+    uint64_t children = 0;
+    // Parents that began later and have not ended by now are gone, or overlap this span.
+    while (!waiting_.empty() && waiting_.back().seq > seq) waiting_.pop_back();
+    if (!waiting_.empty() && waiting_.back().seq == seq) {
+      children = waiting_.back().children_ticks;
+      waiting_.pop_back();
+    }
+    if (parent_seq > 0) add(parent_seq, dur_ticks);
+    return dur_ticks - std::min(children, dur_ticks);
+  }
+
+ private:
+  struct Waiting {
+    int64_t seq;
+    uint64_t children_ticks;
+  };
+  static constexpr size_t kDeepest = 256;  // of open spans; the outermost are given up beyond it
+
+  void add(int64_t parent_seq, uint64_t ticks) {
+    auto at = waiting_.end();
+    while (at != waiting_.begin() && (at - 1)->seq > parent_seq) --at;
+    if (at != waiting_.begin() && (at - 1)->seq == parent_seq) {
+      (at - 1)->children_ticks += ticks;
+      return;
+    }
+    waiting_.insert(at, {parent_seq, ticks});
+    if (waiting_.size() > kDeepest) waiting_.erase(waiting_.begin());
+  }
+
+  std::vector<Waiting> waiting_;  // parents of spans that have ended, ascending
+};
+
+}  // namespace pertoken
