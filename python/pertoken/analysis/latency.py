@@ -48,29 +48,27 @@ def ttft_ns(profile: Profile) -> Array:
 def tpot_ns(profile: Profile) -> Array:
     """Time per output token of each request: ``(duration - TTFT) / (n - 1)``.
 
-    The duration is that of the request, from entry to exit. n is the number of tokens committed to
-    one sequence; of a request with several rows, to its longest one, since all of them run side by
-    side until that one ends. It is not inter-token latency, which is between single commits.
+    The duration is that of the request, from entry to exit. n is `output_len`: the tokens of its
+    longest row, since all rows run side by side until that one ends, and of several calls of
+    generate() one after the other. It is not inter-token latency, which is between single commits.
 
     Returns:
         float64, shape (requests,), nanoseconds; NaN for a request that still runs, that an
         exception ended, whose n is unknown or below 2, or whose tokens were all committed at one
-        moment (a beam search), where a time per token would mean nothing.
+        moment, where a time per token would mean nothing.
     """
     requests, tokens = profile.requests, profile.tokens
     row = rows_of(requests["request"], tokens["request"])
     known = row >= 0
-    length = np.zeros(len(requests), dtype=np.int64)
-    # By position, not by counting: the first tokens of a sequence may have been evicted.
-    np.maximum.at(length, row[known], tokens["position"][known] + 1)
-    last_ns = np.full(len(requests), np.iinfo(np.int64).min)
+    never = np.iinfo(np.int64).max
+    last_ns = np.full(len(requests), -1)
     np.maximum.at(last_ns, row[known], tokens["commit_ns"][known])
+    last_ns[last_ns < 0] = never  # its tokens are no longer held
 
-    alone = (length == 0) & (requests["rows"] == 1)
-    length = np.where(alone, requests["tokens_out"], length)
-    start_ns, end_ns, first_ns = requests["start_ns"], requests["end_ns"], ttft_ns(profile)
-    at_once = ~alone & (last_ns <= start_ns + first_ns)
-    defined = (end_ns >= 0) & (first_ns >= 0) & (length >= 2) & ~at_once
+    length, first_ns = requests["output_len"], ttft_ns(profile)
+    start_ns, end_ns = requests["start_ns"], requests["end_ns"]
+    defined = (end_ns >= 0) & (first_ns >= 0) & (length >= 2) & (requests["error"] == "")
+    defined &= last_ns > start_ns + first_ns
     remaining_ns = end_ns - start_ns - first_ns
     result = np.full(len(requests), np.nan)
     result[defined] = remaining_ns[defined] / (length[defined] - 1)
