@@ -18,16 +18,18 @@ void GenerationTimes::step_begins(Aggregates& totals, double ns_per_tick) {
   }
 }
 
-void GenerationTimes::step_ends(StepKind kind, uint64_t end_ticks, bool is_declared) {
+void GenerationTimes::step_ends(StepKind kind, uint64_t end_ticks, uint32_t detail) {
+  if ((detail & kStepHasRows) == 0) ++steps_untold_;
   if (kind == StepKind::kDraft) return;
   last_kind_ = kind;
   last_end_ticks_ = end_ticks;
-  is_last_declared_ = is_declared;
+  is_last_declared_ = (detail & kStepDeclared) != 0;
   last_declared_tokens_ = kNone32;
 }
 
 bool GenerationTimes::commit(const StepCommit& commit, Aggregates& totals, double ns_per_tick) {
   has_committed_ = true;
+  if (commit.is_declared && steps_untold_ > 0) --steps_untold_;
   if (is_given_up_) return false;
   if (begin_.is_beam_search) {
     if (commit.is_declared) last_declared_tokens_ = commit.tokens;
@@ -57,7 +59,9 @@ void GenerationTimes::count(const StepCommit& commit, std::span<const uint32_t> 
     if (has_rows) count_rows(commit, commit.tokens, row_lengths, totals, ns_per_tick);
     return;
   }
-  if (commit.tokens == 0 || (begin_.source == CommitSource::kGenerate && commit.kind == StepKind::kDraft)) return;
+  if (commit.tokens == 0 ||
+      (begin_.source == CommitSource::kGenerate && commit.kind == StepKind::kDraft))
+    return;
   note_declared(commit.end_ticks);
   if (has_rows && commit.tokens % commit.rows == 0) {
     count_rows(commit, commit.tokens / commit.rows, {}, totals, ns_per_tick);
@@ -88,7 +92,7 @@ void GenerationTimes::count_rows(const StepCommit& commit, uint32_t tokens_each,
       tokens = std::min(tokens, left);
     }
     if (tokens == 0) continue;
-    if (last_ticks_[row] != 0) {
+    if (last_ticks_[row] != 0 && last_ticks_[row] <= commit.end_ticks) {
       const uint64_t ticks = commit.end_ticks - last_ticks_[row];
       if (ticks != gap_ticks) {
         record(gap_ticks, gaps);
@@ -97,7 +101,7 @@ void GenerationTimes::count_rows(const StepCommit& commit, uint32_t tokens_each,
       }
       ++gaps;
     }
-    last_ticks_[row] = commit.end_ticks;
+    last_ticks_[row] = std::max(last_ticks_[row], commit.end_ticks);
     row_tokens_[row] += tokens;
     at_once += tokens - 1;
     total += tokens;
@@ -123,11 +127,11 @@ void GenerationTimes::commit_row(StepKind kind, uint32_t row, uint32_t tokens, u
     last_ticks_.resize(place + 1, 0);
     row_tokens_.resize(place + 1, 0);
   }
-  if (last_ticks_[place] != 0) {
+  if (last_ticks_[place] != 0 && last_ticks_[place] <= end_ticks) {
     add_gaps(kind, end_ticks - last_ticks_[place], 1, totals, ns_per_tick);
   }
   add_gaps(kind, 0, tokens - 1, totals, ns_per_tick);
-  last_ticks_[place] = end_ticks;
+  last_ticks_[place] = std::max(last_ticks_[place], end_ticks);
   row_tokens_[place] += tokens;
   last_commit_ticks_ = std::max(last_commit_ticks_, end_ticks);
   add_tokens(kind, tokens, totals);
@@ -146,7 +150,8 @@ void GenerationTimes::add_gaps(StepKind kind, uint64_t ticks, uint64_t times, Ag
   totals.requests(label_set_).itl_ns.record(ns, times);
 }
 
-void GenerationTimes::add_tokens(StepKind kind, uint64_t tokens, Aggregates& totals) const {
+void GenerationTimes::add_tokens(StepKind kind, uint64_t tokens, Aggregates& totals) {
+  tokens_out_ += tokens;
   totals.steps(kind).tokens_committed += tokens;
   totals.requests(label_set_).tokens_out += tokens;
 }
@@ -171,6 +176,10 @@ void GenerationTimes::end(const GenerationEnd& end, Aggregates& totals, double n
   if (end.row_lengths) {
     const auto longest = std::max_element(end.row_lengths->begin(), end.row_lengths->end());
     longest_row_ = longest == end.row_lengths->end() ? 0 : *longest;
+    // Where the steps did not tell, what was returned does; of which step it was stays unknown.
+    const auto total =
+        std::accumulate(end.row_lengths->begin(), end.row_lengths->end(), uint64_t{0});
+    if (total > tokens_out_) totals.requests(label_set_).tokens_out += total - tokens_out_;
   }
   const bool is_declared = first_declared_ticks_ != 0 && begin_.source != CommitSource::kRows;
   first_commit_ticks_ = is_declared ? first_declared_ticks_ : end.first_commit_ticks;
@@ -203,6 +212,7 @@ int64_t GenerationTimes::output_len() const {
   if (begin_.is_beam_search) return -1;
   if (longest_row_) return *longest_row_;
   if (begin_.source == CommitSource::kRows) return -1;  // some of it was not seen
+  if (steps_untold_ > 0) return -1;
   const auto longest = std::max_element(row_tokens_.begin(), row_tokens_.end());
   return longest == row_tokens_.end() ? 0 : static_cast<int64_t>(*longest);
 }

@@ -1,6 +1,8 @@
 // The commits of one generation: which rows got tokens, and how long after their last ones. What a
 // commit means is often known later than its time: rows may have ended unseen, and the last step
-// of a call that raises has committed nothing. Such commits wait. Used by the collector only.
+// of a call that raises has committed nothing. Such commits wait. A sequence whose steps change
+// threads within one round of the collector may be met out of order: then a commit that is older
+// than one already met has no time to the one before it. Used by the collector only.
 #pragma once
 
 #include <cstdint>
@@ -38,7 +40,7 @@ class GenerationTimes {
   // A further step of it begins: what waited for the last one to stand is counted, if nothing else
   // is open about it.
   void step_begins(Aggregates& totals, double ns_per_tick);
-  void step_ends(StepKind kind, uint64_t end_ticks, bool is_declared);
+  void step_ends(StepKind kind, uint64_t end_ticks, uint32_t detail);
   // False when it was given up before.
   bool commit(const StepCommit& commit, Aggregates& totals, double ns_per_tick);
   // Of one row of a step, told for itself.
@@ -47,7 +49,8 @@ class GenerationTimes {
   // There is no room to wait: what would have to, and all that follows it, is left out, since the
   // times after a hole would be wrong.
   void give_up_rest() noexcept { is_given_up_ = is_given_up_ || waiting_.size() > 1; }
-  // What the mask of a step says of the prompt's padding, up to the first commit. `rows` 0: nothing.
+  // What the mask of a step says of the prompt's padding, up to the first commit. `rows` 0:
+  // nothing.
   void see_mask(uint32_t rows, int64_t valid_tokens, bool is_unread);
   // Counts what is certain now and forgets the rest.
   void end(const GenerationEnd& end, Aggregates& totals, double ns_per_tick);
@@ -69,7 +72,7 @@ class GenerationTimes {
   void note_declared(uint64_t end_ticks);
   void add_gaps(StepKind kind, uint64_t ticks, uint64_t times, Aggregates& totals,
                 double ns_per_tick) const;
-  void add_tokens(StepKind kind, uint64_t tokens, Aggregates& totals) const;
+  void add_tokens(StepKind kind, uint64_t tokens, Aggregates& totals);
   void end_beams(const GenerationEnd& end, Aggregates& totals);
 
   GenerationBegin begin_;
@@ -88,6 +91,8 @@ class GenerationTimes {
   StepKind last_kind_ = StepKind::kOther;
   uint64_t last_end_ticks_ = 0;  // of the last step that was no draft
   bool is_last_declared_ = false;
+  uint64_t steps_untold_ = 0;  // that ended, and of whose commits nobody has spoken
+  uint64_t tokens_out_ = 0;    // counted
   uint32_t last_declared_tokens_ = kNone32;
   uint64_t first_declared_ticks_ = 0;
   uint64_t first_commit_ticks_ = 0;

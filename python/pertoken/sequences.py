@@ -355,8 +355,8 @@ class Sequences:
         if generation.row_lengths is not None:
             return max(generation.row_lengths, default=0)
         steps = self._steps
-        members = members[steps["committed"][members] >= 0]
-        if not len(members) or not steps["committed_is_total"][members[-1]]:
+        is_told = (steps["committed"][members] >= 0) & (steps["committed_is_total"][members] != 0)
+        if not is_told.size or not is_told.all():
             return _UNKNOWN
         last = members[-1]
         total = int(steps["committed_before"][last] + steps["committed"][last])
