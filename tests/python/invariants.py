@@ -7,7 +7,7 @@ from collections import defaultdict
 import numpy as np
 
 from pertoken import Histogram, Profile
-from pertoken.analysis import latency
+from pertoken.analysis.latency import tpot_ns, ttft_ns
 
 
 def check(profile: Profile, *, clock_steps: bool = False) -> None:
@@ -144,9 +144,9 @@ def check_totals(profile: Profile) -> None:
     assert counted.started == len(requests) == counted.finished + counted.failed
     assert counted.failed == failed.sum()
     assert_histogram(counted.duration_ns, (requests["end_ns"] - requests["start_ns"])[~failed])
-    ttft_ns, tpot_ns = latency.ttft_ns(profile), latency.tpot_ns(profile)
-    assert_histogram(counted.ttft_ns, ttft_ns[ttft_ns >= 0])
-    assert_histogram(counted.tpot_ns, tpot_ns[~np.isnan(tpot_ns)])
+    first_ns, per_token_ns = ttft_ns(profile), tpot_ns(profile)
+    assert_histogram(counted.ttft_ns, first_ns[first_ns >= 0])
+    assert_histogram(counted.tpot_ns, per_token_ns[~np.isnan(per_token_ns)])
     if (requests["tokens_in"] >= 0).all():
         assert counted.tokens_in == requests["tokens_in"].sum()
     if (requests["tokens_out"] >= 0).all():

@@ -46,9 +46,7 @@ def totals_of(happened: list[tuple[str, Any, int]]) -> Totals:
         recordings=1,
         recorded_ns=len(happened),
         steps={
-            kind: StepTotals(
-                len(ns), sum(n % 2 for n in ns), 3 * len(ns), sum(ns), 1, histogram(ns)
-            )
+            kind: StepTotals(len(ns), 0, 3 * len(ns), sum(ns), 1, histogram(ns))
             for kind, ns in of("step").items()
         },
         sites={SiteKey(*key): SiteTotals(sum(ns), histogram(ns)) for key, ns in of("span").items()},
