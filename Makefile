@@ -3,12 +3,14 @@
 #   PYTHON  the interpreter the environment is made from (3.10 to 3.13; found when not given)
 #   TORCH   the requirement that brings torch
 #   VENV    where the environment is
+#   FUZZ_SECONDS  for how long the fuzzers run
 #   JOBS    how many processes build and lint at once
 
 SHELL := /bin/bash
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 JOBS ?= 2
+FUZZ_SECONDS ?= 60
 PYTHON ?= $(shell .ci/find_python.sh)
 PYTEST_ARGS ?=
 
@@ -29,7 +31,7 @@ TSAN_RUN := $(shell setarch -R true 2>/dev/null && echo setarch -R)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format wheel bench clean distclean \
-  lint-python lint-types lint-cpp lint-tidy cpp-tests aarch64 pytest FORCE
+  lint-python lint-types lint-cpp lint-tidy cpp-tests aarch64 fuzz pytest FORCE
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) \
@@ -40,7 +42,7 @@ demo: $(VENV)/.installed ## profile a small model; writes demo/
 
 # Goes on after a failure, so that one run tells everything; pytest comes last and sums up.
 test: $(VENV)/.installed $(VENV)/.dev ## lint, the C++ tests under sanitizers, the Python tests
-	@$(MAKE) -k lint cpp-tests aarch64 pytest
+	@$(MAKE) -k lint cpp-tests aarch64 fuzz pytest
 
 lint: lint-python lint-types lint-cpp lint-tidy ## ruff, mypy, stubtest, clang-format, clang-tidy
 
@@ -117,14 +119,16 @@ build-tidy/ok/%: % $(HEADERS) .clang-tidy build-tidy/compile_commands.json
 cpp-tests: $(VENV)/.dev ## the C++ tests: optimised, under ASan and UBSan, under TSan
 	@$(MAKE) cpp-test-plain cpp-test-asan cpp-test-tsan
 
-cpp-test-plain: CMAKE_ARGS = -DCMAKE_BUILD_TYPE=Release
-cpp-test-asan: CMAKE_ARGS = -DPERTOKEN_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1
-cpp-test-tsan: CMAKE_ARGS = -DPERTOKEN_SANITIZE=thread -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1
-cpp-test-tsan: RUN = $(TSAN_RUN)
-cpp-test-%: FORCE
+cpp-build-plain: CMAKE_ARGS = -DCMAKE_BUILD_TYPE=Release
+cpp-build-asan: CMAKE_ARGS = -DPERTOKEN_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1
+cpp-build-tsan: CMAKE_ARGS = -DPERTOKEN_SANITIZE=thread -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1
+cpp-build-%: FORCE
 	cmake -S . -B build-$* -G Ninja -DPERTOKEN_BUILD_TESTS=ON -DPERTOKEN_BUILD_MODULE=OFF \
 	  -DPERTOKEN_CUDA=OFF $(CMAKE_ARGS)
 	cmake --build build-$* --parallel $(JOBS)
+
+cpp-test-tsan: RUN = $(TSAN_RUN)
+cpp-test-%: cpp-build-%
 	$(RUN) ctest --test-dir build-$* --output-on-failure --no-tests=error --timeout 300 -j $(JOBS)
 
 aarch64: $(VENV)/.dev ## compile the native sources for aarch64
@@ -134,6 +138,9 @@ build-aarch64/ok/%: % $(HEADERS) .ci/check_aarch64.sh cmake/build_info.h.in
 	echo 'aarch64: $<'
 	.ci/check_aarch64.sh build-aarch64 $<
 	mkdir -p $(@D) && touch $@
+
+fuzz: $(VENV)/.installed $(VENV)/.dev cpp-build-asan ## fuzz the loader and the trace writer
+	.ci/fuzz.sh $(FUZZ_SECONDS) build-fuzz
 
 pytest: $(VENV)/.installed $(VENV)/.dev ## the Python tests
 	python -m pytest $(PYTEST_ARGS)

@@ -33,14 +33,19 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
         return {"missing": "valgrind is not installed"}
     counts: dict[str, float] = {}
     for number, kind in enumerate(KINDS):
-        short, long = (_count(valgrind, kind, calls) for calls in (SHORT_CALLS, LONG_CALLS))
-        counts[kind] = (long - short) / (LONG_CALLS - SHORT_CALLS)
+        counts[kind] = instructions_a_call(valgrind, kind)
         advance((number + 1) / len(KINDS))
     return {
         "instructions_a_call": counts,
         "added_by_wrapper": counts["wrapped"] - counts["bare"],
         "added_by_inactive_wrapper": counts["wrapped, stopped"] - counts["bare"],
     }
+
+
+def instructions_a_call(valgrind: str, kind: str) -> float:
+    """Instructions of the main thread for one call of a kind, start-up excluded."""
+    short, long = (_count(valgrind, kind, calls) for calls in (SHORT_CALLS, LONG_CALLS))
+    return (long - short) / (LONG_CALLS - SHORT_CALLS)
 
 
 def _count(valgrind: str, kind: str, calls: int) -> int:
@@ -101,6 +106,33 @@ def _stopped(calls: int) -> None:
     _wrapped(calls, active=False)
 
 
+def _root(calls: int) -> None:
+    """Steps of a root whose inputs nobody describes: its own bookkeeping."""
+    from contextvars import ContextVar
+
+    from pertoken import _native
+
+    recorder = _native.Recorder(STORE_BYTES, RING_RECORDS)
+    generation_var: ContextVar[Any] = ContextVar("generation")
+    site = _native.intern_module("root")
+    root = _native.RootCall(_inner, recorder, site, generation_var, [], False, True, 0)
+    recorder.start()
+    for _ in range(calls):
+        _call(root, None)
+
+
+def _step(calls: int) -> None:
+    import pertoken
+    from pertoken import _native
+
+    recorder = _native.Recorder(STORE_BYTES, RING_RECORDS)
+    step = pertoken.step(kind="decode", rows=1, tokens_committed=1)
+    recorder.start()
+    for _ in range(calls):
+        with step:
+            pass
+
+
 def _region(calls: int) -> None:
     import pertoken
     from pertoken import _native
@@ -117,7 +149,9 @@ KINDS = {
     "bare": _bare,
     "wrapped": _wrapped,
     "wrapped, stopped": _stopped,
+    "root": _root,
     "region": _region,
+    "step": _step,
 }
 
 

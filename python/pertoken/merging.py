@@ -14,6 +14,7 @@ What a column holds is declared in the schema, and decides what happens to it:
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -294,6 +295,15 @@ def _merged_totals(profiles: Sequence[Profile]) -> Totals | None:
     return merged
 
 
+def _are_counts(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(count, int) for count in value.values())
+
+
+def _different(items: Iterable[Any]) -> list[Any]:
+    """Each of some plain data once, in the order of appearance; it may be of any kind."""
+    return list({json.dumps(item, sort_keys=True): item for item in items}.values())
+
+
 def _merged_losses(
     losses: Sequence[Mapping[str, Any]], names: Sequence[str], alignments: Sequence[Alignment]
 ) -> dict[str, Any]:
@@ -303,10 +313,10 @@ def _merged_losses(
         values = [own[key] for own in losses if own.get(key) is not None]
         if all(isinstance(value, int) for value in values):
             merged[key] = sum(values)
-        elif all(isinstance(value, Mapping) for value in values):
+        elif all(_are_counts(value) for value in values):
             merged[key] = dict(sum((Counter(value) for value in values), Counter()))
         elif all(isinstance(value, list) for value in values):
-            merged[key] = list(dict.fromkeys(item for value in values for item in value))
+            merged[key] = _different(item for value in values for item in value)
     errors = [alignment.error_ns for alignment in alignments]
     merged["clock_error_ns"] = -1 if min(errors) < 0 else max(errors)
     merged["reasons"] = [

@@ -7,8 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from archive_mutator import SavedArchive, packed, unpacked
-from pertoken import storage
+from pertoken import Histogram, storage
 from pertoken.result import Profile
+from pertoken.totals import RequestTotals, SiteKey, SiteTotals, StepTotals, Totals
 from synthetic import synthetic_profile
 
 CORPUS = Path(__file__).parent / "corpus" / "loader"
@@ -29,7 +30,9 @@ def starting_inputs() -> dict[str, bytes]:
 
 def seeds() -> dict[str, bytes]:
     """Save some profiles with the code of today."""
+    whole = synthetic_profile(requests=1, tokens=2, layers=1)
     profiles = {
+        "seed-totals": Profile(whole.tables, whole.meta, whole.losses, some_totals()),
         "seed-empty": Profile.from_columns({}, (), {}, {}),
         "seed-small": synthetic_profile(requests=1, tokens=3, layers=1),
         "seed-exotic": synthetic_profile(exotic_names=True, layers=2, tokens=3, rows=2),
@@ -41,6 +44,22 @@ def seeds() -> dict[str, bytes]:
             storage.save(profile, path)
             result[name] = path.read_bytes()
     return result
+
+
+def some_totals() -> Totals:
+    """Totals with something in each place."""
+    times_ns = Histogram.from_values([0.0, 1.5e6, 2.5e6])
+    return Totals(
+        recordings=1,
+        recorded_ns=10**9,
+        steps={"decode": StepTotals(begun=2, rows=2, wall_ns=times_ns, itl_ns=times_ns)},
+        sites={SiteKey("lm_head", "decode", "module"): SiteTotals(own_ns=5, dur_ns=times_ns)},
+        requests={
+            (): RequestTotals(started=1),
+            (("tenant", "a"),): RequestTotals(finished=1, step_ns={"decode": times_ns}),
+        },
+        losses={"steps_evicted": 3},
+    )
 
 
 def adapted_to_schema(data: bytes) -> bytes | None:

@@ -1,6 +1,7 @@
 // Fuzzes the trace writer: makes columns of an input's bytes, writes the trace and checks all that
 // a reader counts on. Built with -fsanitize=fuzzer where clang has it; with any compiler,
 // replay.cpp gives it a main() that runs files. The input is described at FuzzedProfile.
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -63,10 +64,8 @@ class FuzzedProfile {
     for (size_t left = in_.byte() % 8; left > 0; --left) add(in_.text());
     trace_.strings = &strings_;
     trace_.header_json = in_.byte() % 2 == 0 ? "" : "\"schemaVersion\": 1";
-    trace_.pid = in_.integer();
-    process_ = in_.text();
+    read_processes(1 + in_.byte() % 3);
     root_ = in_.text();
-    trace_.process_name = process_;
     trace_.root_name = root_;
     read_requests(rows());
     read_steps(rows());
@@ -109,6 +108,25 @@ class FuzzedProfile {
     return column.data();
   }
 
+  const int32_t* processes(size_t size) {
+    std::vector<int32_t>& column = narrow_.emplace_back(size);
+    const int count = static_cast<int>(trace_.processes.size());
+    for (int32_t& process : column) process = in_.byte() % count;
+    return column.data();
+  }
+
+  void read_processes(size_t count) {
+    process_names_.resize(count);
+    for (std::string& name : process_names_) {
+      const int64_t pid = in_.integer();
+      name = in_.text();
+      const bool is_shown =
+          std::any_of(trace_.processes.begin(), trace_.processes.end(),
+                      [&](const TraceProcess& other) { return other.pid == pid; });
+      if (!is_shown) trace_.processes.push_back({pid, name});
+    }
+  }
+
   void read_requests(size_t size) {
     RequestColumns& requests = trace_.requests;
     requests.size = size;
@@ -122,6 +140,7 @@ class FuzzedProfile {
     requests.id = codes(size);
     requests.model_version = codes(size);
     requests.error = codes(size);
+    requests.process = processes(size);
     label_names_.resize(in_.byte() % 4);
     for (std::string& name : label_names_) {
       // Columns have distinct names, so labels do: their number makes them so here.
@@ -144,6 +163,7 @@ class FuzzedProfile {
     steps.context_len = integers(size);
     steps.kind = codes(size);
     steps.error = codes(size);
+    steps.process = processes(size);
   }
 
   void read_spans(size_t size) {
@@ -174,7 +194,7 @@ class FuzzedProfile {
   std::vector<std::vector<int64_t>> wide_;
   std::vector<std::vector<int32_t>> narrow_;
   std::vector<std::string> label_names_;
-  std::string process_;
+  std::vector<std::string> process_names_;
   std::string root_;
   ChromeTrace trace_;
 };

@@ -1,0 +1,50 @@
+"""The hot path takes no more instructions than it may: a gate without noise, by callgrind.
+
+A count varies by less than one between runs. The budgets leave room for other compilers and
+versions of Python, not for another branch or load in every call of a module. Whoever makes
+something slower on purpose changes its budget with it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from requirements_check import require
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+# Instructions added to a bare call; behind each what was counted when it was set (GNU 12, x86-64).
+ADDED = {
+    "wrapped": 185,  # 172: a recorded call of a module
+    "wrapped, stopped": 105,  # 98: its wrapper when the recording has stopped
+    "root": 640,  # 596: a step
+}
+# Instructions of a whole `with`, the interpreter's own (Python 3.11) among them.
+WHOLE = {
+    "region": 5400,  # 4851: pertoken.span
+    "step": 5500,  # 4923: pertoken.step that runs no model
+}
+
+
+@cache
+def instructions(kind: str) -> float:
+    valgrind = require("valgrind")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        counted: float = importlib.import_module("instruction_counts").instructions_a_call(
+            str(valgrind), kind
+        )
+    return counted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [*ADDED, *WHOLE])
+def test_no_more_instructions_than_the_budget(kind: str) -> None:
+    counted = instructions(kind) - (instructions("bare") if kind in ADDED else 0)
+    budget = {**ADDED, **WHOLE}[kind]
+    assert counted <= budget, f"{kind}: {counted:.1f} instructions, and {budget} is the budget"
+    assert counted > budget / 2, f"{kind}: {counted:.1f} instructions; lower its budget of {budget}"
