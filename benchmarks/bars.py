@@ -18,7 +18,7 @@ class Bar:
 
     what: str
     benchmark: str  # the section of the results that the figure is in
-    read: Callable[[Any], dict[str, float]]  # section -> median, low, high
+    read: Callable[[Any], dict[str, float] | None]  # section -> median, low, high; None: not here
     limit: float
     text: Format
     at_least: bool = False
@@ -75,6 +75,11 @@ def rate_text(value: float) -> str:
     return f"{value / 1e6:.2f} M/s"
 
 
+def billions_text(value: float) -> str:
+    """Writes a rate of values."""
+    return f"{value / 1e9:.2f} G/s"
+
+
 def _exact(value: float) -> dict[str, float]:
     return {"median": value, "low": value, "high": value}
 
@@ -127,6 +132,71 @@ def _step_bar(what: str, way: str) -> Bar:
         neutral=1.0,
     )
 
+
+def _tensor_rate(kind: str, instructions: str) -> Callable[[Any], dict[str, float] | None]:
+    """Values a second by one set of instructions; None where the processor has not got it."""
+
+    def read(tensors: Any) -> dict[str, float] | None:
+        sets = tensors["instruction_sets"]
+        if instructions not in sets:
+            return None
+        name = "pertoken" if instructions == sets[-1] else f"pertoken, {instructions}"
+        rate: dict[str, float] = tensors["kinds"][kind][name]["values_a_second"]
+        return rate
+
+    return read
+
+
+def _tensor_ratio(kind: str, other: str) -> Callable[[Any], dict[str, float]]:
+    """How many times as long something else takes for the same tensor."""
+
+    def read(tensors: Any) -> dict[str, float]:
+        ratio: dict[str, float] = tensors["kinds"][kind][other]["times_slower"]
+        return ratio
+
+    return read
+
+
+TENSOR_BARS = (
+    *(
+        Bar(
+            f"histogram and moments of {kind} by {instructions}, values a second",
+            "tensor_stats",
+            _tensor_rate(kind, instructions.lower().replace("-", "")),
+            limit,
+            billions_text,
+            at_least=True,
+        )
+        for kind in ("float32", "bfloat16")
+        for instructions, limit in (("AVX-512", 1.2e9), ("AVX2", 0.8e9))
+    ),
+    Bar(
+        "the same of float32, against torch.histc",
+        "tensor_stats",
+        _tensor_ratio("float32", "torch.histc"),
+        4,
+        factor_text,
+        at_least=True,
+    ),
+    Bar(
+        "the same of bfloat16, against torch.histc",
+        "tensor_stats",
+        _tensor_ratio("bfloat16", "torch.histc"),
+        10,
+        factor_text,
+        at_least=True,
+    ),
+    *(
+        Bar(
+            f"the time of a constant tensor of {kind}, to that of a random one",
+            "tensor_stats",
+            _tensor_ratio(kind, "pertoken, constant"),
+            2,
+            factor_text,
+        )
+        for kind in ("float32", "bfloat16")
+    ),
+)
 
 BARS = (
     Bar(
@@ -184,6 +254,7 @@ BARS = (
         factor_text,
         at_least=True,
     ),
+    *TENSOR_BARS,
 )
 
 
@@ -192,5 +263,7 @@ def verdicts(results: Results) -> Iterator[Verdict]:
     for bar in BARS:
         part = results["benchmarks"].get(bar.benchmark)
         if part is not None:
+            measured = bar.read(part)
             control = None if bar.read_control is None else bar.read_control(part)
-            yield Verdict(bar, bar.read(part), control)
+            if measured is not None:
+                yield Verdict(bar, measured, control)

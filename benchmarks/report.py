@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import peers_report
+import tensor_report
 from bars import Results, bytes_text, factor_text, ns_text, percent_text, rate_text, verdicts
 from page_parts import Estimate, estimate_text, table
 
@@ -312,6 +313,7 @@ _SECTIONS: tuple[tuple[tuple[str, ...], Callable[..., str]], ...] = (
     (("call_cost", "instruction_counts"), _calls),
     (("native_micro",), _native),
     (("store_memory", "stop_latency"), _store),
+    (("tensor_stats",), tensor_report.section),
     (("export_speed",), _export),
     (("micro",), _micro),
 )

@@ -23,6 +23,7 @@ BENCHMARKS = ROOT / "benchmarks"
 # In one process, to load torch once; the first one forks, so it comes before any thread.
 PARTS = (
     "peers", "decode_overhead", "call_cost", "store_memory", "stop_latency", "export_speed",
+    "tensor_stats",
 )  # fmt: skip
 RUN = """
 import importlib, json, sys
@@ -84,6 +85,18 @@ def test_the_page_is_made_of_what_the_benchmarks_give(
     for tool in measured["peers"]["tools"]:
         assert f"\n| {tool} | " in page and f"**{tool}**" in page
     assert f"{measured['peers']['tokens']} tokens" in page
+
+
+def test_the_page_shows_every_tensor_and_its_bars(measured: dict[str, Any], module: Any) -> None:
+    report = module("report")
+    document = {**_newest(report), "benchmarks": {"tensor_stats": measured["tensor_stats"]}}
+    page = report.render(document, "x.json")
+    tensors = measured["tensor_stats"]
+    for kind, works in tensors["kinds"].items():
+        for name in works:
+            assert f"\n| {kind} | {name} | " in page
+    expected = 4 + 2 * len(set(tensors["instruction_sets"]) & {"avx2", "avx512"})
+    assert len(list(module("bars").verdicts(document))) == expected
 
 
 def test_a_page_of_a_part_of_the_benchmarks_leaves_out_the_rest(

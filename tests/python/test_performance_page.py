@@ -26,7 +26,14 @@ def report() -> Iterator[ModuleType]:
         yield importlib.import_module("report")
     finally:
         sys.path.remove(folder)
-        for name in ("report", "bars", "peers_report", "bar_chart", "page_parts"):
+        for name in (
+            "report",
+            "bars",
+            "peers_report",
+            "tensor_report",
+            "bar_chart",
+            "page_parts",
+        ):
             sys.modules.pop(name, None)
 
 

@@ -27,14 +27,14 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from pertoken import _native
 from pertoken.errors import system_errors
-from pertoken.processes import process_name
+from pertoken.processes import names_of_processes
 from pertoken.whole_file import written_aside
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _write(profile: Profile, name: str, target: object) -> None:
     }
     processes = [(_integer(meta, "pid"), "python")]
     if len(profile.processes) > 1:
-        processes = _shown_processes(meta["processes"])
+        processes = _shown_processes(profile)
         pids = np.array([pid for pid, _ in processes], dtype=np.int64)
         tables["tracks"]["pid"] = pids[tables["tracks"]["process"]]
     _native.write_chrome_trace(
@@ -94,14 +94,13 @@ def _write(profile: Profile, name: str, target: object) -> None:
     )
 
 
-def _shown_processes(metas: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
+def _shown_processes(profile: Profile) -> list[tuple[int, str]]:
     """Give each process an id of its own to be shown under, and its name."""
     shown: dict[int, str] = {}
-    for meta in metas:
-        pid = _integer(meta, "pid")
-        if pid in shown or pid > _INT32_MAX:
-            pid = max(_FIRST_MADE_UP_PID, *shown) + 1
-        shown[pid] = process_name(meta)
+    names = names_of_processes(profile)
+    for pid, name in zip(profile.processes["pid"].tolist(), names, strict=True):
+        unusable = pid in shown or not 0 <= pid <= _INT32_MAX
+        shown[max((_FIRST_MADE_UP_PID, *shown)) + 1 if unusable else pid] = name
     return list(shown.items())
 
 
