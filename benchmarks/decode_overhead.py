@@ -1,8 +1,13 @@
-"""What recording adds to a decode step of a real model, beside hooks and torch.profiler.
+"""What recording adds to a decode step of a real model.
 
 The decode runs in two ways. Through `generate()`, as users run it: this is what the bars are held
 against, and there a recording has most to do. And in a loop by hand around the forward alone,
-where the same cost weighs more, since nothing else is part of the step.
+where the same cost weighs more, since nothing else is part of the step. Rounds of the two
+alternate, so that a machine that is slower for a minute is so for both.
+
+Rounds are many and short, and hold nothing slow: what is to be found is a few tenths of a per cent.
+Tools that add tens of per cent are compared in `peers.py`, with fewer rounds. A block still is
+longer than the collector sleeps (20 ms), so that its work is part of every block.
 """
 
 from __future__ import annotations
@@ -13,9 +18,9 @@ from functools import partial
 from typing import Any
 
 import pertoken
-from hooks import calls_a_step, no_op_hooks, timing_hooks, torch_profiler
-from paired import Variant, compare
-from script import Advance, part, run_script
+from hooks import calls_a_step
+from paired import Comparison, Variant, run_rounds
+from script import Advance, run_script
 from tiny_llama import (
     WARM_UP_STEPS,
     decode_by_generate,
@@ -32,8 +37,8 @@ WAYS: dict[str, Callable[..., list[int]]] = {
 
 
 def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
-    """Compares all variants in one interleaved run for each way to decode."""
-    rounds, steps = (3, 4) if smoke else (100, 48)
+    """Compares all selections in one interleaved run of both ways to decode."""
+    rounds, steps = (3, 4) if smoke else (700, 32)
     model, prompt = tiny_llama(), prompt_ids()
     result: dict[str, Any] = {
         "modules": sum(1 for _ in model.modules()),
@@ -42,33 +47,26 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
         "steps_a_block": steps,
         "ways": {},
     }
-    for number, (way, decode) in enumerate(WAYS.items()):
-        recordings = {
-            selection: pertoken.profile(model, modules=selection) for selection in SELECTIONS
-        }
-        variants = [
-            *(
-                Variant(f"pertoken {selection}", partial(recorded, recording))
-                for selection, recording in recordings.items()
-            ),
-            Variant("Python hooks, no-op", partial(no_op_hooks, model)),
-            Variant("Python hooks, timing", partial(timing_hooks, model)),
-            Variant("torch.profiler", torch_profiler),
-        ]
+    recordings: list[pertoken.Recording] = []
+    comparisons: dict[str, Comparison] = {}
+    for way, decode in WAYS.items():
         block = partial(decode, model, prompt, steps)
         block()
-        result["ways"][way] = {
-            # The prefill is a step, too.
-            "calls_a_step": calls_a_step(model, block, 1 + WARM_UP_STEPS + steps),
-            "variants": compare(
-                variants,
-                block,
-                rounds=rounds,
-                advance=part(advance, number, len(WAYS)),
-            ),
-        }
-        for recording in recordings.values():
-            require_complete(recording)
+        # The prefill is a step, too.
+        calls = calls_a_step(model, block, 1 + WARM_UP_STEPS + steps)
+        result["ways"][way] = {"calls_a_step": calls}
+        own = [pertoken.profile(model, modules=selection) for selection in SELECTIONS]
+        variants = [
+            Variant(f"pertoken {selection}", partial(recorded, recording))
+            for selection, recording in zip(SELECTIONS, own, strict=True)
+        ]
+        comparisons[way] = Comparison(variants, block)
+        recordings += own
+    run_rounds(list(comparisons.values()), rounds=rounds, advance=advance)
+    for way, comparison in comparisons.items():
+        result["ways"][way]["variants"] = comparison.estimates()
+    for recording in recordings:
+        require_complete(recording)
     return result
 
 

@@ -102,12 +102,13 @@ def peak_growth_bytes(run: Callable[[], object]) -> int | None:
         CLEAR_REFS.write_text(RESET_PEAK)
     except OSError:
         return None
-    before = _status_bytes("VmRSS")
+    before = status_bytes("VmRSS")
     run()
-    return max(0, _status_bytes("VmHWM") - before)
+    return max(0, status_bytes("VmHWM") - before)
 
 
-def _status_bytes(field: str) -> int:
+def status_bytes(field: str) -> int:
+    """A field of the process's status that counts memory."""
     found = re.search(rf"^{field}:\s*(\d+) kB$", STATUS.read_text(), re.MULTILINE)
     if found is None:
         raise RuntimeError(f"{STATUS} has no {field}")

@@ -44,6 +44,34 @@ class Blocks:
     leave_ns: list[float] = field(default_factory=list)  # time to leave the variant's context
 
 
+class Comparison:
+    """Some variants, what they are compared on, and the blocks that were run so far."""
+
+    def __init__(self, variants: Sequence[Variant], block: Callable[[], Sequence[float]]) -> None:
+        """Takes what to compare.
+
+        Args:
+            variants: the baseline and the control are added.
+            block: runs one block and returns the nanoseconds of each of its timed steps. It is
+                called inside the variant's context, without the garbage collector; entering and
+                leaving the context, and what the block runs before its first timed step, are not
+                timed.
+        """
+        self._variants = [Variant(BASELINE), Variant(CONTROL), *variants]
+        self._block = block
+        self._blocks = {variant.name: Blocks() for variant in self._variants}
+
+    def run_round(self, order: random.Random, *, keep: bool) -> None:
+        """Runs a block of every variant; those of a warm-up are not kept."""
+        for variant in order.sample(self._variants, len(self._variants)):
+            _run_block(variant, self._block, self._blocks[variant.name], keep=keep)
+
+    def estimates(self) -> dict[str, dict[str, Any]]:
+        """What the blocks give, as `compare` returns it."""
+        baseline = self._blocks[BASELINE]
+        return {name: _estimates(of, baseline) for name, of in self._blocks.items()}
+
+
 def compare(
     variants: Sequence[Variant],
     block: Callable[[], Sequence[float]],
@@ -55,10 +83,8 @@ def compare(
     """Compare variants with doing nothing.
 
     Args:
-        variants: what to compare; the baseline and the control are added.
-        block: runs one block and returns the nanoseconds of each of its timed steps. It is called
-            inside the variant's context, without the garbage collector; entering and leaving the
-            context, and what the block runs before its first timed step, are not timed.
+        variants: as `Comparison` takes them.
+        block: as `Comparison` takes it.
         rounds: rounds that count; two more go before them.
         advance: called with the share that is done.
         seed: of the order.
@@ -68,20 +94,26 @@ def compare(
         both of mean steps, so that time stolen by a collector counts; ``middle_ratio``, of median
         steps, which ignores it; and ``leave_ns``. Each is an estimate as of `median_interval`.
     """
+    comparison = Comparison(variants, block)
+    run_rounds([comparison], rounds=rounds, advance=advance, seed=seed)
+    return comparison.estimates()
+
+
+def run_rounds(
+    comparisons: Sequence[Comparison], *, rounds: int, advance: Advance, seed: int = 0
+) -> None:
+    """Runs the rounds of several comparisons in turns, so that none has the worse time of it."""
     _require_one_thread()
-    everything = [Variant(BASELINE), Variant(CONTROL), *variants]
-    blocks = {variant.name: Blocks() for variant in everything}
     order = random.Random(seed)
     gc.collect()
     gc.freeze()
     try:
         for number in range(WARM_UP_ROUNDS + rounds):
-            for variant in order.sample(everything, len(everything)):
-                _run_block(variant, block, blocks[variant.name], keep=number >= WARM_UP_ROUNDS)
+            for comparison in comparisons:
+                comparison.run_round(order, keep=number >= WARM_UP_ROUNDS)
             advance((number + 1) / (WARM_UP_ROUNDS + rounds))
     finally:
         gc.unfreeze()
-    return {name: _estimates(of, blocks[BASELINE]) for name, of in blocks.items()}
 
 
 def median_interval(values: Iterable[float]) -> dict[str, float]:

@@ -1,23 +1,24 @@
 """Makes the performance page of the newest committed results.
 
-``python benchmarks/report.py`` writes docs/performance.md. Every figure on the page comes from the
-file of results; a test compares the two.
+``python benchmarks/report.py`` writes docs/performance.md and its picture. Every figure on them
+comes from the file of results; a test compares the two.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peers_report
 from bars import Results, bytes_text, factor_text, ns_text, percent_text, rate_text, verdicts
+from page_parts import Estimate, estimate_text, table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "performance.md"
-
-Estimate = dict[str, float]
+PICTURE = PAGE.with_name(peers_report.PICTURE)
 
 _WAYS = {
     "generate": "Through `generate()`, as users run it",
@@ -57,21 +58,16 @@ def newest_results(folder: Path = RESULTS) -> Path:
 
 
 def render(results: Results, source: str) -> str:
-    """The page as markdown, from results and the name of the file that holds them."""
+    """The page as markdown, from results and the name of the file that holds them.
+
+    What the run did not measure is left out.
+    """
     parts = results["benchmarks"]
-    sections = [
-        _head(source),
-        _bars(results),
-        _machine(results),
-        _method(parts["decode_overhead"]),
-        _decode(parts["decode_overhead"]),
-        _calls(parts["call_cost"], parts["instruction_counts"]),
-        _native(parts["native_micro"]),
-        _store(parts["store_memory"], parts["stop_latency"]),
-        _export(parts["export_speed"]),
-        _micro(parts["micro"]),
-        _limits(),
-    ]
+    sections = [_head(source), _bars(results), _machine(results)]
+    for names, section in _SECTIONS:
+        if all(name in parts for name in names):
+            sections.append(section(*(parts[name] for name in names)))
+    sections.append(_limits())
     return "\n\n".join(sections) + "\n"
 
 
@@ -89,12 +85,12 @@ def _bars(results: Results) -> str:
     for verdict in verdicts(results):
         bar = verdict.bar
         limit = f"{'≥' if bar.at_least else '≤'} {bar.text(bar.limit).removeprefix('+')}"
-        measured = _text(verdict.measured, bar.text)
+        measured = estimate_text(verdict.measured, bar.text)
         outcome = verdict.outcome
         rows.append((bar.what, limit, measured, "pass" if outcome == "pass" else f"**{outcome}**"))
     return (
         "## Bars\n\n"
-        + _table(("what", "bar", "measured", ""), rows)
+        + table(("what", "bar", "measured", ""), rows)
         + "\n\nThe median decides. Where the control of the same run misses the limit as well, the "
         'outcome is\n"noise", whatever was measured.'
     )
@@ -125,7 +121,7 @@ def _machine(results: Results) -> str:
             f"{results['stolen_share'] * 100:.1f} % of the time given to other machines",
         ),
     ]
-    return "## Machine\n\n" + _table(("", ""), rows)
+    return "## Machine\n\n" + table(("", ""), rows)
 
 
 def _method(decode: dict[str, Any]) -> str:
@@ -158,7 +154,7 @@ def _decode(decode: dict[str, Any]) -> str:
                 (
                     name,
                     ns_text(variant["step_ns"]["median"]),
-                    _text(variant["ratio"], percent_text),
+                    estimate_text(variant["ratio"], percent_text),
                     percent_text(variant["middle_ratio"]["median"]),
                     ns_text(added["median"]),
                     ns_text(variant["leave_ns"]["median"]),
@@ -172,12 +168,12 @@ def _decode(decode: dict[str, Any]) -> str:
             f"a module call ({calls} a step)",
             "leaving the block",
         )
-        text += f"\n\n### {title}\n\n" + _table(columns, rows)
+        text += f"\n\n### {title}\n\n" + table(columns, rows)
     return (
         f"{text}\n\n"
         '"A module call" divides what is added to the step by all its module calls, recorded or\n'
         'not. "Leaving the block" is outside the timed part: for pertoken `stop()` and draining\n'
-        "what is left, for hooks their removal, for torch.profiler its processing."
+        "what is left, for other tools their end."
     )
 
 
@@ -190,13 +186,13 @@ def _calls(cost: dict[str, Any], instructions: dict[str, Any]) -> str:
                 title,
                 ns_text(bare["step_ns"]["median"]),
                 ns_text(wrapped["step_ns"]["median"]),
-                _text(wrapped["added_ns"], ns_text),
+                estimate_text(wrapped["added_ns"], ns_text),
             )
         )
     text = (
         "## One call\n\n"
         "Modules that compute nothing, called in a row, so that caches are hot; bare and wrapped\n"
-        "interleaved.\n\n" + _table(("call", "bare", "wrapped", "added"), rows)
+        "interleaved.\n\n" + table(("call", "bare", "wrapped", "added"), rows)
     )
     if "missing" in instructions:
         return f"{text}\n\nInstructions were not counted: {instructions['missing']}."
@@ -213,15 +209,15 @@ def _native(native: dict[str, Any]) -> str:
     rows = [
         (
             _OPERATIONS[name],
-            _text(operation["ns"], ns_text),
-            _text(operation["ratio"], factor_text),
+            estimate_text(operation["ns"], ns_text),
+            estimate_text(operation["ratio"], factor_text),
         )
         for name, operation in native["operations"].items()
     ]
-    rate = _text(native["drained_records_a_second"], rate_text)
+    rate = estimate_text(native["drained_records_a_second"], rate_text)
     return (
         "## The native core\n\n"
-        + _table(("operation", "time", "against the clock read"), rows)
+        + table(("operation", "time", "against the clock read"), rows)
         + f"\n\nThe collector takes in records at {rate}. Pushes refused in the run: "
         f"{native['dropped']}."
     )
@@ -238,7 +234,7 @@ def _store(store: dict[str, Any], stop: dict[str, Any]) -> str:
         (f"`stop()` after {stop['spans']:,} spans", _with_worst(stop["stop_ns"])),
         ("`result()` after it, draining included", _with_worst(stop["result_ns"])),
     ]
-    return "## A million spans\n\n" + _table(("what", "measured"), rows)
+    return "## A million spans\n\n" + table(("what", "measured"), rows)
 
 
 def _export(export: dict[str, Any]) -> str:
@@ -250,7 +246,7 @@ def _export(export: dict[str, Any]) -> str:
                 title,
                 f"{writer['events']:,}",
                 f"{writer['file_bytes'] / 1e6:.0f} MB",
-                _text(writer["events_a_second"], rate_text),
+                estimate_text(writer["events_a_second"], rate_text),
             )
         )
     growth = export["peak_growth_bytes"]
@@ -264,9 +260,9 @@ def _export(export: dict[str, Any]) -> str:
         )
     return (
         "## Chrome export\n\n"
-        + _table(("writer", "events", "file", "events a second"), rows)
+        + table(("writer", "events", "file", "events a second"), rows)
         + "\n\nEvents a second of pertoken's `.json`, to those of torch.profiler's in the same "
-        f"turn: {_text(export['times_torch'], factor_text)}.\n{memory}"
+        f"turn: {estimate_text(export['times_torch'], factor_text)}.\n{memory}"
     )
 
 
@@ -283,7 +279,7 @@ def _micro(micro: dict[str, Any]) -> str:
     return (
         "## Public operations\n\n"
         "By pytest-benchmark, one after the other, not interleaved; in brackets the quartiles.\n\n"
-        + _table(("group", "operation", "time"), rows)
+        + table(("group", "operation", "time"), rows)
     )
 
 
@@ -303,20 +299,22 @@ def _limits() -> str:
     )
 
 
-def _text(estimate: Estimate, text: Any) -> str:
-    if estimate["low"] == estimate["high"]:
-        return str(text(estimate["median"]))
-    return f"{text(estimate['median'])} ({text(estimate['low'])} to {text(estimate['high'])})"
-
-
 def _with_worst(estimate: Estimate) -> str:
     count = int(estimate["count"])
     return f"{ns_text(estimate['median'])}, at worst {ns_text(estimate['worst'])} of {count}"
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+# What of the results each section of the page is made of, in the order of the page.
+_SECTIONS: tuple[tuple[tuple[str, ...], Callable[..., str]], ...] = (
+    (("decode_overhead",), _method),
+    (("decode_overhead",), _decode),
+    (("peers",), peers_report.section),
+    (("call_cost", "instruction_counts"), _calls),
+    (("native_micro",), _native),
+    (("store_memory", "stop_latency"), _store),
+    (("export_speed",), _export),
+    (("micro",), _micro),
+)
 
 
 def _load(path: Path) -> Results:

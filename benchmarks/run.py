@@ -36,7 +36,8 @@ BENCHMARKS = {
     "stop_latency": "latency of stop() after a million spans",
     "instruction_counts": "instructions a call, by valgrind",
     "export_speed": "Chrome export, beside torch.profiler's",
-    "decode_overhead": "overhead in a decode, beside hooks and torch.profiler",
+    "peers": "other tools on the same work",
+    "decode_overhead": "overhead in a decode",
 }
 
 

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <stdexcept>
+#include <string>
 
 #include "bindings/module.h"
 #include "bindings/without_gil.h"
@@ -57,7 +58,7 @@ TensorView view_of(uintptr_t address, int format, const py::tuple& shape,
   }
   if (format < 0 || format >= kFloatFormats) throw py::value_error("not a number of a format");
   TensorView view;
-  view.data = reinterpret_cast<const std::byte*>(address);
+  view.data = reinterpret_cast<const std::byte*>(address);  // NOLINT(performance-no-int-to-ptr)
   view.format = static_cast<FloatFormat>(format);
   view.dims = static_cast<int>(shape.size());
   for (size_t i = 0; i < shape.size(); ++i) {
@@ -67,12 +68,41 @@ TensorView view_of(uintptr_t address, int format, const py::tuple& shape,
   return view;
 }
 
+struct NamedSet {
+  const char* name;
+  InstructionSet set;
+};
+
+// The last one that is supported is the best.
+constexpr NamedSet kSets[] = {
+    {"portable", InstructionSet::kPortable},
+    {"avx2", InstructionSet::kAvx2},
+    {"avx512", InstructionSet::kAvx512},
+};
+
+py::tuple instruction_sets() {
+  py::list names;
+  for (const NamedSet& named : kSets) {
+    if (is_supported(named.set)) names.append(named.name);
+  }
+  return names;
+}
+
+InstructionSet instruction_set_of(const std::string& name) {
+  if (name.empty()) return best_instruction_set();
+  for (const NamedSet& named : kSets) {
+    if (name == named.name && is_supported(named.set)) return named.set;
+  }
+  throw py::value_error("this processor has no instructions called " + name);
+}
+
 ExpHistogram of_tensor(uintptr_t address, int format, const py::tuple& shape,
-                       const py::tuple& strides_bytes, int scale) {
+                       const py::tuple& strides_bytes, int scale, const std::string& instructions) {
   const TensorView view = view_of(address, format, shape, strides_bytes);
-  if (TensorBlocks(view).values_left() < kValuesWithoutGil) return histogram_of(view, scale);
+  const InstructionSet set = instruction_set_of(instructions);
+  if (TensorBlocks(view).values_left() < kValuesWithoutGil) return histogram_of(view, scale, set);
   ExpHistogram histogram(scale);
-  without_gil([&] { histogram = histogram_of(view, scale); });
+  without_gil([&] { histogram = histogram_of(view, scale, set); });
   return histogram;
 }
 
@@ -100,7 +130,7 @@ void bind_histogram(py::module_& m) {
                   py::arg("neg_infs"), py::arg("sum"), py::arg("sum_sq"), py::arg("min"),
                   py::arg("max"))
       .def_static("of_tensor", &of_tensor, py::arg("address"), py::arg("format"), py::arg("shape"),
-                  py::arg("strides_bytes"), py::arg("scale"),
+                  py::arg("strides_bytes"), py::arg("scale"), py::arg("instructions") = "",
                   "The histogram of memory that the caller vouches for.")
       .def("merged", &merged, py::arg("other"))
       .def("downscaled", &downscaled, py::arg("scale"))
@@ -120,6 +150,8 @@ void bind_histogram(py::module_& m) {
                              [](const ExpHistogram& h) { return tuple_of(h.positive()); })
       .def_property_readonly("negative",
                              [](const ExpHistogram& h) { return tuple_of(h.negative()); });
+  m.def("instruction_sets", &instruction_sets,
+        "Names of the sets of instructions that tensors can be counted with here, the best last.");
   m.def("bucket_upper_bound", &bucket_upper_bound, py::arg("index"), py::arg("scale"));
 
   py::dict formats;

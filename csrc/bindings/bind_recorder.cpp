@@ -32,6 +32,23 @@ void start(Recorder& recorder) {
   }
 }
 
+// Steps are by kind, in the order of the kinds' numbers.
+py::dict status(Recorder& recorder) {
+  RecorderStatus status;
+  without_gil([&] { status = recorder.status(); });
+  py::dict result;
+  result["steps"] = status.activity.steps;
+  result["tokens_in"] = status.activity.tokens_in;
+  result["spans"] = status.activity.spans;
+  result["step_ns"] = status.step_ns;
+  result["drain_cpu_ns"] = status.drain_cpu_ns;
+  result["store_bytes"] = status.store_bytes;
+  result["records_dropped"] = status.losses.records_dropped;
+  result["steps_evicted"] = status.losses.steps_evicted;
+  result["faults"] = status.losses.recording_faults + status.losses.collector_faults;
+  return result;
+}
+
 }  // namespace
 
 Recorder* recorder_of(PyObject* object) {
@@ -52,7 +69,14 @@ void bind_recorder(py::module_& m) {
       .def("drain", [](Recorder& recorder) { without_gil([&] { recorder.drain(); }); })
       .def_property_readonly("active", &Recorder::active)
       .def_property_readonly("first_step", &Recorder::first_step)
+      .def("oldest_step_ticks",
+           [](Recorder& recorder) {
+             uint64_t ticks = 0;
+             without_gil([&] { ticks = recorder.oldest_step_ticks(); });
+             return ticks;
+           })
       .def_property_readonly("store_bytes", &Recorder::store_bytes)
+      .def("status", &status)
       .def(
           "snapshot",
           [](Recorder& recorder, uint64_t origin_ticks, const py::array_t<uint64_t>& marks) {
@@ -77,7 +101,8 @@ void bind_recorder(py::module_& m) {
   m.attr("MAX_RECORDERS") = kMaxRecorders;
   if (!add_request_number_types(m.ptr()) || !add_scope_types(m.ptr()) ||
       !add_span_call_type(m.ptr()) || !add_root_call_type(m.ptr()) ||
-      !add_generation_types(m.ptr()) || !add_method_call_type(m.ptr())) {
+      !add_generation_types(m.ptr()) || !add_method_call_type(m.ptr()) ||
+      !add_root_search_types(m.ptr()) || !add_weak_method_type(m.ptr())) {
     throw py::error_already_set();
   }
 }

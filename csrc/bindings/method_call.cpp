@@ -10,6 +10,13 @@
 
 namespace pertoken::bindings {
 
+// A fault of ours must not reach the user; an interrupt that hit while our code ran must.
+bool swallow_fault(PyObject* source) {
+  if (!PyErr_ExceptionMatches(PyExc_Exception)) return false;
+  PyErr_WriteUnraisable(source);
+  return true;
+}
+
 namespace {
 
 struct MethodCall {
@@ -17,14 +24,8 @@ struct MethodCall {
   PyObject* inner;
   PyObject* before;  // (args, kwargs) -> token, None: after is not called
   PyObject* after;   // (token, result or None, exception type or None)
+  PyObject* weakrefs;
 };
-
-// A fault of ours must not reach the user; an interrupt that hit while our code ran must.
-bool swallow_fault(PyObject* source) {
-  if (!PyErr_ExceptionMatches(PyExc_Exception)) return false;
-  PyErr_WriteUnraisable(source);
-  return true;
-}
 
 PyObject* method_call(PyObject* self, PyObject* args, PyObject* kwargs) {
   auto* call = reinterpret_cast<MethodCall*>(self);
@@ -102,15 +103,18 @@ int clear(PyObject* self) {
 
 void dealloc(PyObject* self) {
   PyObject_GC_UnTrack(self);
+  if (reinterpret_cast<MethodCall*>(self)->weakrefs != nullptr) PyObject_ClearWeakRefs(self);
   clear(self);
   PyTypeObject* type = Py_TYPE(self);
   type->tp_free(self);
   Py_DECREF(type);
 }
 
-PyMemberDef members[] = {{"inner", T_OBJECT, offsetof(MethodCall, inner), 0, nullptr},
-                         {"__wrapped__", T_OBJECT, offsetof(MethodCall, inner), READONLY, nullptr},
-                         {nullptr, 0, 0, 0, nullptr}};
+PyMemberDef members[] = {
+    {"inner", T_OBJECT, offsetof(MethodCall, inner), 0, nullptr},
+    {"__wrapped__", T_OBJECT, offsetof(MethodCall, inner), READONLY, nullptr},
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(MethodCall, weakrefs), READONLY, nullptr},
+    {nullptr, 0, 0, 0, nullptr}};
 
 PyType_Slot slots[] = {{Py_tp_init, reinterpret_cast<void*>(init)},
                        {Py_tp_new, reinterpret_cast<void*>(PyType_GenericNew)},

@@ -218,8 +218,10 @@ PyObject* root_call(PyObject* self, PyObject* args, PyObject* kwargs) {
   }
   const bool is_step =
       state == nullptr || call.only_generate_of == 0 || call.only_generate_of == state->model;
+  ++tls_open_roots;
   PyObject* result =
       is_step ? call_step(call, state, args, kwargs, *buffer) : call_nested(call, args, kwargs);
+  --tls_open_roots;
   Py_XDECREF(value);
   return result;
 }
@@ -277,6 +279,7 @@ int root_clear(PyObject* self) { return span_call_clear(self); }
 void root_dealloc(PyObject* self) {
   PyObject_GC_UnTrack(self);
   auto& call = *reinterpret_cast<RootCall*>(self);
+  if (call.base.weakrefs != nullptr) PyObject_ClearWeakRefs(self);
   Py_CLEAR(call.base.inner);
   Py_CLEAR(call.base.owner);
   Py_CLEAR(call.generation_var);
@@ -289,6 +292,7 @@ void root_dealloc(PyObject* self) {
 PyMemberDef members[] = {
     {"inner", T_OBJECT, offsetof(RootCall, base.inner), 0, nullptr},
     {"__wrapped__", T_OBJECT, offsetof(RootCall, base.inner), READONLY, nullptr},
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(RootCall, base.weakrefs), READONLY, nullptr},
     {"site", T_UINT, offsetof(RootCall, base.site), READONLY, nullptr},
     {nullptr, 0, 0, 0, nullptr}};
 

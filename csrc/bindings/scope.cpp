@@ -1,9 +1,12 @@
 #include "bindings/scope.h"
 
+#include <cstdlib>
 #include <cstring>
 #include <new>
+#include <string_view>
 
 #include "bindings/opener.h"
+#include "bindings/scope_links.h"
 #include "bindings/step_region.h"
 #include "core/string_table.h"
 
@@ -18,7 +21,7 @@ int64_t scopes_entered = 0;  // 0 for as long as the user opened none, which spa
 void scope_dealloc(PyObject* self) {
   auto* scope = reinterpret_cast<Scope*>(self);
   Py_XDECREF(scope->owner);
-  Py_XDECREF(reinterpret_cast<PyObject*>(scope->outer));
+  for (const ScopeLink link : kScopeLinks) set_link(scope, link, nullptr);
   PyTypeObject* type = Py_TYPE(self);
   type->tp_free(self);
   Py_DECREF(type);
@@ -53,23 +56,11 @@ Scope* enter_scope(Opener* opener) {
   Scope* outer = current_scope();
   scope->kind = opener->kind;
   scope->owner = Py_NewRef(reinterpret_cast<PyObject*>(opener));
-  scope->outer = reinterpret_cast<Scope*>(Py_XNewRef(reinterpret_cast<PyObject*>(outer)));
+  set_link(scope, &Scope::outer, outer);
   if (outer != nullptr) {
-    scope->region = outer->region;
-    scope->step = outer->step;
-    scope->request = outer->request;
+    for (const ScopeLink link : kNearestLinks) set_link(scope, link, outer->*link);
   }
-  switch (opener->kind) {
-    case ScopeKind::kRegion:
-      scope->region = scope;
-      break;
-    case ScopeKind::kStep:
-      scope->step = scope;
-      break;
-    case ScopeKind::kRequest:
-      scope->request = scope;
-      break;
-  }
+  set_link(scope, link_of(opener->kind), scope);
   scope->is_open = true;
   scope->site = opener->site;
   scope->step_kind = opener->step_kind;
@@ -92,11 +83,17 @@ Scope* enter_scope(Opener* opener) {
 // running context: generators close theirs in any order. A new reference; nullptr when there is
 // none, which happens when __exit__ runs in another context.
 Scope* leave_scope(PyObject* owner) {
-  Scope* scope = innermost_scope();
-  while (scope != nullptr && (scope->owner != owner || !scope->is_open)) scope = scope->outer;
+  Scope* const first = innermost_scope();
+  Scope* scope = first;
+  Scope* inside = nullptr;
+  while (scope != nullptr && (scope->owner != owner || !scope->is_open)) {
+    inside = scope;
+    scope = scope->outer;
+  }
   if (scope == nullptr) return nullptr;
   Py_INCREF(scope);
   scope->is_open = false;
+  if (inside != nullptr) pass_over(first, inside, scope);
   auto* innermost = reinterpret_cast<PyObject*>(current_scope());
   PyObject* token = PyContextVar_Set(scope_var, innermost == nullptr ? Py_None : innermost);
   if (token == nullptr) PyErr_Clear();
@@ -163,6 +160,14 @@ void end_region(Scope* scope) {
   }
 }
 
+bool switched_off = false;  // no scope has anybody to be seen by
+
+// Asked once, while the module is loaded: as everywhere in Python, under the GIL.
+bool environment_switches_off() {
+  const char* text = std::getenv("PERTOKEN");  // NOLINT(concurrency-mt-unsafe)
+  return text != nullptr && std::string_view(text) == "0";
+}
+
 int region_init(PyObject* self, PyObject* args, PyObject* kwargs) {
   static const char* names[] = {"name", nullptr};
   PyObject* text = nullptr;
@@ -191,6 +196,7 @@ int request_init(PyObject* self, PyObject*, PyObject*) {
 }  // namespace
 
 PyObject* opener_enter(PyObject* self, PyObject*) {
+  if (switched_off) return Py_NewRef(self);
   Scope* scope = enter_scope(reinterpret_cast<Opener*>(self));
   if (scope == nullptr) return nullptr;
   if (scope->kind == ScopeKind::kRegion) {
@@ -202,6 +208,7 @@ PyObject* opener_enter(PyObject* self, PyObject*) {
 }
 
 PyObject* opener_exit(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+  if (switched_off) Py_RETURN_NONE;
   const bool failed = count > 0 && args[0] != Py_None;
   if (Scope* scope = leave_scope(self)) {
     if (scope->kind == ScopeKind::kRegion) end_region(scope);
@@ -280,6 +287,7 @@ PyMethodDef module_methods[] = {
 }  // namespace
 
 bool add_scope_types(PyObject* module) {
+  switched_off = environment_switches_off();
   scope_var = PyContextVar_New("pertoken_scope", nullptr);
   scope_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&scope_spec));
   return scope_var != nullptr && scope_type != nullptr &&

@@ -1,7 +1,7 @@
 // What the user opened round the running code: regions, a step, a request. Scopes live in one
-// context variable, so that asyncio tasks and threads each see their own; a scope is immutable in
-// its links and holds the state of one entry, so that one object can be entered many times.
-// All under the GIL.
+// context variable, so that asyncio tasks and threads each see their own; a scope holds the state
+// of one entry, so that one object can be entered many times. Its links only ever change to pass
+// over scopes that were closed. All under the GIL.
 #pragma once
 
 #include <Python.h>
@@ -31,7 +31,7 @@ struct Scope {
   ScopeKind kind;
   PyObject* owner;  // the object whose __enter__ made it
   Scope* outer;     // strong, may be null
-  Scope* region;    // nearest enclosing of each kind, itself included; kept alive by `outer`
+  Scope* region;    // nearest enclosing of each kind, itself included; strong but for itself
   Scope* step;
   Scope* request;
   uint64_t thread_uid;  // where it was entered, 0 when that is unknown

@@ -9,9 +9,12 @@
 
 namespace pertoken::bindings {
 
-// The span's public id: stable, unique in the recording.
+// The span's public id: stable, never negative, and unique among all spans that are held. Numbers
+// are used again after eight million threads, and after 2^40 spans of one thread.
 constexpr int64_t span_id(int32_t track, int64_t seq) noexcept {
-  return int64_t{track} << 40 | seq;
+  constexpr int kSeqBits = 40;
+  constexpr int64_t kTracks = int64_t{1} << (63 - kSeqBits);
+  return (track % kTracks) << kSeqBits | (seq & ((int64_t{1} << kSeqBits) - 1));
 }
 
 // {"spans": {...}, "steps": {...}, "row_valid": {...}, "rows": {...}, "row_commits": {...},

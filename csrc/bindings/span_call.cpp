@@ -65,6 +65,7 @@ int init(PyObject* self, PyObject* args, PyObject*) {
 void dealloc(PyObject* self) {
   PyObject_GC_UnTrack(self);
   auto* call = reinterpret_cast<SpanCall*>(self);
+  if (call->weakrefs != nullptr) PyObject_ClearWeakRefs(self);
   Py_CLEAR(call->inner);
   Py_CLEAR(call->owner);
   PyTypeObject* type = Py_TYPE(self);
@@ -72,10 +73,12 @@ void dealloc(PyObject* self) {
   Py_DECREF(type);
 }
 
-PyMemberDef members[] = {{"inner", T_OBJECT, offsetof(SpanCall, inner), 0, nullptr},
-                         {"__wrapped__", T_OBJECT, offsetof(SpanCall, inner), READONLY, nullptr},
-                         {"site", T_UINT, offsetof(SpanCall, site), READONLY, nullptr},
-                         {nullptr, 0, 0, 0, nullptr}};
+PyMemberDef members[] = {
+    {"inner", T_OBJECT, offsetof(SpanCall, inner), 0, nullptr},
+    {"__wrapped__", T_OBJECT, offsetof(SpanCall, inner), READONLY, nullptr},
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(SpanCall, weakrefs), READONLY, nullptr},
+    {"site", T_UINT, offsetof(SpanCall, site), READONLY, nullptr},
+    {nullptr, 0, 0, 0, nullptr}};
 
 PyMethodDef methods[] = {{"__reduce_ex__", span_call_reduce, METH_O, nullptr},
                          {nullptr, nullptr, 0, nullptr}};

@@ -17,8 +17,13 @@ struct SpanCall {
   PyObject* inner;  // what stood in the slot, or the module's own _call_impl
   PyObject* owner;  // the Python object that keeps the recorder alive
   Recorder* recorder;
+  PyObject* weakrefs;  // for Python only: what has put the wrapper somewhere does not hold it
   uint32_t site;
 };
+
+// How many calls of roots the calling thread is in: recorded ones, and, while roots are searched
+// for, the outermost call of any module. Initial-exec as tls_thread_state is.
+extern thread_local constinit uint32_t tls_open_roots PERTOKEN_TLS_MODEL;
 
 // Calls `inner`, which may be replaced while it runs: another recording starts or stops.
 inline PyObject* call_inner(PyObject* inner, PyObject* args, PyObject* kwargs) {
@@ -63,6 +68,11 @@ bool add_span_call_type(PyObject* module);
 bool add_root_call_type(PyObject* module);
 bool add_generation_types(PyObject* module);
 bool add_method_call_type(PyObject* module);
+bool add_root_search_types(PyObject* module);
+bool add_weak_method_type(PyObject* module);
+
+// A fault of ours is written to stderr and forgotten; false for an interrupt, which stays set.
+bool swallow_fault(PyObject* source);
 
 // Shared by the two types, which begin with the same members.
 int span_call_init(SpanCall* self, PyObject* inner, PyObject* recorder, unsigned int site);

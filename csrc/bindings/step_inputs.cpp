@@ -1,5 +1,8 @@
 #include "bindings/step_inputs.h"
 
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <cstring>
 #include <new>
 
@@ -9,11 +12,15 @@ namespace pertoken::bindings {
 
 namespace {
 
-// An owned reference, released at the end of the scope.
+// An owned reference, released at the end of the scope. What is asked of the arguments may run
+// Python code; when the interpreter ends meanwhile, it ends a daemon thread there by unwinding its
+// stack, without the GIL: the reference is then left to the end of the process.
 class Owned {
  public:
   explicit Owned(PyObject* object) : object_(object) {}
-  ~Owned() { Py_XDECREF(object_); }
+  ~Owned() {
+    if (object_ != nullptr && PyGILState_Check()) Py_DECREF(object_);
+  }
   Owned(const Owned&) = delete;
   Owned& operator=(const Owned&) = delete;
   PyObject* get() const { return object_; }
@@ -132,13 +139,42 @@ bool read_mask(PyObject* mask, int64_t rows, HostMask& result) {
   return true;
 }
 
+// Runs between two bytecodes of the main thread.
+int raise_in_main_thread(void* argument) {
+  const Owned exception(static_cast<PyObject*>(argument));
+  PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(exception.get())), exception.get());
+  return -1;
+}
+
+// Raises it between two of the user's bytecodes: in the main thread, where signals' handlers raise,
+// the exception itself; in another one, to which somebody sent it, one of its type, as such sending
+// does.
+void raise_in_user_code(PyObject* exception) {
+  if (syscall(SYS_gettid) == getpid()) {
+    if (Py_AddPendingCall(&raise_in_main_thread, Py_NewRef(exception)) == 0) return;
+    Py_DECREF(exception);
+  }
+  PyThreadState_SetAsyncExc(PyThread_get_thread_ident(),
+                            reinterpret_cast<PyObject*>(Py_TYPE(exception)));
+}
+
 }  // namespace
 
-void discard_error() noexcept {
+void discard_error() {
   if (PyErr_Occurred() == nullptr) return;
-  const bool interrupted = PyErr_ExceptionMatches(PyExc_KeyboardInterrupt) != 0;
-  PyErr_Clear();
-  if (interrupted) PyErr_SetInterrupt();
+  if (PyErr_ExceptionMatches(PyExc_Exception) != 0) {
+    PyErr_Clear();
+    return;
+  }
+  PyObject* type = nullptr;
+  PyObject* value = nullptr;
+  PyObject* traceback = nullptr;
+  PyErr_Fetch(&type, &value, &traceback);
+  PyErr_NormalizeException(&type, &value, &traceback);
+  raise_in_user_code(value);
+  Py_XDECREF(type);
+  Py_XDECREF(value);
+  Py_XDECREF(traceback);
 }
 
 ForwardSignature::~ForwardSignature() {
@@ -200,7 +236,7 @@ InputShape input_shape(const ForwardSignature& signature, PyObject* args, PyObje
   return dims == 1 ? InputShape{1, sizes[0]} : InputShape{sizes[0], sizes[1]};
 }
 
-int64_t integer_argument(PyObject* value, int64_t otherwise) noexcept {
+int64_t integer_argument(PyObject* value, int64_t otherwise) {
   if (value == nullptr || !PyLong_Check(value)) return otherwise;
   const long long number = PyLong_AsLongLong(value);
   if (number == -1 && PyErr_Occurred()) {

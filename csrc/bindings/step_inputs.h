@@ -11,9 +11,9 @@
 
 namespace pertoken::bindings {
 
-// Drops what an attribute or a method of an argument raised. An interrupt that hit meanwhile is the
-// user's: it is set again, and then raised in the user's own code.
-void discard_error() noexcept;
+// Drops what an attribute or a method of an argument raised. An interrupt or an exit that hit
+// meanwhile (anything but an Exception) is the user's: it is raised again in the user's own code.
+void discard_error();
 
 // Where forward takes what we ask for: a keyword, and the position when it is passed so (-1 none).
 struct ArgumentPlace {
@@ -54,7 +54,7 @@ InputShape input_shape(const ForwardSignature& signature, PyObject* args, PyObje
 int64_t cache_length(PyObject* cache, bool& failed);
 
 // A host integer argument, or `otherwise`.
-int64_t integer_argument(PyObject* value, int64_t otherwise) noexcept;
+int64_t integer_argument(PyObject* value, int64_t otherwise);
 
 // The same, or the value of a tensor of one integer that lies in host memory.
 int64_t host_integer(PyObject* value, int64_t otherwise);

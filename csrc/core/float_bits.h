@@ -8,6 +8,7 @@
 // to the bits carries into the next bucket exactly above it.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "core/exp_boundaries.h"
@@ -156,7 +157,7 @@ constexpr SlotCarries make_slot_carries(const OctaveTables& octave) noexcept {
     while (true) {
       constexpr int kFiner = kBucketsPerOctave / kSlotsPerOctave;
       boundary = number < kSlotsPerOctave
-                     ? static_cast<uint32_t>(octave.boundary[number * kFiner] >> 29)
+                     ? static_cast<uint32_t>(octave.boundary[size_t{number} * kFiner] >> 29)
                      : highest;
       if (boundary >= lowest) break;
       ++number;

@@ -34,6 +34,11 @@ inline constexpr uint32_t kStepRowsDeclared = 1u << 12;  // so are its rows
 inline constexpr uint32_t kStepSeveral = 1u << 13;       // declared, and several forwards ran in it
 inline constexpr uint32_t kStepHasRows = 1u << 14;  // each in a kRow; query_len is that of all rows
 
+constexpr StepKind step_kind(uint32_t detail) {
+  const uint32_t kind = detail & kStepKindMask;
+  return kind < kStepKinds ? static_cast<StepKind>(kind) : StepKind::kOther;
+}
+
 // In kCommit: the numbers are those of all rows together, not of each.
 inline constexpr uint32_t kCommitTotal = 1u << 0;
 

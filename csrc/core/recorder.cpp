@@ -3,27 +3,12 @@
 #include <pthread.h>
 
 #include <algorithm>
-#include <array>
-#include <atomic>
 #include <chrono>
+#include <unordered_set>
 
 namespace pertoken {
 
 namespace {
-
-// Never destroyed: threads may end, and records arrive, while the process is being torn down.
-struct Registry {
-  std::mutex mutex;
-  std::vector<Recorder*> recorders;  // all there are
-  // Those that run. Written under the mutex; release here, acquire in Recorder::at().
-  std::array<std::atomic<Recorder*>, kMaxRecorders> running{};
-  uint64_t last_uid = 0;
-};
-
-Registry& registry() {
-  static Registry* const instance = new Registry;
-  return *instance;
-}
 
 // The 64-bit number nearest to `reference` whose low half is `low`.
 int64_t widen(int64_t reference, uint32_t low) {
@@ -36,91 +21,12 @@ constexpr std::chrono::milliseconds kLongestWait{20};
 
 }  // namespace
 
-// A forked child has none of our threads, but a copy of every mutex as it was. Holding them over
-// the fork leaves the child's copies usable; its recorders are switched off for good.
-struct ForkHandlers {
-  static void prepare() {
-    registry().mutex.lock();
-    for (Recorder* recorder : registry().recorders) {
-      recorder->mutex_.lock();
-      recorder->tracker_.events().lock();
-    }
-  }
-  static void in_parent() {
-    for (Recorder* recorder : registry().recorders) {
-      recorder->tracker_.events().unlock();
-      recorder->mutex_.unlock();
-    }
-    registry().mutex.unlock();
-  }
-  static void in_child() {
-    for (Recorder* recorder : registry().recorders) {
-      recorder->active_.store(false, std::memory_order_relaxed);
-      recorder->in_forked_child_ = true;
-      recorder->tracker_.events().unlock();
-      recorder->mutex_.unlock();
-    }
-    for (auto& running : registry().running) running.store(nullptr, std::memory_order_release);
-    registry().mutex.unlock();
-  }
-  static void install() {
-    static const int installed = pthread_atfork(prepare, in_parent, in_child);
-    static_cast<void>(installed);
-  }
-};
-
-std::shared_ptr<Recorder> Recorder::create(const RecorderOptions& options) {
-  ForkHandlers::install();
-  const std::lock_guard lock(registry().mutex);
-  // In a forked child the drain thread does not exist and its condition variable may count a
-  // waiter that never leaves: destroying it would hang, so the child lets it be.
-  std::shared_ptr<Recorder> recorder(new Recorder(options, ++registry().last_uid),
-                                     [](Recorder* dead) {
-                                       dead->leave_registry();
-                                       if (!dead->in_forked_child_) delete dead;
-                                     });
-  registry().recorders.push_back(recorder.get());
-  return recorder;
-}
-
 Recorder::Recorder(const RecorderOptions& options, uint64_t uid)
     : options_(options), uid_(uid), store_(options.store_limit_bytes) {}
 
 Recorder::~Recorder() {
   stop();
   if (thread_.joinable()) thread_.join();
-}
-
-void Recorder::leave_registry() noexcept {
-  release_slot();
-  const std::lock_guard lock(registry().mutex);
-  std::erase(registry().recorders, this);
-}
-
-Recorder* Recorder::at(int slot) noexcept {
-  return registry().running[static_cast<size_t>(slot)].load(std::memory_order_acquire);
-}
-
-bool Recorder::take_slot() noexcept {
-  const std::lock_guard lock(registry().mutex);
-  for (int slot = 0; slot < kMaxRecorders; ++slot) {
-    auto& running = registry().running[static_cast<size_t>(slot)];
-    if (running.load(std::memory_order_relaxed) != nullptr) continue;
-    slot_.store(slot, std::memory_order_relaxed);
-    run_uid_.store(++registry().last_uid, std::memory_order_relaxed);
-    running.store(this, std::memory_order_release);
-    return true;
-  }
-  return false;
-}
-
-void Recorder::release_slot() noexcept {
-  const std::lock_guard lock(registry().mutex);
-  for (auto& running : registry().running) {
-    if (running.load(std::memory_order_relaxed) == this) {
-      running.store(nullptr, std::memory_order_release);
-    }
-  }
 }
 
 bool Recorder::start() {
@@ -156,61 +62,9 @@ void Recorder::stop() noexcept {
   release_slot();
 }
 
-// Drops what a thread remembers of recorders that are gone.
-void Recorder::forget_gone_recorders(ThreadState& state) noexcept {
-  const std::lock_guard lock(registry().mutex);
-  std::erase_if(state.attached, [](const ThreadState::Entry& entry) {
-    return std::none_of(
-        registry().recorders.begin(), registry().recorders.end(),
-        [&](const Recorder* recorder) { return recorder->uid_ == entry.recorder_uid; });
-  });
-}
-
-ThreadBuffer* Recorder::attach_thread() noexcept {
-  ThreadState* state = ensure_thread_state();
-  if (state == nullptr || in_forked_child_) {
-    unattached_.fetch_add(1, std::memory_order_relaxed);
-    return nullptr;
-  }
-  forget_gone_recorders(*state);
-  ThreadState::Entry& entry = state->entries[slot()];
-  for (const ThreadState::Entry& known : state->attached) {
-    if (known.recorder_uid == uid_) {
-      entry = known;
-      return entry.buffer;
-    }
-  }
-  try {
-    state->attached.reserve(state->attached.size() + 1);
-    const std::lock_guard lock(mutex_);
-    const auto track = static_cast<int32_t>(tracks_.size());
-    auto buffer = std::make_unique<ThreadBuffer>(options_.ring_capacity, track, system_thread_id(),
-                                                 system_thread_name());
-    tracks_.push_back({track, buffer->tid, buffer->name});
-    progress_.emplace_back();
-    buffers_.push_back(std::move(buffer));
-    entry = {uid_, buffers_.back().get()};
-    state->attached.push_back(entry);
-    return entry.buffer;
-  } catch (...) {
-    unattached_.fetch_add(1, std::memory_order_relaxed);
-    return nullptr;
-  }
-}
-
-void Recorder::detach_thread(ThreadState* state) noexcept {
-  const std::lock_guard lock(registry().mutex);
-  for (const ThreadState::Entry& entry : state->attached) {
-    for (const Recorder* recorder : registry().recorders) {
-      if (recorder->uid_ != entry.recorder_uid) continue;
-      // Pairs with the acquire load in drain_locked(): the last pushes come before it.
-      entry.buffer->thread_exited.store(true, std::memory_order_release);
-    }
-  }
-}
-
 void Recorder::run() noexcept {
   pthread_setname_np(pthread_self(), "pertoken-drain");
+  int64_t counted_cpu_ns = 0;
   std::chrono::microseconds wait = kLongestWait;
   std::unique_lock lock(mutex_);
   while (true) {
@@ -222,6 +76,9 @@ void Recorder::run() noexcept {
     } catch (...) {
       ++collector_faults_;
     }
+    const int64_t cpu_ns = detail::read_clock_ns(CLOCK_THREAD_CPUTIME_ID);
+    drain_cpu_ns_ += static_cast<uint64_t>(cpu_ns - counted_cpu_ns);
+    counted_cpu_ns = cpu_ns;
     if (last_round) return;
     // Come back when a ring that fills as fast as the fullest one did would be a quarter full.
     const size_t quarter = options_.ring_capacity / 4;
@@ -269,7 +126,17 @@ size_t Recorder::drain_locked() {
   }
   tracker_.end_round();
   store_.evict();
+  if (tracks_.size() >= forget_tracks_at_) forget_tracks_locked();
   return fullest;
+}
+
+// A server may take a thread for each request: those of which nothing is left are let go. Looks at
+// the whole store, so only when there are twice as many tracks as it had to keep the last time.
+void Recorder::forget_tracks_locked() {
+  std::unordered_set<int32_t> used = store_.tracks();
+  for (const auto& buffer : buffers_) used.insert(buffer->track);
+  std::erase_if(tracks_, [&](const TrackInfo& track) { return !used.contains(track.track); });
+  forget_tracks_at_ = std::max(2 * tracks_.size(), kFewTracks);
 }
 
 size_t Recorder::drain_buffer_locked(ThreadBuffer& buffer) {
@@ -280,7 +147,7 @@ size_t Recorder::drain_buffer_locked(ThreadBuffer& buffer) {
     if (records.empty()) break;
     size_t done = 0;
     try {
-      for (; done < records.size(); ++done) collect(records[done], buffer.track);
+      for (; done < records.size(); ++done) collect(records[done], buffer);
     } catch (...) {
       ++collector_faults_;
     }
@@ -292,8 +159,10 @@ size_t Recorder::drain_buffer_locked(ThreadBuffer& buffer) {
   return drained;
 }
 
-void Recorder::collect(const Record& record, int32_t track) {
-  TrackProgress& progress = progress_[static_cast<size_t>(track)];
+void Recorder::collect(const Record& record, ThreadBuffer& buffer) {
+  ThreadBuffer::Progress& progress = buffer.progress;
+  const int32_t track = buffer.track;
+  activity_.add(record);
   const int64_t step =
       record.step == kNone32 ? kNoStep : (last_step_ = widen(last_step_, record.step));
   switch (record.type()) {
@@ -318,14 +187,13 @@ void Recorder::collect(const Record& record, int32_t track) {
       break;
     }
     case RecordType::kStepBegin: {
-      const auto kind = static_cast<StepKind>(record.detail() & kStepKindMask);
+      const auto kind = step_kind(record.detail());
       progress.step = step;
       progress.kind = static_cast<uint8_t>(kind);
       const auto rows = static_cast<uint32_t>(record.end_ticks >> 32);
       const auto query_len = static_cast<uint32_t>(record.end_ticks);
-      tracker_.begin_step({step, kind, rows, query_len, record.detail(), record.seq,
-                           record.start_ticks});
-      if (StepRow* row = store_.step(step)) {
+      tracker_.begin_step({step, kind, rows, query_len, record.detail(), record.seq, record.start_ticks});
+      if (StepRow* row = store_.begin_step(step)) {
         row->start_ticks = record.start_ticks;
         row->rows = rows;
         row->query_len = query_len;
@@ -333,7 +201,6 @@ void Recorder::collect(const Record& record, int32_t track) {
         row->generation = record.seq;
         row->track = track;
         row->detail = record.detail();
-        row->begun = true;
       }
       break;
     }
@@ -343,6 +210,7 @@ void Recorder::collect(const Record& record, int32_t track) {
       if (row == nullptr || !row->begun) break;
       row->end_ticks = record.start_ticks;
       row->detail |= record.detail() & (kStepFailed | kStepBare | kStepSeveral);
+      activity_.step_ticks += row->end_ticks - row->start_ticks;
       break;
     }
     case RecordType::kCommit:
@@ -377,6 +245,19 @@ void Recorder::collect(const Record& record, int32_t track) {
   }
 }
 
+RecorderLosses Recorder::losses_locked() const {
+  RecorderLosses losses;
+  losses.records_dropped = dropped_by_gone_threads_ + unattached_.load(std::memory_order_relaxed);
+  for (const auto& buffer : buffers_) {
+    losses.records_dropped += buffer->dropped.load(std::memory_order_relaxed);
+  }
+  losses.recording_faults = faults_.load(std::memory_order_relaxed);
+  losses.collector_faults = collector_faults_;
+  losses.spans_evicted = store_.spans_evicted();
+  losses.steps_evicted = store_.steps_evicted();
+  return losses;
+}
+
 RecorderSnapshot Recorder::snapshot() {
   const std::lock_guard lock(mutex_);
   drain_locked();
@@ -397,22 +278,26 @@ RecorderTotals Recorder::totals() {
   return totals;
 }
 
-RecorderLosses Recorder::losses_locked() const {
-  RecorderLosses losses;
-  losses.records_dropped = dropped_by_gone_threads_ + unattached_.load(std::memory_order_relaxed);
-  for (const auto& buffer : buffers_) {
-    losses.records_dropped += buffer->dropped.load(std::memory_order_relaxed);
-  }
-  losses.recording_faults = faults_.load(std::memory_order_relaxed);
-  losses.collector_faults = collector_faults_;
-  losses.spans_evicted = store_.spans_evicted();
-  losses.steps_evicted = store_.steps_evicted();
-  return losses;
+RecorderStatus Recorder::status() {
+  const std::lock_guard lock(mutex_);
+  drain_locked();
+  return {.activity = activity_,
+          .step_ns = to_ns(activity_.step_ticks, ns_per_tick_),
+          .drain_cpu_ns = drain_cpu_ns_,
+          .store_bytes = store_.bytes(),
+          .losses = losses_locked()};
 }
 
 int64_t Recorder::first_step() {
   const std::lock_guard lock(mutex_);
   return store_.first_step();
+}
+
+uint64_t Recorder::oldest_step_ticks() {
+  const uint64_t now = now_ticks();
+  const std::lock_guard lock(mutex_);
+  drain_locked();
+  return store_.steps_evicted() == 0 ? 0 : store_.oldest_step_ticks(now);
 }
 
 size_t Recorder::attached_threads() {

@@ -12,9 +12,9 @@
 #include <thread>
 #include <vector>
 
+#include "core/activity.h"
 #include "core/aggregates.h"
 #include "core/clock_calibrator.h"
-#include "core/own_time.h"
 #include "core/request_tracker.h"
 #include "core/thread_buffer.h"
 #include "core/trace_store.h"
@@ -43,7 +43,16 @@ struct RecorderLosses {
 struct RecorderSnapshot {
   StoreSnapshot store;
   ClockMap clock;
-  std::vector<TrackInfo> tracks;
+  std::vector<TrackInfo> tracks;  // ascending; those that nothing is held of may be missing
+  RecorderLosses losses;
+};
+
+// What a person is told of a recording while it runs.
+struct RecorderStatus {
+  Activity activity;
+  uint64_t step_ns = 0;       // of steps that ended
+  uint64_t drain_cpu_ns = 0;  // processor time of the drain threads so far
+  size_t store_bytes = 0;
   RecorderLosses losses;
 };
 
@@ -91,7 +100,10 @@ class Recorder {
   RecorderTotals totals();
   // Tells the collector of requests: from any thread, never waiting for it.
   RequestEvents& request_events() noexcept { return tracker_.events(); }
+  RecorderStatus status();
   int64_t first_step();
+  // Of what ended before this, no step is held; 0 while none was evicted. Looks at all steps.
+  uint64_t oldest_step_ticks();
   size_t store_bytes();
   size_t attached_threads();
   // Where it stands while it runs. Relaxed: what is found there is checked against uid().
@@ -108,13 +120,7 @@ class Recorder {
  private:
   friend struct ForkHandlers;
 
-  // How far the collector is in a track.
-  struct TrackProgress {
-    int64_t last_seq = -1;   // -1: none yet, and the first is taken as it is
-    int64_t step = kNoStep;  // the last one begun on this track, and its kind
-    uint8_t kind = static_cast<uint8_t>(StepKind::kOther);
-    OwnTime own_time;
-  };
+  static constexpr size_t kFewTracks = 1024;
 
   Recorder(const RecorderOptions& options, uint64_t uid);
   bool take_slot() noexcept;
@@ -126,7 +132,8 @@ class Recorder {
   void refresh_rate_locked();
   size_t drain_locked();
   size_t drain_buffer_locked(ThreadBuffer& buffer);
-  void collect(const Record& record, int32_t track);
+  void collect(const Record& record, ThreadBuffer& buffer);
+  void forget_tracks_locked();
   RecorderLosses losses_locked() const;
 
   const RecorderOptions options_;
@@ -141,14 +148,19 @@ class Recorder {
 
   std::mutex mutex_;  // guards everything below; never taken on the hot path
   std::vector<std::unique_ptr<ThreadBuffer>> buffers_;
+  // Of the threads that live and of those that the store holds something of; of others until there
+  // are as many again.
   std::vector<TrackInfo> tracks_;
-  std::vector<TrackProgress> progress_;  // by track
-  int64_t last_step_ = 0;                // the reference for widening step numbers
+  size_t forget_tracks_at_ = kFewTracks;
+  int32_t next_track_ = 0;
+  int64_t last_step_ = 0;  // the reference for widening step numbers
   uint64_t dropped_by_gone_threads_ = 0;
   uint64_t collector_faults_ = 0;
   TraceStore store_;
   Aggregates aggregates_;
   RequestTracker tracker_{aggregates_};
+  Activity activity_;
+  uint64_t drain_cpu_ns_ = 0;  // up to the last round of the last drain thread
   ClockCalibrator clock_;
   double ns_per_tick_ = 1.0;
   uint64_t rate_ticks_ = 0;  // when ns_per_tick_ was read

@@ -10,10 +10,18 @@ namespace pertoken {
 
 namespace {
 
+// What names are held in one category.
+struct Codes {
+  std::unordered_map<std::string_view, uint32_t> by_name;
+  size_t name_bytes = 0;
+
+  bool is_full() const { return by_name.size() >= kMaxSites || name_bytes >= kMaxSiteNameBytes; }
+};
+
 struct StringTable {
   std::mutex mutex;
   std::deque<SiteName> names;  // a deque, so that the keys below stay where they are
-  std::unordered_map<std::string_view, uint32_t> codes[3];
+  Codes codes[3];
 };
 
 StringTable& table() {
@@ -32,11 +40,14 @@ uint32_t intern_site(SiteCategory category, std::string_view name) {
   StringTable& strings = table();
   const std::lock_guard lock(strings.mutex);
   auto& codes = strings.codes[static_cast<size_t>(category)];
-  if (strings.names.size() >= kMaxSites && !codes.contains(name)) name = "(other)";
-  if (const auto known = codes.find(name); known != codes.end()) return known->second;
+  if (codes.is_full() && !codes.by_name.contains(name)) name = "(other)";
+  if (const auto known = codes.by_name.find(name); known != codes.by_name.end()) {
+    return known->second;
+  }
   const auto code = static_cast<uint32_t>(strings.names.size());
   strings.names.push_back({category, std::string(name)});
-  codes.emplace(strings.names.back().name, code);
+  codes.by_name.emplace(strings.names.back().name, code);
+  codes.name_bytes += name.size();
   return code;
 }
 

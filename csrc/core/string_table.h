@@ -16,12 +16,14 @@ struct SiteName {
   std::string name;
 };
 
-// The code of (category, name). Codes are dense from 0. Once kMaxSites names are held, further ones
+// So much of each category: names that a program makes up for its regions take no module's place.
+inline constexpr uint32_t kMaxSites = 1u << 17;
+inline constexpr size_t kMaxSiteNameBytes = size_t{16} << 20;
+
+// The code of (category, name). Codes are dense from 0. Once a category is full, its further names
 // share the code of "(other)", so that names made up at run time cannot fill the memory.
 // Throws std::bad_alloc.
 uint32_t intern_site(SiteCategory category, std::string_view name);
-
-inline constexpr uint32_t kMaxSites = 1u << 17;
 
 // All names, by code.
 std::vector<SiteName> site_names();

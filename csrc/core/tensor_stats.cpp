@@ -268,7 +268,19 @@ const SlotKernels& kernels_of(InstructionSet set) noexcept {
 
 }  // namespace
 
-bool is_supported(InstructionSet set) noexcept { return set == InstructionSet::kPortable; }
+bool is_supported(InstructionSet set) noexcept {
+#if defined(__x86_64__)
+  if (set == InstructionSet::kAvx512) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  }
+  if (set == InstructionSet::kAvx2) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("f16c");
+  }
+#endif
+  return set == InstructionSet::kPortable;
+}
 
 InstructionSet best_instruction_set() noexcept {
   static const InstructionSet best = is_supported(InstructionSet::kAvx512) ? InstructionSet::kAvx512
@@ -280,9 +292,10 @@ InstructionSet best_instruction_set() noexcept {
 
 ExpHistogram histogram_of(const TensorView& view, int scale, InstructionSet set) {
   const FloatEnvironment environment;
-  const ExpHistogram empty(scale);
   TensorBlocks blocks(view);
-  if (blocks.values_left() == 0) return empty;
+  // Also says early that a scale is out of range.
+  ExpHistogram none(scale);
+  if (blocks.values_left() == 0) return none;
   if (bytes_of(view.format) == 1) return histogram_of_bytes(blocks, view.format, scale);
   const bool has_slots = scale <= kSlotScale;
   const SlotKernels& kernels = kernels_of(set);

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "core/own_time.h"
 #include "core/record.h"
 #include "core/spsc_ring.h"
 
@@ -18,6 +19,15 @@ inline constexpr int kMaxRecorders = 8;  // that run at once, in one process
 struct ThreadBuffer {
   ThreadBuffer(size_t capacity, int32_t track_number, int64_t system_tid, std::string thread_name)
       : ring(capacity), track(track_number), tid(system_tid), name(std::move(thread_name)) {}
+
+  // How far the collector is in this track. The collector only, so on a cache line of its own.
+  struct alignas(64) Progress {
+    int64_t last_seq = -1;  // -1: none yet, and the first is taken as it is
+    int64_t step = -1;      // the last one begun on this track, -1 none, and its kind
+    uint8_t kind = static_cast<uint8_t>(StepKind::kOther);
+    OwnTime own_time;
+  };
+  Progress progress;
 
   SpscRing<Record> ring;
 

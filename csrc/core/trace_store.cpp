@@ -59,23 +59,36 @@ std::shared_ptr<const SpanChunk> SpanChunk::copy() const {
   return chunk;
 }
 
-size_t SpanChunk::bytes() const { return sizeof(SpanChunk) + size_t{capacity_} * sizeof(Row); }
+size_t SpanChunk::bytes_of(uint32_t capacity) {
+  return sizeof(SpanChunk) + size_t{capacity} * sizeof(Row);
+}
+
+TraceStore::TraceStore(size_t limit_bytes)
+    : limit_bytes_(limit_bytes),
+      stale_bytes_(std::max<uint64_t>(limit_bytes / 8, 2 * SpanChunk::bytes_of(kMaxChunkRows))) {}
 
 void TraceStore::add_span(const StoredSpan& span) {
   if (span.step != kNoStep && span.step < first_step_) {
     ++spans_dropped_;
     return;
   }
-  std::shared_ptr<SpanChunk>& open = open_chunks_[span.track];
-  if (open != nullptr && open->try_append(span)) return;
+  OpenChunk& open = open_chunks_[span.track];
+  const bool goes_on = open.chunk != nullptr && opened_bytes_ - open.opened_at <= stale_bytes_;
+  if (goes_on && open.chunk->try_append(span)) return;
   const uint32_t capacity =
-      open == nullptr ? kMinChunkRows : std::min(open->capacity() * 2, kMaxChunkRows);
+      goes_on ? std::min(open.chunk->capacity() * 2, kMaxChunkRows) : kMinChunkRows;
   auto chunk = std::make_shared<SpanChunk>(span.track, capacity);
   chunk->try_append(span);
   chunks_.push_back(chunk);
   bytes_ += chunk->bytes();
   span_bytes_ += chunk->bytes();
-  open = std::move(chunk);
+  opened_bytes_ += chunk->bytes();
+  open = {std::move(chunk), opened_bytes_};
+}
+
+bool TraceStore::is_open(const SpanChunk& chunk) const {
+  const auto open = open_chunks_.find(chunk.track());
+  return open != open_chunks_.end() && open->second.chunk.get() == &chunk;
 }
 
 StepRow* TraceStore::step(int64_t number) {
@@ -86,6 +99,16 @@ StepRow* TraceStore::step(int64_t number) {
     bytes_ += sizeof(StepRow);
   }
   return &steps_[static_cast<size_t>(number - first_step_)];
+}
+
+StepRow* TraceStore::begin_step(int64_t number) {
+  StepRow* row = step(number);
+  if (row != nullptr) {
+    row->begun = true;
+  } else {
+    ++steps_evicted_;
+  }
+  return row;
 }
 
 void TraceStore::add_row_valid(const RowValid& row) {
@@ -107,13 +130,17 @@ void TraceStore::add_row_commit(const RowCommit& commit) {
 }
 
 void TraceStore::evict() {
-  while (bytes_ > limit_bytes_ && (!chunks_.empty() || !steps_.empty())) {
-    if (!chunks_.empty() && (is_mostly_spans() || steps_.empty())) {
+  while (bytes_ > limit_bytes_ && !(chunks_.empty() && steps_.empty())) {
+    const bool steps_are_older =
+        chunks_.empty() || (chunks_.front()->last_step() == kNoStep && !steps_.empty() &&
+                            steps_.front().start_ticks < chunks_.front()->at(0).start_ticks);
+    // Where steps have many rows and few spans, one chunk would take all of them along.
+    const bool steps_are_larger = !steps_.empty() && span_bytes_ < bytes_ / 2;
+    if (steps_are_older || steps_are_larger) {
+      evict_steps_below(first_step_ + 1 + static_cast<int64_t>(steps_.size() / 64));
+    } else {
       evict_steps_below(chunks_.front()->last_step() + 1);
       drop_front_chunk();
-    } else {
-      // Steps of many rows and few spans: a chunk would take all of them along.
-      evict_steps_below(first_step_ + static_cast<int64_t>(steps_.size() / 8 + 1));
     }
     while (!chunks_.empty() && chunks_.front()->last_step() != kNoStep &&
            chunks_.front()->last_step() < first_step_) {
@@ -150,8 +177,7 @@ void TraceStore::drop_front_chunk() {
   bytes_ -= chunk->bytes();
   span_bytes_ -= chunk->bytes();
   spans_dropped_ += chunk->size();
-  const auto open = open_chunks_.find(chunk->track());
-  if (open != open_chunks_.end() && open->second == chunk) open_chunks_.erase(open);
+  if (is_open(*chunk)) open_chunks_.erase(chunk->track());
 }
 
 StoreSnapshot TraceStore::snapshot() const {
@@ -159,9 +185,7 @@ StoreSnapshot TraceStore::snapshot() const {
   snapshot.first_step = first_step_;
   snapshot.chunks.reserve(chunks_.size());
   for (const auto& chunk : chunks_) {
-    const auto open = open_chunks_.find(chunk->track());
-    const bool still_written = open != open_chunks_.end() && open->second == chunk;
-    snapshot.chunks.push_back(still_written ? chunk->copy() : chunk);
+    snapshot.chunks.push_back(is_open(*chunk) ? chunk->copy() : chunk);
   }
   snapshot.steps.assign(steps_.begin(), steps_.end());
   snapshot.row_valid.assign(row_valid_.begin(), row_valid_.end());
@@ -180,6 +204,23 @@ uint64_t TraceStore::spans_evicted() const {
     }
   }
   return count;
+}
+
+std::unordered_set<int32_t> TraceStore::tracks() const {
+  std::unordered_set<int32_t> tracks;
+  for (const auto& chunk : chunks_) tracks.insert(chunk->track());
+  for (const StepRow& row : steps_) {
+    if (row.begun) tracks.insert(row.track);
+  }
+  return tracks;
+}
+
+uint64_t TraceStore::oldest_step_ticks(uint64_t otherwise) const {
+  uint64_t oldest = otherwise;
+  for (const StepRow& row : steps_) {
+    if (row.begun) oldest = std::min(oldest, row.start_ticks);
+  }
+  return oldest;
 }
 
 uint64_t TraceStore::oldest_ticks(uint64_t otherwise) const {

@@ -3,6 +3,7 @@
 //
 // Spans are kept in chunks, one track a chunk, 28 bytes a span. When the limit is passed, the
 // oldest chunk goes and with it every step that has a span in it, so that what is left is whole.
+// Steps without spans go by age.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +11,7 @@
 #include <limits>
 #include <memory>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -45,7 +47,8 @@ class SpanChunk {
   int32_t track() const { return track_; }
   int64_t last_step() const { return last_step_; }  // the highest step in it, kNoStep when none
   bool holds_steps_below(int64_t step) const { return earliest_step_ < step; }
-  size_t bytes() const;
+  size_t bytes() const { return bytes_of(capacity_); }
+  static size_t bytes_of(uint32_t capacity);
 
  private:
   static constexpr uint32_t kLong = std::numeric_limits<uint32_t>::max();
@@ -125,14 +128,18 @@ struct StoreSnapshot {
 
 class TraceStore {
  public:
-  explicit TraceStore(size_t limit_bytes) : limit_bytes_(limit_bytes) {}
+  explicit TraceStore(size_t limit_bytes);
 
   void add_span(const StoredSpan& span);
   // The row of a step, made when it is new; nullptr when the step was evicted already.
   StepRow* step(int64_t number);
+  // The same, for the record that begins it: a step that comes too late counts as evicted.
+  StepRow* begin_step(int64_t number);
   void add_row_valid(const RowValid& row);
   void add_row(const StoredRow& row);
   void add_row_commit(const RowCommit& commit);
+  // Of which any span or step is held.
+  std::unordered_set<int32_t> tracks() const;
   // No more spans of this track will come.
   void close_track(int32_t track) { open_chunks_.erase(track); }
   // Drops the oldest whole steps until the store fits its limit.
@@ -144,6 +151,8 @@ class TraceStore {
   uint64_t steps_evicted() const { return steps_evicted_; }
   // Spans that were stored and are no longer part of a snapshot.
   uint64_t spans_evicted() const;
+  // The earliest start of a step still held; `otherwise` when there is none. Looks at all steps.
+  uint64_t oldest_step_ticks(uint64_t otherwise) const;
   // The start of the oldest span or step still held; `otherwise` when there is none.
   uint64_t oldest_ticks(uint64_t otherwise) const;
 
@@ -151,19 +160,28 @@ class TraceStore {
   static constexpr uint32_t kMinChunkRows = 256;
   static constexpr uint32_t kMaxChunkRows = 8192;
 
+  struct OpenChunk {
+    std::shared_ptr<SpanChunk> chunk;
+    uint64_t opened_at = 0;  // opened_bytes_ then
+  };
+
+  bool is_open(const SpanChunk& chunk) const;
   void evict_steps_below(int64_t first);
   void drop_front_chunk();
-  bool is_mostly_spans() const { return span_bytes_ >= bytes_ / 2; }
 
   const size_t limit_bytes_;
-  size_t bytes_ = 0;       // of all that is held
-  size_t span_bytes_ = 0;  // of the chunks
+  // Once so many bytes of chunks were opened after it, a chunk is closed: that of a thread which
+  // seldom records would else reach from the oldest step to the newest, and take all with it.
+  const uint64_t stale_bytes_;
+  size_t bytes_ = 0;           // of all that is held
+  size_t span_bytes_ = 0;      // of the chunks
+  uint64_t opened_bytes_ = 0;  // of all chunks there ever were
   int64_t first_step_ = 0;
   uint64_t steps_evicted_ = 0;
-  uint64_t spans_dropped_ = 0;                     // in chunks that are gone, or on arrival
-  std::deque<std::shared_ptr<SpanChunk>> chunks_;  // oldest first
-  std::unordered_map<int32_t, std::shared_ptr<SpanChunk>> open_chunks_;  // by track
-  std::deque<StepRow> steps_;                                            // first_step_ and on
+  uint64_t spans_dropped_ = 0;                          // in chunks that are gone, or on arrival
+  std::deque<std::shared_ptr<SpanChunk>> chunks_;       // oldest first
+  std::unordered_map<int32_t, OpenChunk> open_chunks_;  // by track
+  std::deque<StepRow> steps_;                           // first_step_ and on
   std::deque<RowValid> row_valid_;
   std::deque<StoredRow> rows_;
   std::deque<RowCommit> row_commits_;

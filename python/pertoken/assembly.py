@@ -24,8 +24,8 @@ from pertoken.strings import StringTable
 from pertoken.version import __version__
 
 if TYPE_CHECKING:
-    from pertoken.generation import RequestEntry
     from pertoken.recording import Recording
+    from pertoken.request_log import RequestEntry
 
 Columns = dict[str, NDArray[Any]]
 

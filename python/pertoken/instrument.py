@@ -175,15 +175,31 @@ def argument_places(model: torch.nn.Module) -> tuple[list[tuple[int, str, int]],
     return places, not known
 
 
-class Instrumentation:
-    """The wrappers of one recording in one model; holds the model while they are in it."""
+class _Wrapped:
+    """A module and the wrapper in it; neither is held."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, module: torch.nn.Module, attribute: str, wrapper: Any) -> None:
+        self.name = name
+        self.attribute = attribute
+        self.module = patch.weakly(module)
+        self.wrapper = patch.weakly(wrapper)
+
+
+class Instrumentation:
+    """The wrappers of one recording in one model, which it does not hold.
+
+    Args:
+        makes_cycles: the wrappers hold their modules, which is quicker, so that a model that is
+            dropped waits for the garbage collector. Otherwise it goes at once, as without us.
+    """
+
+    def __init__(self, makes_cycles: bool = True) -> None:
+        self._makes_cycles = makes_cycles
         self.names: list[str] = []  # of the selected modules
-        self.overwritten: list[str] = []  # modules whose wrapper somebody else had replaced
+        self.overwritten: set[str] = set()  # modules whose wrapper somebody else had replaced
         self.compiled: set[str] = set()  # modules that ran compiled, "" the root
         self._root_name = ""
-        self._wrappers: dict[int, tuple[str, torch.nn.Module, str, Any]] = {}
+        self._wrappers: dict[int, _Wrapped] = {}  # by the id of the module
         self._undo: list[Callable[[], object]] = []  # what was done to torch's own classes
 
     def install(
@@ -259,21 +275,27 @@ class Instrumentation:
     def _wrap(self, name: str, module: torch.nn.Module, make: Any, make_forward: Any) -> None:
         try:
             if has_call_slot(module):
-                wrapper = patch.put(module, CALL_SLOT, module._call_impl, make)
-                self._wrappers[id(module)] = (name, module, CALL_SLOT, wrapper)
+                base: Any = module._call_impl
+                if not self._makes_cycles and inspect.ismethod(base):
+                    base = _native.WeakMethod(base.__func__, module)
+                wrapper = patch.put(module, CALL_SLOT, base, make)
+                self._wrappers[id(module)] = _Wrapped(name, module, CALL_SLOT, wrapper)
             elif has_forward(module):
                 wrapper = patch.put(module, "forward", module.forward, make_forward)
-                self._wrappers[id(module)] = (name, module, "forward", wrapper)
+                self._wrappers[id(module)] = _Wrapped(name, module, "forward", wrapper)
         except Exception as error:
             logger.warning("pertoken: module %r cannot be recorded: %s", name, error)
-            self.overwritten.append(name or self._root_name)
+            self.overwritten.add(name or self._root_name)
 
     def remove(self) -> None:
         """Takes every wrapper out and lets go of the model, which is as it was."""
         self.note_compiled()
-        for name, module, attribute, wrapper in reversed(list(self._wrappers.values())):
-            if not patch.take_out(module, attribute, wrapper):
-                self.overwritten.append(name or self._root_name)
+        for wrapped in reversed(list(self._wrappers.values())):
+            module = wrapped.module()
+            if module is None:
+                continue
+            if not patch.take_out(module, wrapped.attribute, wrapped.wrapper()):
+                self.overwritten.add(wrapped.name or self._root_name)
         self._wrappers.clear()
         while self._undo:
             self._undo.pop()()
@@ -285,15 +307,20 @@ class Instrumentation:
 
     def note_compiled(self) -> None:
         """Notes which of the wrapped modules the compiler has a hand in by now."""
-        wrappers = list(self._wrappers.values())
-        self.compiled |= {name for name, *rest in wrappers if _is_compiled(*rest)}
+        for wrapped in list(self._wrappers.values()):
+            module, wrapper = wrapped.module(), wrapped.wrapper()
+            if module is not None and _is_compiled(module, wrapped.attribute, wrapper):
+                self.compiled.add(wrapped.name)
 
     def _before_compile(self, args: tuple[Any, ...], kwargs: Any) -> Any:
-        return self._wrappers.get(id(args[0])) if args else None
+        wrapped = self._wrappers.get(id(args[0])) if args else None
+        if wrapped is None or wrapped.module() is not args[0]:
+            return None
+        # What it is replaced by may be all that holds the wrapper.
+        return args[0], wrapped.attribute, wrapped.wrapper()
 
     def _after_compile(self, token: Any, result: Any, error: Any) -> None:
-        _, module, attribute, wrapper = token
-        patch.put_back_on_top(module, attribute, wrapper)
+        patch.put_back_on_top(*token)
 
 
 def _make_span_call(cls: Any, recorder: Any, site: int, inner: Any) -> Any:
@@ -314,10 +341,13 @@ def _is_compiled(module: torch.nn.Module, attribute: str, wrapper: Any) -> bool:
     """Whether calls of the module run, or may run, what the compiler made of it."""
     if is_optimized(module):
         return True
-    inner = wrapper.inner
+    inner = getattr(wrapper, "inner", None)
     while isinstance(inner, (_native.SpanCall, _native.RootCall)):
         inner = inner.inner
-    if attribute == CALL_SLOT and not (inspect.ismethod(inner) and inner.__self__ is module):
+    is_own = isinstance(inner, _native.WeakMethod) or (
+        inspect.ismethod(inner) and inner.__self__ is module
+    )
+    if attribute == CALL_SLOT and not is_own:
         return True
     forward = getattr(module, "forward", None)
     return hasattr(forward, "_torchdynamo_orig_callable") or _has_compiled_code(forward)

@@ -27,7 +27,7 @@ def describe_losses(recording: Recording, raw: dict[str, Any]) -> dict[str, Any]
     if native["collector_faults"]:
         faults["records that could not be stored"] = native["collector_faults"]
     inlined, compiled_steps = _inlined_modules(recording, raw)
-    overwritten = sorted(set(recording.instrumentation.overwritten))
+    overwritten = sorted(recording.instrumentation.overwritten)
     reasons = []
     if not recording.enabled:
         reasons.append("PERTOKEN=0 in the environment: nothing was recorded.")

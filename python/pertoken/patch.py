@@ -3,14 +3,18 @@
 A place is an attribute that an object holds itself: a module's call slot, a class's method. Each
 wrapper calls the one below it, `inner`, so that several recordings share a place as a chain; the
 last one to go leaves the place as the first one found it.
+
+A place holds neither its owner nor what stands in it: the owner holds the wrappers, and they hold
+what is below them. So an owner that its program drops is gone, wrappers and all.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 _ABSENT = object()
@@ -57,14 +61,55 @@ class ChangeLock:
 change_lock = ChangeLock()
 
 
-@dataclass
+def weakly(value: Any, when_gone: Callable[[Any], None] | None = None) -> Callable[[], Any]:
+    """A function that returns `value`, or None once it is gone; classes and constants stay."""
+    if value is None or isinstance(value, type):
+        return lambda: value
+    try:
+        return weakref.ref(value, when_gone)
+    except TypeError:
+        return lambda: value
+
+
 class _Place:
-    owner: Any
-    name: str
-    original: Any  # the owner's own value before us, or _ABSENT
-    base: Any  # what the lowest wrapper called when it was put in
-    wrappers: list[Any] = field(default_factory=list)
-    written_over: bool = False  # somebody else wrote into the place, and we went on top again
+    """An attribute with wrappers in it.
+
+    Attributes:
+        written_over: somebody else wrote into the place, and we went on top again.
+    """
+
+    def __init__(self, owner: Any, name: str, original: Any, base: Any) -> None:
+        self.name = name
+        self.written_over = False
+        self._owner = weakly(owner, partial(_forget_owner, (id(owner), name)))
+        # The owner's own value before us, or _ABSENT; what the lowest wrapper called when it was
+        # put in, which is what keeps both.
+        self._original = weakly(original)
+        self._base = weakly(base)
+        self._wrappers: list[Callable[[], Any]] = []
+
+    @property
+    def owner(self) -> Any:
+        return self._owner()
+
+    @property
+    def original(self) -> Any:
+        return self._original()
+
+    @property
+    def base(self) -> Any:
+        return self._base()
+
+    @property
+    def wrappers(self) -> list[Any]:
+        """Those that are still there: one that was overwritten may be gone."""
+        return [held for held in (ref() for ref in self._wrappers) if held is not None]
+
+    def add(self, wrapper: Any) -> None:
+        self._wrappers.append(weakly(wrapper))
+
+    def drop(self, wrapper: Any) -> None:
+        self._wrappers = [weakly(held) for held in self.wrappers if held is not wrapper]
 
     def read(self) -> Any:
         return self.owner.__dict__.get(self.name, _ABSENT)
@@ -98,24 +143,41 @@ class _Place:
 _places: dict[tuple[int, str], _Place] = {}
 
 
+def _place_of(owner: Any, name: str) -> _Place | None:
+    """The place, if it holds a wrapper; an owner that is gone may have had the same id."""
+    place = _places.get((id(owner), name))
+    return place if place is not None and place.owner is owner and place.wrappers else None
+
+
+def _forget_owner(key: tuple[int, str], ref: Any) -> None:
+    def forget() -> None:
+        place = _places.get(key)
+        if place is not None and place.owner is None:
+            del _places[key]
+
+    change_lock.run_outside(forget)
+
+
 def put(owner: Any, name: str, base: Any, make: Callable[[Any], Any]) -> Any:
     """Puts the wrapper that `make(inner)` returns into `owner`'s own attribute `name`.
 
     `base` is what the lowest wrapper has to call when the owner holds nothing there of its own (or
-    None). Returns the wrapper.
+    None). Returns the wrapper, which only the owner holds.
     """
     with change_lock:
         key = (id(owner), name)
-        place = _places.get(key)
+        place = _place_of(owner, name)
         if place is None:
             own = owner.__dict__.get(name, _ABSENT)
             base = base if own is _ABSENT or own is None else own
             place = _Place(owner, name, own, base)
+        else:
+            base = place.base
         held = place.read()
-        inner = place.base if held is _ABSENT or held is None else held
+        inner = base if held is _ABSENT or held is None else held
         wrapper = make(inner)
         place.write(wrapper)
-        place.wrappers.append(wrapper)
+        place.add(wrapper)
         _places[key] = place
         return wrapper
 
@@ -123,7 +185,7 @@ def put(owner: Any, name: str, base: Any, make: Callable[[Any], Any]) -> Any:
 def put_back_on_top(owner: Any, name: str, wrapper: Any) -> None:
     """Puts a wrapper over a value that somebody else has meanwhile written into its place."""
     with change_lock:
-        place = _places.get((id(owner), name))
+        place = _place_of(owner, name)
         if place is None or not place.holds(wrapper):
             return
         held = place.read()
@@ -138,19 +200,25 @@ def put_back_on_top(owner: Any, name: str, wrapper: Any) -> None:
 
 
 def take_out(owner: Any, name: str, wrapper: Any) -> bool:
-    """Takes a wrapper out of its place. False when somebody else had overwritten it."""
+    """Takes a wrapper out of its place. False when somebody else had overwritten it.
+
+    A `wrapper` of None is one that is gone since then.
+    """
     with change_lock:
         key = (id(owner), name)
-        place = _places.get(key)
+        place = _place_of(owner, name)
         if place is None or not place.holds(wrapper):
+            if place is None:
+                _places.pop(key, None)
             return False
-        place.wrappers = [held for held in place.wrappers if held is not wrapper]
+        base = place.base
+        place.drop(wrapper)
         if not place.wrappers:
             del _places[key]
         above = place.read()
         if above is wrapper:
             # What is below is either what we found or what came in its stead meanwhile.
-            if not place.wrappers and wrapper.inner is place.base:
+            if not place.wrappers and wrapper.inner is base:
                 place.restore()
             else:
                 place.write(wrapper.inner)

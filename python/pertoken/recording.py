@@ -6,6 +6,8 @@ import gc
 import logging
 import os
 import sys
+import threading
+import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -15,14 +17,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pertoken import _native
 from pertoken.assembly import assemble
 from pertoken.errors import RecordingStateError, SelectionError
-from pertoken.generation import GenerateWatch, RequestLog, inner_roots
+from pertoken.generation import GenerateWatch, inner_roots
 from pertoken.identity import Ranks, group_ranks
 from pertoken.instrument import Instrumentation, unwrap_compiled
 from pertoken.patch import change_lock
+from pertoken.request_log import RequestLog
 from pertoken.result import Profile
 from pertoken.schema import STEP_KINDS
 from pertoken.scopes import entered_round
 from pertoken.selection import ModuleSelection, select_modules
+from pertoken.status import StatusLog, describe_status
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +39,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 _RING_RECORDS = 1 << 16
 _MIN_MEMORY_BYTES = 1 << 20
 _BYTES_A_REQUEST = 2048  # what a request in the log takes, roughly
+_MOST_FAULT_REASONS = 32
+_FAULT_CHARACTERS = 300
 
 
 def profile(
@@ -42,6 +48,7 @@ def profile(
     *,
     modules: ModuleSelection = "layers",
     memory_limit_bytes: int = 256 << 20,
+    log_interval_s: float | None = None,
 ) -> Recording:
     """Records every step of a model, as a context manager or as a decorator.
 
@@ -53,22 +60,37 @@ def profile(
             a predicate ``f(name, module) -> bool``.
         memory_limit_bytes: how much the trace may hold; past it the oldest steps go, whole, and
             are counted in ``losses``. Totals since the start are not affected.
+        log_interval_s: how often to log the line of `Recording.status()`, through the logger
+            ``pertoken`` at INFO, in seconds; None: never.
 
     Raises:
-        SelectionError: `model` is not a module, or `modules` selects nothing.
+        SelectionError: `model` is not a module, `modules` selects nothing, or a number is out of
+            its range.
     """
-    return Recording(model, modules=modules, memory_limit_bytes=memory_limit_bytes)
+    return Recording(
+        model,
+        modules=modules,
+        memory_limit_bytes=memory_limit_bytes,
+        log_interval_s=log_interval_s,
+    )
 
 
 class Recording:
     """What is being recorded. Made by `profile()`; starts when its context is entered.
 
     It may be started and stopped many times, from any thread; steps keep their numbers. It holds
-    the model until it is stopped, and stops when nobody holds it any longer.
+    the model until it is stopped (not with `holds_model` False), and stops when nobody holds it
+    any longer.
     """
 
     def __init__(
-        self, model: torch.nn.Module, *, modules: ModuleSelection, memory_limit_bytes: int
+        self,
+        model: torch.nn.Module,
+        *,
+        modules: ModuleSelection,
+        memory_limit_bytes: int,
+        log_interval_s: float | None = None,
+        holds_model: bool = True,
     ) -> None:
         torch_module = sys.modules.get("torch")
         if torch_module is None or not isinstance(model, torch_module.nn.Module):
@@ -80,28 +102,47 @@ class Recording:
             raise SelectionError(
                 f"memory_limit_bytes={memory_limit_bytes}: give at least {_MIN_MEMORY_BYTES}"
             )
+        if log_interval_s is not None and not 0 < log_interval_s <= threading.TIMEOUT_MAX:
+            raise SelectionError(
+                f"log_interval_s={log_interval_s}: give a positive number of seconds, or None"
+            )
+        self.memory_limit_bytes = memory_limit_bytes
         self.enabled = os.environ.get("PERTOKEN", "") != "0"
         if isinstance(modules, Iterable) and not isinstance(modules, str):
             modules = list(modules)  # selected from again at each start
         self._modules = modules
         selected, self.detail = select_modules(unwrap_compiled(model), self._modules)
+        self._holds_model = holds_model
         self._selected: dict[str, torch.nn.Module] | None = selected
         self.selection = modules if isinstance(modules, str) else self.detail
         self.model_facts = _describe(unwrap_compiled(model))
         self._model_ref = weakref.ref(model)
-        self._held_model: torch.nn.Module | None = model
+        self._held_model: torch.nn.Module | None = model if holds_model else None
         self.faults = FaultLog()
         self.origin_ticks = 0
         self.origin_unix_ns = 0
         self.stopped_ticks = 0  # 0 while it runs
-        self.log = RequestLog(limit=max(1024, memory_limit_bytes // 8 // _BYTES_A_REQUEST))
+        self._earlier_ns = 0  # for how long it ran before it was last started
+        self._running_since_ns = 0  # by the monotonic clock; 0: it does not run
         self.recorder = _native.Recorder(memory_limit_bytes * 7 // 8, _RING_RECORDS)
-        self.instrumentation = Instrumentation()
+        self.log = RequestLog(
+            max(1024, memory_limit_bytes // 8 // _BYTES_A_REQUEST), self.recorder
+        )
+        self.instrumentation = Instrumentation(makes_cycles=holds_model)
         self.ranks: Ranks | None = None  # in the process group, when it last started
-        self._watch = GenerateWatch(self.recorder, self.log, self.faults.note)
+        self.generate_watch = GenerateWatch(self.recorder, self.log, self.faults.note)
+        self._log_interval_s = log_interval_s
+        self._status_log: list[StatusLog] = []  # the one that runs
         self._depth = 0
         # Nothing in the model refers to the recording, so that it goes when its last holder does.
-        weakref.finalize(self, _abandon, self.instrumentation, self._watch, self.recorder)
+        weakref.finalize(
+            self,
+            _abandon,
+            self.instrumentation,
+            self.generate_watch,
+            self.recorder,
+            self._status_log,
+        )
 
     def start(self) -> None:
         """Starts recording; does nothing while it runs, or in a process forked from the recording.
@@ -127,20 +168,26 @@ class Recording:
             self.stopped_ticks = 0
             self.model_facts = _describe(root)
             self.ranks = group_ranks() or self.ranks
-            self._held_model = model
+            self._running_since_ns = time.monotonic_ns()
+            if self._holds_model:
+                self._held_model = model
+            else:
+                self._selected = None
             inner = inner_roots(root)
             try:
-                self._watch.install([root, *inner.values()])
+                self.generate_watch.install([root, *inner.values()])
                 self.instrumentation.install(
                     model,
                     selected,
                     inner,
                     self.recorder,
-                    self._watch.generation_var,
+                    self.generate_watch.generation_var,
                 )
             except BaseException:
                 self.stop()
                 raise
+            if self._log_interval_s is not None:
+                self._status_log.append(StatusLog(self, self._log_interval_s, logger))
 
     def stop(self) -> None:
         """Stops recording and leaves the model as it was; does nothing when it does not run.
@@ -151,9 +198,12 @@ class Recording:
             if not self.recorder.active and not self.instrumentation.is_installed:
                 return
             self.instrumentation.remove()
-            self._watch.remove()
+            self.generate_watch.remove()
             self.recorder.stop()
             self.stopped_ticks = _native.now_ticks()
+            self._earlier_ns, self._running_since_ns = self.recorded_ns, 0
+            while self._status_log:
+                self._status_log.pop().end()
             self._held_model = self._selected = None
 
     def __enter__(self) -> Recording:
@@ -196,6 +246,25 @@ class Recording:
         """Writes what was recorded so far for Perfetto and chrome://tracing."""
         self.result().export_chrome_trace(Path(path))
 
+    def status(self) -> str:
+        """One line for a person: what runs, for how long, what it holds, lost and costs.
+
+        The cost is an estimate: what one record of each type costs on this machine, times their
+        number, and the processor time of the thread that drains them, over the time of the steps.
+        The first call in a process measures these costs, which takes some 10 ms.
+        """
+        return describe_status(self)
+
+    @property
+    def recorded_ns(self) -> int:
+        """For how long it has recorded, pauses excluded."""
+        since_ns = self._running_since_ns
+        return self._earlier_ns + (time.monotonic_ns() - since_ns if since_ns else 0)
+
+    def held_bytes(self, store_bytes: int) -> int:
+        """What counts to the memory limit: the store's bytes, and about those of the requests."""
+        return store_bytes + len(self.log.requests) * _BYTES_A_REQUEST
+
     def totals(self) -> dict[str, Any]:
         """Counts and latencies since the start, evicted steps included, as plain data.
 
@@ -232,11 +301,16 @@ class Recording:
 
 
 class FaultLog(Counter[str]):
-    """Counts faults of a recording by reason; the first of each is logged."""
+    """Counts faults of a recording by reason; the first of each is logged.
+
+    Messages may differ each time: after some, the further ones are counted by the place alone.
+    """
 
     def note(self, where: str, error: Exception) -> None:
         """Counts one."""
-        reason = f"{where}: {type(error).__name__}: {error}"
+        reason = f"{where}: {type(error).__name__}: {error}"[:_FAULT_CHARACTERS]
+        if reason not in self and len(self) >= _MOST_FAULT_REASONS:
+            reason = f"{where}: other faults"
         if reason not in self:
             logger.warning("pertoken: a fault while recording, in %s", reason)
         self[reason] += 1
@@ -254,9 +328,16 @@ def _start(recorder: Any) -> None:
         raise RecordingStateError(str(error)) from None
 
 
-def _abandon(instrumentation: Instrumentation, watch: GenerateWatch, recorder: Any) -> None:
+def _abandon(
+    instrumentation: Instrumentation,
+    watch: GenerateWatch,
+    recorder: Any,
+    status_log: list[StatusLog],
+) -> None:
     """Stops what a recording that is gone, or the end of the process, has left running."""
     recorder.stop()
+    for log in status_log:
+        log.end()
 
     def remove() -> None:
         instrumentation.remove()

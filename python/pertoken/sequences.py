@@ -17,7 +17,7 @@ from pertoken.schema import STEP_KINDS
 from pertoken.told_rows import ToldRows
 
 if TYPE_CHECKING:
-    from pertoken.generation import Generation
+    from pertoken.request_log import Generation
 
 _DRAFT = STEP_KINDS.index("draft")
 _UNKNOWN = -1

@@ -15,6 +15,7 @@ import numpy as np
 
 from pertoken import schema
 from pertoken.errors import MissingDependencyError, PertokenError, SelectionError
+from pertoken.quantity import name_text
 
 if TYPE_CHECKING:
     import pandas
@@ -62,7 +63,7 @@ class Table:
         )
         self._length = len(next(iter(ordered.values()))) if ordered else 0
         for column, array in ordered.items():
-            label = f"column '{column}' of table '{name}'"
+            label = f"column '{name_text(column)}' of table '{name}'"
             if array.ndim != 1 or len(array) != self._length:
                 raise TableError(
                     f"{label} has shape {array.shape}; every column must have shape "
@@ -135,7 +136,9 @@ class Table:
         """
         values = self._column(column)
         if column not in self._coded:
-            raise SelectionError(f"column '{column}' of table '{self._name}' has no codes")
+            raise SelectionError(
+                f"column '{name_text(column)}' of table '{self._name}' has no codes"
+            )
         return values
 
     def where(self, mask: Array) -> Table:
@@ -226,7 +229,8 @@ class Table:
         values = self._columns.get(column)
         if values is None:
             raise SelectionError(
-                f"table '{self._name}' has no column {column!r}; it has {', '.join(self.columns)}"
+                f"table '{self._name}' has no column {column!r}; it has "
+                f"{', '.join(map(name_text, self.columns))}"
             )
         return values
 

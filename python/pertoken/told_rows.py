@@ -11,7 +11,7 @@ from pertoken.row_layout import Ints, RowLayout
 from pertoken.schema import STEP_KINDS
 
 if TYPE_CHECKING:
-    from pertoken.generation import Generation
+    from pertoken.request_log import Generation
 
 _MIXED, _OTHER = STEP_KINDS.index("mixed"), STEP_KINDS.index("other")
 _UNKNOWN = -1

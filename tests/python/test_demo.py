@@ -163,6 +163,8 @@ def test_an_interrupt_while_it_generates_exits_with_130_and_leaves_no_file(tmp_p
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background job ignores it, and what it starts with it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as running:
         for line in running.stderr:
             if line.startswith("generating"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import threading
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -155,24 +157,62 @@ def test_interrupts_pass_too(error: BaseException) -> None:
     assert profile.steps["tokens_committed"].tolist() == [1, -1]
 
 
-def test_an_interrupt_while_the_cache_is_asked_is_the_users() -> None:
+class AskedInVain:
+    """A cache that meets an exception when its length is asked for, as a signal's handler may."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def get_seq_length(self) -> int:
+        raise self._error
+
+
+class Busy(torch.nn.Module):
+    def forward(self, input_ids: torch.Tensor, past_key_values: Any = None) -> torch.Tensor:
+        for _ in range(1000):
+            input_ids = input_ids + 0
+        return input_ids
+
+
+@pytest.fixture(params=["SIGINT raises", "SIGINT is ignored"])
+def sigint(request: pytest.FixtureRequest) -> Iterator[None]:
+    is_ignored = request.param == "SIGINT is ignored"
+    before = signal.signal(
+        signal.SIGINT, signal.SIG_IGN if is_ignored else signal.default_int_handler
+    )
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("sigint")
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)])
+def test_an_interrupt_while_the_cache_is_asked_is_the_users(error: BaseException) -> None:
     """It hits code that only the recording runs, and must not be swallowed there."""
-
-    class Cache:
-        def get_seq_length(self) -> int:
-            raise KeyboardInterrupt
-
-    class Model(torch.nn.Module):
-        def forward(self, input_ids: torch.Tensor, past_key_values: Any = None) -> torch.Tensor:
-            for _ in range(1000):
-                input_ids = input_ids + 0
-            return input_ids
-
-    model = Model()
+    model = Busy()
     recording = pertoken.profile(model)
-    with recording, pytest.raises(KeyboardInterrupt):
-        model(prompt(), past_key_values=Cache())
+    with recording, pytest.raises(type(error)) as caught:
+        model(prompt(), past_key_values=AskedInVain(error))
+    assert caught.value is error
     assert recording.result().steps["context_len"].tolist() == [-1]
+
+
+def test_an_exit_while_the_cache_is_asked_stays_in_its_thread() -> None:
+    model = Busy()
+    ended: list[str] = []
+
+    def serve() -> None:
+        try:
+            model(prompt(), past_key_values=AskedInVain(SystemExit(3)))
+            for _ in range(30_000):
+                time.sleep(0.001)
+        except SystemExit:
+            ended.append("by the exit")
+
+    with pertoken.profile(model):
+        server = threading.Thread(target=serve)
+        server.start()
+        server.join()
+    assert ended == ["by the exit"]
 
 
 def test_bad_arguments_are_refused_as_without_a_recording() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +14,15 @@ from opentelemetry.sdk.metrics._internal.exponential_histogram.mapping import (
 )
 
 from exact_buckets import counts_by_index, counts_of, exact_index, values_at_boundaries
-from pertoken import Histogram
+from pertoken import Histogram, _native
+from pertoken.histogram import from_native
+from pertoken.tensor_memory import memory_of
 
+NEEDS = {
+    "portable": set(),
+    "avx2": {"avx2", "fma", "f16c"},
+    "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+}
 NARROW = ("float16", "bfloat16")
 BYTES = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
 
@@ -85,3 +93,22 @@ def test_float32_values_are_where_opentelemetry_maps_them(scale: int) -> None:
         index = mapping.map_to_index(value)
         theirs[index] = theirs.get(index, 0) + 1
     assert ours == theirs
+
+
+def test_the_sets_of_instructions_are_those_that_the_processor_says_it_has() -> None:
+    flags = set(Path("/proc/cpuinfo").read_text().replace("\n", " ").split())
+    assert list(_native.instruction_sets()) == [name for name in NEEDS if NEEDS[name] <= flags]
+    with pytest.raises(ValueError, match="mmx"):
+        _native.ExpHistogram.of_tensor(0, 0, (), (), 3, "mmx")
+
+
+def test_all_sets_of_instructions_give_the_same_to_the_bit() -> None:
+    for tensor in (torch.randn(5000), torch.randn(77, 33).t().half(), torch.randn(9, 9).bfloat16()):
+        memory = memory_of(tensor)
+        found = [
+            _native.ExpHistogram.of_tensor(
+                memory.address, memory.format, memory.shape, memory.strides_bytes, 3, name
+            )
+            for name in _native.instruction_sets()
+        ]
+        assert all(from_native(core) == Histogram.from_values(tensor) for core in found)

@@ -83,3 +83,11 @@ def test_wheel_works_where_there_is_no_compiler(version: str, tmp_path: Path) ->
     assert checks["torch"]["status"] == "absent"
     assert "pertoken[torch]" in checks["torch"]["reason"]
     assert "Python" in _run(venv / "bin" / "pertoken", "doctor", **bare)
+
+    assert "pertoken_autostart.pth" in names
+    show = "import sys; print('pertoken.autostart' in sys.modules, 'numpy' in sys.modules)"
+    assert _run(venv / "bin" / "python", "-c", show, **bare) == "False False\n"
+    profiled = {**bare, "env": {**environment, "PERTOKEN_PROFILE": "out"}}
+    assert _run(venv / "bin" / "python", "-c", show, **profiled) == "True False\n"
+    (tmp_path / "show.py").write_text(show)
+    assert _run(venv / "bin" / "pertoken", "run", "show.py", **bare) == "True False\n"

@@ -14,6 +14,7 @@ import numpy as np
 from pertoken.analysis.distribution import usable_weights
 from pertoken.analysis.latency import finished
 from pertoken.analysis.row_index import holds_text, rows_of
+from pertoken.analysis.row_sums import sum_by_row
 from pertoken.result import Profile
 from pertoken.table import Array
 
@@ -74,8 +75,8 @@ def span_self_ns(profile: Profile, parent: Array | None = None) -> Array:
     child = parent >= 0
     child &= spans["track"] == spans["track"][parent]
     child &= spans["device"] == spans["device"][parent]
-    inner_ns = np.bincount(parent[child], weights=dur_ns[child], minlength=len(spans))
-    return np.asarray(np.maximum(dur_ns - inner_ns.astype(np.int64), 0))
+    inner_ns = sum_by_row(parent[child], np.maximum(dur_ns[child], 0), len(spans))
+    return np.asarray(np.maximum(np.maximum(dur_ns, 0) - inner_ns, 0))
 
 
 def site_times(profile: Profile) -> SiteTimes:
@@ -92,10 +93,10 @@ def site_times(profile: Profile) -> SiteTimes:
     outermost[parent >= 0] = (row[parent] != row)[parent >= 0]
     covering = host & outermost & (inside >= 0)
     covering &= spans["track"] == np.append(steps["thread"], 0)[inside]
-    covered_ns = _sum_by_row(row[covering], spans["dur_ns"][covering], len(steps))
+    covered_ns = sum_by_row(row[covering], spans["dur_ns"][covering], len(steps))
     root_ns = np.maximum(np.maximum(steps["wall_ns"], 0) - covered_ns, 0)
     waiting = host & outermost & (inside < 0)
-    before_ns = _sum_by_row(row[waiting], spans["dur_ns"][waiting], len(steps))
+    before_ns = sum_by_row(row[waiting], spans["dur_ns"][waiting], len(steps))
 
     # A place is numbered by its site, its category and the side of the forward it is on.
     sites = len(spans.strings) + 1
@@ -210,10 +211,6 @@ def _charged_rows(profile: Profile, gaps: Array, parent: Array, inside: Array) -
             break
         pending = pending[found < 0]
     return row
-
-
-def _sum_by_row(rows: Array, values_ns: Array, count: int) -> Array:
-    return np.bincount(rows, weights=values_ns, minlength=count).astype(np.int64)
 
 
 def _without_empty(codes: Array, strings: tuple[str, ...]) -> Array:

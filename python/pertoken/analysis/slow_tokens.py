@@ -14,6 +14,7 @@ import numpy as np
 from pertoken.analysis.distribution import percentiles, usable_weights
 from pertoken.analysis.latency import finished
 from pertoken.analysis.row_index import rows_of
+from pertoken.analysis.row_sums import sum_by_row
 from pertoken.analysis.site_times import SiteTimes, site_times
 from pertoken.result import Profile
 from pertoken.table import Array
@@ -180,7 +181,7 @@ def _groups(profile: Profile) -> Array:
 def _spent_ns(profile: Profile, times: SiteTimes, owner: Array) -> Array:
     steps = profile.steps
     own_ns = np.maximum(steps["wall_ns"], 0) + times.before_ns
-    return np.bincount(owner, weights=own_ns, minlength=len(steps)).astype(np.int64)
+    return sum_by_row(owner, own_ns, len(steps))
 
 
 def _parts(times: SiteTimes, owner: Array, group: Array, weights: Array) -> _Parts:

@@ -18,6 +18,7 @@ COMMANDS = {
     "doctor": "Say how pertoken was built and what it finds here.",
     "export": "Turn a saved profile into another format.",
     "merge": "Join the profiles of several processes, and name stragglers.",
+    "run": "Run a script and profile the models in it.",
     "summary": "Print the summary of a saved profile.",
 }
 

@@ -1,0 +1,20 @@
+"""Pieces of the performance page that several of its sections use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+Estimate = dict[str, float]
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def estimate_text(estimate: Estimate, text: Callable[[float], str]) -> str:
+    """A median with its interval, where it has one."""
+    if estimate["low"] == estimate["high"]:
+        return text(estimate["median"])
+    return f"{text(estimate['median'])} ({text(estimate['low'])} to {text(estimate['high'])})"

@@ -1,0 +1,164 @@
+// Which recorders there are, which of them run, and which threads they know; what a fork does to
+// them.
+#include <pthread.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <limits>
+
+#include "core/recorder.h"
+
+namespace pertoken {
+
+namespace {
+
+// Never destroyed: threads may end, and records arrive, while the process is being torn down.
+struct Registry {
+  std::mutex mutex;
+  std::vector<Recorder*> recorders;  // all there are
+  // Those that run. Written under the mutex; release here, acquire in Recorder::at().
+  std::array<std::atomic<Recorder*>, kMaxRecorders> running{};
+  uint64_t last_uid = 0;
+};
+
+Registry& registry() {
+  static Registry* const instance = new Registry;
+  return *instance;
+}
+
+}  // namespace
+
+// A forked child has none of our threads, but a copy of every mutex as it was. Holding them over
+// the fork leaves the child's copies usable; its recorders are switched off for good.
+struct ForkHandlers {
+  static void prepare() {
+    registry().mutex.lock();
+    for (Recorder* recorder : registry().recorders) {
+      recorder->mutex_.lock();
+      recorder->tracker_.events().lock();
+    }
+  }
+  static void in_parent() {
+    for (Recorder* recorder : registry().recorders) {
+      recorder->tracker_.events().unlock();
+      recorder->mutex_.unlock();
+    }
+    registry().mutex.unlock();
+  }
+  static void in_child() {
+    for (Recorder* recorder : registry().recorders) {
+      recorder->active_.store(false, std::memory_order_relaxed);
+      recorder->in_forked_child_ = true;
+      recorder->tracker_.events().unlock();
+      recorder->mutex_.unlock();
+    }
+    for (auto& running : registry().running) running.store(nullptr, std::memory_order_release);
+    registry().mutex.unlock();
+  }
+  static void install() {
+    static const int installed = pthread_atfork(prepare, in_parent, in_child);
+    static_cast<void>(installed);
+  }
+};
+
+std::shared_ptr<Recorder> Recorder::create(const RecorderOptions& options) {
+  ForkHandlers::install();
+  const std::lock_guard lock(registry().mutex);
+  // In a forked child the drain thread does not exist and its condition variable may count a
+  // waiter that never leaves: destroying it would hang, so the child lets it be.
+  std::shared_ptr<Recorder> recorder(new Recorder(options, ++registry().last_uid),
+                                     [](Recorder* dead) {
+                                       dead->leave_registry();
+                                       if (!dead->in_forked_child_) delete dead;
+                                     });
+  registry().recorders.push_back(recorder.get());
+  return recorder;
+}
+
+void Recorder::leave_registry() noexcept {
+  release_slot();
+  const std::lock_guard lock(registry().mutex);
+  std::erase(registry().recorders, this);
+}
+
+Recorder* Recorder::at(int slot) noexcept {
+  return registry().running[static_cast<size_t>(slot)].load(std::memory_order_acquire);
+}
+
+bool Recorder::take_slot() noexcept {
+  const std::lock_guard lock(registry().mutex);
+  for (int slot = 0; slot < kMaxRecorders; ++slot) {
+    auto& running = registry().running[static_cast<size_t>(slot)];
+    if (running.load(std::memory_order_relaxed) != nullptr) continue;
+    slot_.store(slot, std::memory_order_relaxed);
+    run_uid_.store(++registry().last_uid, std::memory_order_relaxed);
+    running.store(this, std::memory_order_release);
+    return true;
+  }
+  return false;
+}
+
+void Recorder::release_slot() noexcept {
+  const std::lock_guard lock(registry().mutex);
+  for (auto& running : registry().running) {
+    if (running.load(std::memory_order_relaxed) == this) {
+      running.store(nullptr, std::memory_order_release);
+    }
+  }
+}
+
+// Drops what a thread remembers of recorders that are gone.
+void Recorder::forget_gone_recorders(ThreadState& state) noexcept {
+  const std::lock_guard lock(registry().mutex);
+  std::erase_if(state.attached, [](const ThreadState::Entry& entry) {
+    return std::none_of(
+        registry().recorders.begin(), registry().recorders.end(),
+        [&](const Recorder* recorder) { return recorder->uid_ == entry.recorder_uid; });
+  });
+}
+
+ThreadBuffer* Recorder::attach_thread() noexcept {
+  ThreadState* state = ensure_thread_state();
+  if (state == nullptr || in_forked_child_) {
+    unattached_.fetch_add(1, std::memory_order_relaxed);
+    return nullptr;
+  }
+  forget_gone_recorders(*state);
+  ThreadState::Entry& entry = state->entries[slot()];
+  for (const ThreadState::Entry& known : state->attached) {
+    if (known.recorder_uid == uid_) {
+      entry = known;
+      return entry.buffer;
+    }
+  }
+  try {
+    state->attached.reserve(state->attached.size() + 1);
+    const std::lock_guard lock(mutex_);
+    auto buffer = std::make_unique<ThreadBuffer>(options_.ring_capacity, next_track_,
+                                                 system_thread_id(), system_thread_name());
+    buffers_.reserve(buffers_.size() + 1);
+    tracks_.push_back({buffer->track, buffer->tid, buffer->name});
+    buffers_.push_back(std::move(buffer));
+    next_track_ = next_track_ == std::numeric_limits<int32_t>::max() ? 0 : next_track_ + 1;
+    entry = {uid_, buffers_.back().get()};
+    state->attached.push_back(entry);
+    return entry.buffer;
+  } catch (...) {
+    unattached_.fetch_add(1, std::memory_order_relaxed);
+    return nullptr;
+  }
+}
+
+void Recorder::detach_thread(ThreadState* state) noexcept {
+  const std::lock_guard lock(registry().mutex);
+  for (const ThreadState::Entry& entry : state->attached) {
+    for (const Recorder* recorder : registry().recorders) {
+      if (recorder->uid_ != entry.recorder_uid) continue;
+      // Pairs with the acquire load in drain_locked(): the last pushes come before it.
+      entry.buffer->thread_exited.store(true, std::memory_order_release);
+    }
+  }
+}
+
+}  // namespace pertoken

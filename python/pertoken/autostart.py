@@ -1,0 +1,73 @@
+"""Profiles a process whose program knows nothing of it: `PERTOKEN_PROFILE` and `pertoken run`.
+
+`start()` is called while the interpreter starts, before the program runs. It imports next to
+nothing: what records is imported when the program has imported torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from pertoken.after_import import after_import
+from pertoken.autostart_options import VARIABLE, AutostartOptions
+from pertoken.errors import PertokenError
+
+if TYPE_CHECKING:
+    from pertoken.model_search import ModelSearch
+
+_search: ModelSearch | None = None
+_options: AutostartOptions | None = None
+
+
+def start() -> None:
+    """Starts looking for models to record, as `PERTOKEN_PROFILE` says; the second call is nothing.
+
+    Never raises: what is wrong becomes one line on stderr, and the program runs unprofiled.
+    """
+    global _options
+    text = os.environ.get(VARIABLE, "")
+    if _options is not None or text in ("", "0") or os.environ.get("PERTOKEN") == "0":
+        return
+    try:
+        _options = AutostartOptions.parse(text).resolved()
+        os.environ[VARIABLE] = _options.for_children().text()
+        after_import("torch.nn.modules.module", _torch_is_there)
+        after_import("transformers.generation.utils", _transformers_is_there)
+    except (PertokenError, OSError, ValueError) as error:
+        say(f"{VARIABLE} is not usable, so nothing is profiled: {error}")
+
+
+def say(text: str) -> None:
+    """Writes a line for a person to stderr, where there is one."""
+    with suppress(AttributeError, OSError, ValueError):
+        print("pertoken:", " ".join(text.split()), file=sys.stderr, flush=True)
+
+
+def _torch_is_there(module: ModuleType) -> None:
+    search = _make_search()
+    if search is not None:
+        search.watch_modules(module.Module)
+
+
+def _transformers_is_there(module: ModuleType) -> None:
+    search = _make_search()
+    if search is not None:
+        search.watch_generate(module.GenerationMixin)
+
+
+def _make_search() -> Any:
+    global _search
+    if _search is None and _options is not None:
+        try:
+            from pertoken.model_search import ModelSearch
+            from pertoken.process_files import ProcessFiles
+
+            files = ProcessFiles(_options)
+            _search = ModelSearch(_options, files)
+        except Exception as error:
+            say(f"nothing is profiled: {type(error).__name__}: {error}")
+    return _search

