@@ -88,7 +88,7 @@ void GenerationTimes::count_rows(const StepCommit& commit, uint32_t tokens_each,
       tokens = std::min(tokens, left);
     }
     if (tokens == 0) continue;
-    if (last_ticks_[row] != 0) {
+    if (last_ticks_[row] != 0 && last_ticks_[row] <= commit.end_ticks) {
       const uint64_t ticks = commit.end_ticks - last_ticks_[row];
       if (ticks != gap_ticks) {
         record(gap_ticks, gaps);
@@ -97,7 +97,7 @@ void GenerationTimes::count_rows(const StepCommit& commit, uint32_t tokens_each,
       }
       ++gaps;
     }
-    last_ticks_[row] = commit.end_ticks;
+    last_ticks_[row] = std::max(last_ticks_[row], commit.end_ticks);
     row_tokens_[row] += tokens;
     at_once += tokens - 1;
     total += tokens;
@@ -123,11 +123,11 @@ void GenerationTimes::commit_row(StepKind kind, uint32_t row, uint32_t tokens, u
     last_ticks_.resize(place + 1, 0);
     row_tokens_.resize(place + 1, 0);
   }
-  if (last_ticks_[place] != 0) {
+  if (last_ticks_[place] != 0 && last_ticks_[place] <= end_ticks) {
     add_gaps(kind, end_ticks - last_ticks_[place], 1, totals, ns_per_tick);
   }
   add_gaps(kind, 0, tokens - 1, totals, ns_per_tick);
-  last_ticks_[place] = end_ticks;
+  last_ticks_[place] = std::max(last_ticks_[place], end_ticks);
   row_tokens_[place] += tokens;
   last_commit_ticks_ = std::max(last_commit_ticks_, end_ticks);
   add_tokens(kind, tokens, totals);

@@ -1,6 +1,8 @@
 // The commits of one generation: which rows got tokens, and how long after their last ones. What a
 // commit means is often known later than its time: rows may have ended unseen, and the last step
-// of a call that raises has committed nothing. Such commits wait. Used by the collector only.
+// of a call that raises has committed nothing. Such commits wait. A sequence whose steps change
+// threads within one round of the collector may be met out of order: then a commit that is older
+// than one already met has no time to the one before it. Used by the collector only.
 #pragma once
 
 #include <cstdint>

@@ -11,6 +11,7 @@ void RequestTracker::begin_round() {
 }
 
 void RequestTracker::end_round() {
+  commit_early_rows();
   const std::vector<RequestEvent> ended = std::exchange(due_, {});
   for (const RequestEvent& event : ended) {
     if (const auto* generation = std::get_if<GenerationEnd>(&event)) apply(*generation);
@@ -32,7 +33,22 @@ void RequestTracker::take_events() {
 
 RequestTracker::Step* RequestTracker::find_step(int64_t step) {
   Step& found = slot(step);
-  return found.number == step && found.has_begun ? &found : nullptr;
+  if (found.number == step) return found.has_begun ? &found : nullptr;
+  const auto kept = long_steps_.find(step);
+  return kept == long_steps_.end() ? nullptr : &kept->second;
+}
+
+// The place of a step that begins. What runs for as long as a thousand others take is what one
+// wants to know of, so it is kept elsewhere.
+RequestTracker::Step& RequestTracker::open_step(int64_t step) {
+  Step& open = slot(step);
+  if (open.number == step) return open;
+  if (open.has_begun && open.end_ticks == 0) {
+    long_steps_.insert_or_assign(open.number, open);
+    if (long_steps_.size() > kLongSteps) long_steps_.erase(long_steps_.begin());
+  }
+  open = Step{.number = step};
+  return open;
 }
 
 // A generation may have begun since the round did.
@@ -47,16 +63,14 @@ GenerationTimes* RequestTracker::find_generation(uint32_t generation) {
 }
 
 void RequestTracker::see_row(int64_t step, uint32_t context_tokens, uint32_t query_tokens) {
-  Step& open = slot(step);
-  if (open.number != step) open = Step{.number = step};
+  Step& open = open_step(step);
   open.is_mask_known = open.is_mask_known && context_tokens != kNone32;
   ++open.masked_rows;
   open.masked_tokens += int64_t{context_tokens} + query_tokens;
 }
 
 void RequestTracker::begin_step(const StepBegin& begin) {
-  Step& open = slot(begin.step);
-  if (open.number != begin.step) open = Step{.number = begin.step};
+  Step& open = open_step(begin.step);
   open.start_ticks = begin.start_ticks;
   open.rows = begin.rows;
   open.generation = begin.generation;
@@ -84,7 +98,7 @@ void RequestTracker::end_step(int64_t step, uint64_t end_ticks, uint32_t detail)
   if (open == nullptr) return;
   open->end_ticks = end_ticks;
   open->detail |= detail & (kStepFailed | kStepSeveral);
-  const auto kind = static_cast<StepKind>(open->detail & kStepKindMask);
+  const auto kind = step_kind(open->detail);
   GenerationTimes* generation = find_generation(open->generation);
   if (generation != nullptr) {
     generation->step_ends(kind, end_ticks, (open->detail & kStepDeclared) != 0);
@@ -103,8 +117,11 @@ void RequestTracker::end_step(int64_t step, uint64_t end_ticks, uint32_t detail)
 
 void RequestTracker::commit(int64_t step, uint32_t tokens, uint32_t before, bool is_total) {
   const Step* ended = find_step(step);
-  if (ended == nullptr || ended->end_ticks == 0) return;
-  const auto kind = static_cast<StepKind>(ended->detail & kStepKindMask);
+  if (ended == nullptr || ended->end_ticks == 0) {
+    tokens_uncounted_ += tokens;
+    return;
+  }
+  const auto kind = step_kind(ended->detail);
   if (!is_total && (ended->detail & kStepFailed) != 0) return;
   GenerationTimes* generation = find_generation(ended->generation);
   if (generation == nullptr) {
@@ -134,8 +151,15 @@ void RequestTracker::commit(int64_t step, uint32_t tokens, uint32_t before, bool
 
 void RequestTracker::commit_row(int64_t step, uint32_t row, uint32_t generation, uint32_t tokens) {
   const Step* ended = find_step(step);
-  if (ended == nullptr || ended->end_ticks == 0) return;
-  const auto kind = static_cast<StepKind>(ended->detail & kStepKindMask);
+  if (ended == nullptr || ended->end_ticks == 0) {
+    if (early_commits_.size() < kEarlyCommits) {
+      early_commits_.push_back({step, row, generation, tokens});
+    } else {
+      tokens_uncounted_ += tokens;
+    }
+    return;
+  }
+  const auto kind = step_kind(ended->detail);
   // A row without a request of its own belongs to that of the step.
   GenerationTimes* sequences =
       find_generation(generation == kNone32 ? ended->generation : generation);
@@ -143,6 +167,18 @@ void RequestTracker::commit_row(int64_t step, uint32_t row, uint32_t generation,
     sequences->commit_row(kind, row, tokens, ended->end_ticks, totals_, ns_per_tick_);
   } else {
     totals_.steps(kind).tokens_committed += tokens;
+  }
+}
+
+// Called when every ring was read, so that a step that is not here now has not begun to be told, or
+// has lost its place.
+void RequestTracker::commit_early_rows() {
+  for (const EarlyCommit& early : std::exchange(early_commits_, {})) {
+    if (find_step(early.step) != nullptr) {
+      commit_row(early.step, early.row, early.generation, early.tokens);
+    } else {
+      tokens_uncounted_ += early.tokens;
+    }
   }
 }
 

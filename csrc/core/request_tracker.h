@@ -53,6 +53,8 @@ class RequestTracker {
   static constexpr size_t kOpenSteps = 1024;                // told apart at a time
   static constexpr size_t kOpenRequests = size_t{1} << 16;  // and as many generations
   static constexpr size_t kWaiting = size_t{1} << 18;       // commits, 32 bytes each
+  static constexpr size_t kLongSteps = 4096;
+  static constexpr size_t kEarlyCommits = size_t{1} << 16;
 
   struct Step {
     int64_t number = -1;
@@ -68,6 +70,14 @@ class RequestTracker {
     int64_t masked_tokens = 0;
   };
 
+  // A row's commit that was seen before the end of its step, which may be in another thread's ring.
+  struct EarlyCommit {
+    int64_t step;
+    uint32_t row;
+    uint32_t generation;
+    uint32_t tokens;
+  };
+
   struct Request {
     uint32_t label_set = kOtherLabels;
     uint64_t start_ticks = 0;
@@ -79,9 +89,11 @@ class RequestTracker {
   };
 
   Step& slot(int64_t step) { return steps_[static_cast<size_t>(step) % kOpenSteps]; }
+  Step& open_step(int64_t step);
   Step* find_step(int64_t step);
   GenerationTimes* find_generation(uint32_t generation);
   void take_events();
+  void commit_early_rows();
   void apply(const RequestBegin& begin);
   void apply(const GenerationBegin& begin);
   void apply(const GenerationEnd& end);
@@ -91,6 +103,8 @@ class RequestTracker {
   RequestEvents events_;
   double ns_per_tick_ = 1.0;
   std::vector<Step> steps_;  // a step stands at its number modulo the length
+  std::map<int64_t, Step> long_steps_;  // those that still ran when another needed their place
+  std::vector<EarlyCommit> early_commits_;
   std::map<uint32_t, Request> requests_;
   std::map<uint32_t, GenerationTimes> generations_;
   std::vector<RequestEvent> due_;    // ends that this round will have seen everything of
