@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pertoken.result import Profile
     from pertoken.scopes import request, span, step
     from pertoken.storage import load
+    from pertoken.totals import Totals
     from pertoken.version import __version__
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Recording",
     "RecordingStateError",
     "SelectionError",
+    "Totals",
     "UnsupportedTensorError",
     "__version__",
     "load",
@@ -59,6 +61,7 @@ _HOMES = {
     "Histogram": "histogram",
     "Profile": "result",
     "Recording": "recording",
+    "Totals": "totals",
     "__version__": "version",
     "load": "storage",
     "merge": "merging",

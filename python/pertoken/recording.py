@@ -23,10 +23,11 @@ from pertoken.instrument import Instrumentation, unwrap_compiled
 from pertoken.patch import change_lock
 from pertoken.request_log import RequestLog
 from pertoken.result import Profile
-from pertoken.schema import STEP_KINDS
 from pertoken.scopes import entered_round
 from pertoken.selection import ModuleSelection, select_modules
 from pertoken.status import StatusLog, describe_status
+from pertoken.totals import Totals
+from pertoken.totals_snapshot import totals_of
 
 if TYPE_CHECKING:
     import torch
@@ -265,26 +266,13 @@ class Recording:
         """What counts to the memory limit: the store's bytes, and about those of the requests."""
         return store_bytes + len(self.log.requests) * _BYTES_A_REQUEST
 
-    def totals(self) -> dict[str, Any]:
-        """Counts and latencies since the start, evicted steps included, as plain data.
+    def totals(self) -> Totals:
+        """Counts and latencies of everything since the start, evicted steps included.
 
-        Returns:
-            ``steps``: by kind, how many ``begun`` and ``failed``, ``rows``, ``tokens_in`` and
-            ``wall_ns``; ``sites``: by module or region and step kind, ``dur_ns``. Each latency is
-            a dict of ``count``, ``sum``, ``min``, ``max``, ``p50``, ``p90``, ``p99`` in
-            nanoseconds; percentiles are of histogram buckets 9 % wide.
+        A consistent snapshot, at any time and from any thread: it copies the counters, not the
+        trace, and the model runs on meanwhile.
         """
-        native = self.recorder.totals()
-        names = _native.site_names()
-        kinds = (*STEP_KINDS, "")
-        steps = {
-            STEP_KINDS[row["kind"]]: {key: value for key, value in row.items() if key != "kind"}
-            for row in native["steps"]
-        }
-        sites: dict[str, dict[str, Any]] = {}
-        for code, kind, latency in native["sites"]:
-            sites.setdefault(names[code][1], {})[kinds[kind]] = {"dur_ns": latency}
-        return {"steps": steps, "sites": sites}
+        return totals_of(self)
 
     @property
     def unknown_commits(self) -> bool:
