@@ -21,6 +21,7 @@ from pertoken.result import Profile
 from pertoken.schema import FORMAT_VERSION, LABEL_PREFIX, SPAN_CATEGORIES, STEP_KINDS
 from pertoken.sequences import Sequences
 from pertoken.strings import StringTable
+from pertoken.totals_snapshot import totals_of
 from pertoken.version import __version__
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def assemble(recording: Recording) -> Profile:
         "tracks": _tracks(raw["tracks"], strings),
         "processes": own_process(meta, losses, strings),
     }
-    return Profile.from_columns(tables, strings.strings, meta, losses)
+    return Profile.from_columns(tables, strings.strings, meta, losses, totals_of(recording))
 
 
 def _cut(raw: dict[str, Any], now_ns: int) -> None:

@@ -15,14 +15,17 @@ from urllib.parse import quote
 
 import numpy as np
 
-from pertoken import schema
+from pertoken import schema, totals_json
+from pertoken.errors import FileFormatError
 from pertoken.result import Profile
 from pertoken.table import Table
+from pertoken.totals import Totals
 
 FORMAT_NAME = "pertoken"
 MEMBER = "manifest.json"
 
 _KEYS = ("format", "format_version", "strings", "meta", "losses", "tables")
+_KEYS_SINCE_2 = (*_KEYS, "totals")
 _LONGEST_INTEGER = 20
 _DEEPEST_METADATA = 32
 
@@ -114,6 +117,7 @@ class Manifest:
     strings: tuple[str, ...]
     meta: dict[str, Any]
     losses: dict[str, Any]
+    totals: Totals | None
     columns: tuple[ColumnEntry, ...]
 
 
@@ -154,6 +158,7 @@ def dump(profile: Profile) -> bytes:
         "meta": _finite(meta),
         "losses": _finite(losses),
         "tables": tables,
+        "totals": None if profile.totals is None else profile.totals.to_dict(),
         "strings": list(profile.requests.strings),
     }
     try:
@@ -180,8 +185,9 @@ def parse(text: bytes) -> Manifest:
     if not isinstance(content, dict) or content.get("format") != FORMAT_NAME:
         raise ManifestError("its manifest does not say that it is a pertoken profile")
     version = _checked_version(content)
-    missing = [key for key in _KEYS if key not in content]
-    unknown = [key for key in content if key not in _KEYS]
+    keys = _KEYS if version < 2 else _KEYS_SINCE_2
+    missing = [key for key in keys if key not in content]
+    unknown = [key for key in content if key not in keys]
     if missing or unknown:
         raise ManifestError(f"its manifest lacks {missing} and has unknown {shortened(unknown)}")
     strings = content["strings"]
@@ -193,8 +199,18 @@ def parse(text: bytes) -> Manifest:
         tuple(strings),
         content["meta"],
         content["losses"],
+        _totals(content.get("totals")),
         _columns(content["tables"], schema.tables_of(version)),
     )
+
+
+def _totals(data: object) -> Totals | None:
+    if data is None:
+        return None
+    try:
+        return totals_json.parse(data)
+    except FileFormatError as error:
+        raise ManifestError(f"its totals are damaged ({shortened(error)})") from error
 
 
 def _checked_version(content: Mapping[str, Any]) -> int:

@@ -29,6 +29,7 @@ from pertoken.result import Profile
 from pertoken.schema import ID_BITS
 from pertoken.strings import StringTable
 from pertoken.table import Array, Table
+from pertoken.totals import Totals
 from pertoken.version import __version__
 
 _ROW_IDS = ("request", "step", "span")
@@ -100,7 +101,14 @@ def _merged(profiles: Sequence[Profile]) -> Profile:
         strings.strings,
         _merged_meta(metas, alignments),
         _merged_losses(losses, names, alignments),
+        _merged_totals([profile.totals for profile in profiles]),
     )
+
+
+def _merged_totals(totals: Sequence[Totals | None]) -> Totals | None:
+    """Those of all; None where one is missing, since the rest would pass for all."""
+    known = [own for own in totals if own is not None]
+    return sum(known, Totals()) if len(known) == len(totals) else None
 
 
 def _parts(profiles: Sequence[Profile], strings: StringTable) -> list[_Part]:

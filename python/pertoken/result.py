@@ -22,6 +22,7 @@ from pertoken.table import Array, Table, TableError
 if TYPE_CHECKING:
     from pertoken.analysis.stragglers import Stragglers
     from pertoken.summary import Summary
+    from pertoken.totals import Totals
 
 
 class Profile:
@@ -31,23 +32,26 @@ class Profile:
         tables: one `Table` for each name in `schema.TABLES`; all share one table of strings.
         meta: who made it and how (host, versions, model, clock, ...). Plain JSON-able data.
         losses: what is missing from it, and the clock's error bound. Plain JSON-able data.
+        totals: everything since the start of what was recorded, evicted steps included.
 
     Raises:
         TableError: a table is missing, unknown, or has strings of its own, or a row is of a process
             that is not in the table of processes.
     """
 
-    __slots__ = ("_losses", "_meta", "_tables")
+    __slots__ = ("_losses", "_meta", "_tables", "_totals")
 
     _tables: Mapping[str, Table]
     _meta: dict[str, Any]
     _losses: dict[str, Any]
+    _totals: Totals | None
 
     def __init__(
         self,
         tables: Mapping[str, Table],
         meta: Mapping[str, Any],
         losses: Mapping[str, Any],
+        totals: Totals | None = None,
     ) -> None:
         """Check that the tables belong together and keep copies of `meta` and `losses`."""
         missing = [name for name in schema.TABLES if name not in tables]
@@ -66,6 +70,7 @@ class Profile:
         object.__setattr__(self, "_tables", MappingProxyType(ordered))
         object.__setattr__(self, "_meta", copy.deepcopy(dict(meta)))
         object.__setattr__(self, "_losses", copy.deepcopy(dict(losses)))
+        object.__setattr__(self, "_totals", totals)
 
     @classmethod
     def from_columns(
@@ -74,6 +79,7 @@ class Profile:
         strings: Sequence[str],
         meta: Mapping[str, Any],
         losses: Mapping[str, Any],
+        totals: Totals | None = None,
     ) -> Profile:
         """Build a profile from plain columns; tables that are not given are empty.
 
@@ -84,6 +90,7 @@ class Profile:
             strings: the strings that coded columns refer to, each once.
             meta: see `Profile`.
             losses: see `Profile`.
+            totals: see `Profile`.
 
         Raises:
             TableError: a table or column is unknown or missing, or of the wrong dtype or length.
@@ -102,7 +109,7 @@ class Profile:
             name: Table(name, columns[name] if name in columns else _empty(name), shared)
             for name in schema.TABLES
         }
-        return cls(tables, meta, losses)
+        return cls(tables, meta, losses, totals)
 
     @property
     def tables(self) -> Mapping[str, Table]:
@@ -153,6 +160,11 @@ class Profile:
     def losses(self) -> dict[str, Any]:
         """What is missing from the profile, and the clock's error bound; a copy, plain data."""
         return copy.deepcopy(self._losses)
+
+    @property
+    def totals(self) -> Totals | None:
+        """Everything since the start, evicted steps included; None in files that lack it."""
+        return self._totals
 
     def summary(self) -> Summary:
         """Summarise: latencies by kind of step, slowest tokens, hottest sites, losses."""
@@ -210,7 +222,8 @@ class Profile:
             }
             for name, table in self._tables.items()
         }
-        return Profile.from_columns, (columns, self.requests.strings, self._meta, self._losses)
+        strings = self.requests.strings
+        return Profile.from_columns, (columns, strings, self._meta, self._losses, self._totals)
 
     def __repr__(self) -> str:
         """Name the model and the sizes."""

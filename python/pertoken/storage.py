@@ -185,7 +185,7 @@ def _read(stream: BinaryIO) -> Profile:
     strings = declared.strings
     if declared.format_version < schema.FORMAT_VERSION:
         strings = bring_up_to_date(columns, strings, declared.meta, declared.losses)
-    return Profile.from_columns(columns, strings, declared.meta, declared.losses)
+    return Profile.from_columns(columns, strings, declared.meta, declared.losses, declared.totals)
 
 
 def _check_frame(stream: BinaryIO) -> int:

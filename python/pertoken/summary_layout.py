@@ -58,9 +58,17 @@ def _header(data: Mapping[str, Any]) -> Block:
     line = f"{asked}, {stepped}, {got}"
     if isinstance(data.get("duration_ns"), int):
         line += f" in {duration_text(data['duration_ns'])}"
+    from_totals = data.get("from_totals")
     if data["tokens"]["per_s"] is not None:
-        line += f"; {rate_text(data['tokens']['per_s'])} from the first step to the last commit"
+        over = "over the whole recording" if from_totals else "from the first step to the last commit"
+        line += f"; {rate_text(data['tokens']['per_s'])} {over}"
     lines = [", ".join(facts), line, *_why_nothing(data)]
+    if from_totals:
+        held = plural_text(data["steps"]["held"], "step")
+        lines.append(
+            "The oldest steps were evicted. Counts and latencies are those of all steps since the "
+            f"start, with percentiles from buckets 9 % wide; what follows them is of the last {held}."
+        )
     return Block(title, tuple(text for text in lines if text))
 
 

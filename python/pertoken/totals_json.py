@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from math import isnan, nan
 from typing import Any, TypeVar
 
 from pertoken import histogram_exchange
@@ -86,7 +87,7 @@ def _part_data(part: Part) -> dict[str, Any]:
 
 def _value_data(value: Any) -> Any:
     if isinstance(value, Histogram):
-        return {**value.to_otel(), "sum_sq": value.sum_sq}
+        return {**value.to_otel(), "sum_sq": None if isnan(value.sum_sq) else value.sum_sq}
     if isinstance(value, Mapping):
         return {kind: _value_data(histogram) for kind, histogram in sorted(value.items())}
     return value
@@ -104,12 +105,11 @@ def _part(of: type[P], data: object, keys: tuple[str, ...] = ()) -> P:
 def _histogram(data: object) -> Histogram:
     point = _mapping(data, "a histogram")
     sum_sq = point.get("sum_sq")
-    if isinstance(sum_sq, bool) or not isinstance(sum_sq, (int, float)):
-        raise _Problem("a histogram has no sum_sq")
-    try:
-        return from_parts(histogram_exchange.from_otel(point)._replace(sum_sq=float(sum_sq)))
-    except OverflowError:
-        raise _Problem("a sum_sq that no number is") from None
+    if sum_sq is None:
+        sum_sq = nan
+    elif type(sum_sq) is not float:
+        raise _Problem("the sum_sq of a histogram is no number")
+    return from_parts(histogram_exchange.from_otel(point)._replace(sum_sq=sum_sq))
 
 
 def _histograms(data: object) -> dict[str, Histogram]:
