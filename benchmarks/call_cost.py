@@ -43,7 +43,7 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
             advance=part(advance, number, len(loops)),
         )
         require_complete(recording)
-        if model is root and "decode" not in recording.totals()["steps"]:
+        if model is root and "decode" not in recording.totals().steps:
             raise RuntimeError("the steps were not seen as those of generate()")
     return result
 

@@ -6,6 +6,7 @@ from collections import defaultdict
 
 import numpy as np
 
+import totals_of_tables
 from pertoken import Profile
 
 
@@ -14,6 +15,7 @@ def check(profile: Profile) -> None:
     check_spans(profile)
     check_tokens(profile)
     check_steps(profile)
+    totals_of_tables.check(profile)
     assert profile.losses["faults"] == {}
     assert profile.losses["records_dropped"] == 0
 

@@ -139,7 +139,7 @@ def test_a_million_spans_stay_within_the_limit_and_add_up() -> None:
     assert losses["records_dropped"] == 0
     assert len(profile.spans) + losses["spans_evicted"] == 16_000 * 61
     assert len(profile.steps) + losses["steps_evicted"] == 16_000
-    assert recording.totals()["steps"]["other"]["begun"] == 16_000
+    assert recording.totals().steps["other"].begun == 16_000
 
 
 def serve(model: Any, number: int) -> None:

@@ -92,4 +92,4 @@ def test_a_step_that_failed_is_a_step() -> None:
     assert profile.steps["rows"].tolist() == [2, 1, 1]
     root = profile.spans.where(profile.spans["site"] == "NextToken")
     assert root["step"].tolist() == [0, 1, 2]
-    assert recording.totals()["steps"]["other"]["failed"] == 1
+    assert recording.totals().steps["other"].failed == 1

@@ -70,7 +70,7 @@ def test_a_forked_child_records_nothing_and_the_parent_goes_on() -> None:
         profile = recording.result()
         invariants.check(profile)
         assert (len(profile.steps), len(profile.requests)) == (3, 1)
-        assert recording.totals()["steps"]["decode"]["begun"] == 2
+        assert recording.totals().steps["decode"].begun == 2
         recording.stop()
         assert foreign_values(model) == []
         recording.start()

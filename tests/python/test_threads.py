@@ -12,6 +12,7 @@ import torch
 
 import invariants
 import models
+from pertoken.totals import StepTotals
 import pertoken
 from invariants import parent_sites
 from odd_modules import Stack, numbers, seeded
@@ -236,7 +237,7 @@ def test_results_are_read_while_threads_record() -> None:
         for _ in range(20):
             profile = recording.result()
             counts.append(len(profile.steps))
-            assert recording.totals()["steps"].get("other", {"begun": 0})["begun"] >= counts[-1]
+            assert recording.totals().steps.get("other", StepTotals()).begun >= counts[-1]
         done.set()
         thread.join()
     assert counts == sorted(counts)
