@@ -103,8 +103,7 @@ void bind_totals(py::module_& m, py::class_<Recorder, std::shared_ptr<Recorder>>
                 generation, request, source, can_end_rows, is_beam_search, rows, length, tokens});
           },
           py::kw_only(), py::arg("generation"), py::arg("request"), py::arg("by_generate"),
-          py::arg("by_rows"), py::arg("can_end_rows"), py::arg("is_beam_search"),
-          py::arg("prompt"))
+          py::arg("by_rows"), py::arg("can_end_rows"), py::arg("is_beam_search"), py::arg("prompt"))
       .def(
           "end_generation",
           [](Recorder& recorder, uint32_t generation, uint64_t first_commit_ticks, bool has_failed,
@@ -114,8 +113,9 @@ void bind_totals(py::module_& m, py::class_<Recorder, std::shared_ptr<Recorder>>
                                                          is_delegated, commits_known,
                                                          std::move(row_lengths)});
           },
-          py::kw_only(), py::arg("generation"), py::arg("first_commit_ticks"), py::arg("has_failed"),
-          py::arg("is_delegated"), py::arg("commits_known"), py::arg("row_lengths"))
+          py::kw_only(), py::arg("generation"), py::arg("first_commit_ticks"),
+          py::arg("has_failed"), py::arg("is_delegated"), py::arg("commits_known"),
+          py::arg("row_lengths"))
       .def(
           "end_request",
           [](Recorder& recorder, uint32_t request, uint64_t end_ticks, bool has_failed) {

@@ -11,7 +11,8 @@ void Aggregates::add_span(uint32_t site, uint8_t kind, uint64_t dur_ns, uint64_t
     const bool is_full = site_histograms_ >= kMaxSiteHistograms;
     if (is_full) totals = &other_site_[kind];
     if (*totals == nullptr) {
-      *totals = std::make_unique<SiteTotals>(SiteTotals{.site = is_full ? kOtherSite : site, .kind = kind});
+      *totals = std::make_unique<SiteTotals>(
+          SiteTotals{.site = is_full ? kOtherSite : site, .kind = kind});
     }
     site_histograms_ += is_full ? 0 : 1;
   }

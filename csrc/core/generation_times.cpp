@@ -57,7 +57,9 @@ void GenerationTimes::count(const StepCommit& commit, std::span<const uint32_t> 
     if (has_rows) count_rows(commit, commit.tokens, row_lengths, totals, ns_per_tick);
     return;
   }
-  if (commit.tokens == 0 || (begin_.source == CommitSource::kGenerate && commit.kind == StepKind::kDraft)) return;
+  if (commit.tokens == 0 ||
+      (begin_.source == CommitSource::kGenerate && commit.kind == StepKind::kDraft))
+    return;
   note_declared(commit.end_ticks);
   if (has_rows && commit.tokens % commit.rows == 0) {
     count_rows(commit, commit.tokens / commit.rows, {}, totals, ns_per_tick);
@@ -146,7 +148,8 @@ void GenerationTimes::add_gaps(StepKind kind, uint64_t ticks, uint64_t times, Ag
   totals.requests(label_set_).itl_ns.record(ns, times);
 }
 
-void GenerationTimes::add_tokens(StepKind kind, uint64_t tokens, Aggregates& totals) const {
+void GenerationTimes::add_tokens(StepKind kind, uint64_t tokens, Aggregates& totals) {
+  counted_ += tokens;
   totals.steps(kind).tokens_committed += tokens;
   totals.requests(label_set_).tokens_out += tokens;
 }
@@ -171,6 +174,11 @@ void GenerationTimes::end(const GenerationEnd& end, Aggregates& totals, double n
   if (end.row_lengths) {
     const auto longest = std::max_element(end.row_lengths->begin(), end.row_lengths->end());
     longest_row_ = longest == end.row_lengths->end() ? 0 : *longest;
+    // What no step could tell as its own is still the request's.
+    const uint64_t all =
+        std::accumulate(end.row_lengths->begin(), end.row_lengths->end(), uint64_t{0});
+    if (all > counted_) totals.requests(label_set_).tokens_out += all - counted_;
+    counted_ = std::max(counted_, all);
   }
   const bool is_declared = first_declared_ticks_ != 0 && begin_.source != CommitSource::kRows;
   first_commit_ticks_ = is_declared ? first_declared_ticks_ : end.first_commit_ticks;

@@ -49,7 +49,8 @@ class GenerationTimes {
   // There is no room to wait: what would have to, and all that follows it, is left out, since the
   // times after a hole would be wrong.
   void give_up_rest() noexcept { is_given_up_ = is_given_up_ || waiting_.size() > 1; }
-  // What the mask of a step says of the prompt's padding, up to the first commit. `rows` 0: nothing.
+  // What the mask of a step says of the prompt's padding, up to the first commit. `rows` 0:
+  // nothing.
   void see_mask(uint32_t rows, int64_t valid_tokens, bool is_unread);
   // Counts what is certain now and forgets the rest.
   void end(const GenerationEnd& end, Aggregates& totals, double ns_per_tick);
@@ -71,7 +72,7 @@ class GenerationTimes {
   void note_declared(uint64_t end_ticks);
   void add_gaps(StepKind kind, uint64_t ticks, uint64_t times, Aggregates& totals,
                 double ns_per_tick) const;
-  void add_tokens(StepKind kind, uint64_t tokens, Aggregates& totals) const;
+  void add_tokens(StepKind kind, uint64_t tokens, Aggregates& totals);
   void end_beams(const GenerationEnd& end, Aggregates& totals);
 
   GenerationBegin begin_;
@@ -82,6 +83,7 @@ class GenerationTimes {
   std::vector<uint64_t> last_ticks_;  // of the last commit, 0 none yet
   std::vector<uint64_t> row_tokens_;
 
+  uint64_t counted_ = 0;  // tokens
   bool is_given_up_ = false;
   bool has_committed_ = false;
   bool has_unread_mask_ = false;

@@ -192,7 +192,8 @@ void Recorder::collect(const Record& record, ThreadBuffer& buffer) {
       progress.kind = static_cast<uint8_t>(kind);
       const auto rows = static_cast<uint32_t>(record.end_ticks >> 32);
       const auto query_len = static_cast<uint32_t>(record.end_ticks);
-      tracker_.begin_step({step, kind, rows, query_len, record.detail(), record.seq, record.start_ticks});
+      tracker_.begin_step(
+          {step, kind, rows, query_len, record.detail(), record.seq, record.start_ticks});
       if (StepRow* row = store_.begin_step(step)) {
         row->start_ticks = record.start_ticks;
         row->rows = rows;

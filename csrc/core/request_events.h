@@ -42,8 +42,8 @@ struct GenerationEnd {
   uint32_t generation;
   uint64_t first_commit_ticks;  // 0: none
   bool has_failed;
-  bool is_delegated;   // another generation stands for it
-  bool commits_known;  // its steps have told what they commit
+  bool is_delegated;                                 // another generation stands for it
+  bool commits_known;                                // its steps have told what they commit
   std::optional<std::vector<uint32_t>> row_lengths;  // tokens committed to each returned row
 };
 

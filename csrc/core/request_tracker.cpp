@@ -73,16 +73,11 @@ void RequestTracker::begin_step(const StepBegin& begin) {
   Step& open = open_step(begin.step);
   open.start_ticks = begin.start_ticks;
   open.rows = begin.rows;
+  open.query_len = begin.query_len;
   open.generation = begin.generation;
   open.detail = begin.detail;
   open.has_begun = true;
-  StepTotals& totals = totals_.steps(begin.kind);
-  ++totals.begun;
-  if (begin.rows != kNone32) {
-    totals.rows += begin.rows;
-    const uint32_t times = (begin.detail & kStepHasRows) != 0 ? 1 : begin.rows;
-    if (begin.query_len != kNone32) totals.tokens_in += uint64_t{times} * begin.query_len;
-  }
+  ++totals_.steps(begin.kind).begun;
   if (GenerationTimes* generation = find_generation(begin.generation)) {
     waiting_ -= generation->waiting();
     generation->step_begins(totals_, ns_per_tick_);
@@ -104,6 +99,7 @@ void RequestTracker::end_step(int64_t step, uint64_t end_ticks, uint32_t detail)
     generation->step_ends(kind, end_ticks, (open->detail & kStepDeclared) != 0);
   }
   StepTotals& totals = totals_.steps(kind);
+  count_rows(*open, totals);
   if ((detail & kStepFailed) != 0) {
     ++totals.failed;
     return;
@@ -113,6 +109,17 @@ void RequestTracker::end_step(int64_t step, uint64_t end_ticks, uint32_t detail)
   if (generation != nullptr) {
     totals_.requests(generation->label_set()).step_ns[static_cast<size_t>(kind)].record_ns(wall_ns);
   }
+}
+
+// At the end, since only that tells whether several forwards ran: then the rows and the length of
+// the first one are not those of the step.
+void RequestTracker::count_rows(const Step& step, StepTotals& totals) {
+  const bool several = (step.detail & kStepSeveral) != 0;
+  if (step.rows == kNone32 || (several && (step.detail & kStepRowsDeclared) == 0)) return;
+  totals.rows += step.rows;
+  if (step.query_len == kNone32 || several) return;
+  const bool has_rows = (step.detail & kStepHasRows) != 0;
+  totals.tokens_in += (has_rows ? 1 : uint64_t{step.rows}) * step.query_len;
 }
 
 void RequestTracker::commit(int64_t step, uint32_t tokens, uint32_t before, bool is_total) {
@@ -246,7 +253,9 @@ void RequestTracker::apply(const RequestEnd& end) {
   for (const uint32_t number : open) {
     const auto generation = generations_.find(number);
     // A generate() that goes on in another task ends by itself.
-    if (generation == generations_.end() || generation->second.begin().source == CommitSource::kGenerate) continue;
+    if (generation == generations_.end() ||
+        generation->second.begin().source == CommitSource::kGenerate)
+      continue;
     apply(GenerationEnd{.generation = number,
                         .first_commit_ticks = 0,
                         .has_failed = end.has_failed,

@@ -20,7 +20,7 @@ struct StepBegin {
   StepKind kind;
   uint32_t rows;
   uint32_t query_len;  // of each row, or with kStepHasRows of all
-  uint32_t detail;  // flags, see record.h
+  uint32_t detail;     // flags, see record.h
   uint32_t generation;
   uint64_t start_ticks;
 };
@@ -61,6 +61,7 @@ class RequestTracker {
     uint64_t start_ticks = 0;
     uint64_t end_ticks = 0;  // 0 while it runs
     uint32_t rows = kNone32;
+    uint32_t query_len = kNone32;
     uint32_t generation = kNone32;
     uint32_t detail = 0;
     bool has_begun = false;
@@ -94,6 +95,7 @@ class RequestTracker {
   GenerationTimes* find_generation(uint32_t generation);
   void take_events();
   void commit_early_rows();
+  static void count_rows(const Step& step, StepTotals& totals);
   void apply(const RequestBegin& begin);
   void apply(const GenerationBegin& begin);
   void apply(const GenerationEnd& end);
@@ -102,7 +104,7 @@ class RequestTracker {
   Aggregates& totals_;
   RequestEvents events_;
   double ns_per_tick_ = 1.0;
-  std::vector<Step> steps_;  // a step stands at its number modulo the length
+  std::vector<Step> steps_;             // a step stands at its number modulo the length
   std::map<int64_t, Step> long_steps_;  // those that still ran when another needed their place
   std::vector<EarlyCommit> early_commits_;
   std::map<uint32_t, Request> requests_;
