@@ -126,9 +126,7 @@ class Recording:
         self._earlier_ns = 0  # for how long it ran before it was last started
         self._running_since_ns = 0  # by the monotonic clock; 0: it does not run
         self.recorder = _native.Recorder(memory_limit_bytes * 7 // 8, _RING_RECORDS)
-        self.log = RequestLog(
-            max(1024, memory_limit_bytes // 8 // _BYTES_A_REQUEST), self.recorder
-        )
+        self.log = RequestLog(max(1024, memory_limit_bytes // 8 // _BYTES_A_REQUEST), self.recorder)
         self.instrumentation = Instrumentation(makes_cycles=holds_model)
         self.ranks: Ranks | None = None  # in the process group, when it last started
         self.generate_watch = GenerateWatch(self.recorder, self.log, self.faults.note)

@@ -60,7 +60,9 @@ def _header(data: Mapping[str, Any]) -> Block:
         line += f" in {duration_text(data['duration_ns'])}"
     from_totals = data.get("from_totals")
     if data["tokens"]["per_s"] is not None:
-        over = "over the whole recording" if from_totals else "from the first step to the last commit"
+        over = (
+            "over the whole recording" if from_totals else "from the first step to the last commit"
+        )
         line += f"; {rate_text(data['tokens']['per_s'])} {over}"
     lines = [", ".join(facts), line, *_why_nothing(data)]
     if from_totals:

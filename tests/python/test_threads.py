@@ -12,10 +12,10 @@ import torch
 
 import invariants
 import models
-from pertoken.totals import StepTotals
 import pertoken
 from invariants import parent_sites
 from odd_modules import Stack, numbers, seeded
+from pertoken.totals import StepTotals
 from residue import assert_untouched, foreign_values
 
 

@@ -141,4 +141,3 @@ def same(histogram: Histogram, values_ns: Any) -> None:
     total_ns = float(values_ns.sum())
     rounding_ns = ABSOLUTE_NS * len(values_ns)
     assert histogram.sum == pytest.approx(total_ns, rel=RELATIVE, abs=rounding_ns)
-
