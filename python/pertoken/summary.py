@@ -119,8 +119,8 @@ class Summary:
 
         Keys: ``model`` ``device`` ``modules`` ``pertoken_version`` ``duration_ns`` (from the
         profile's metadata); ``requests`` {count, failed, running}; ``steps`` {count, held};
-        ``tokens`` {count, per_s}; ``spans`` {count}; ``ttft``, ``tpot``, ``inter_token``: {count, mean_ns,
-        p50_ns, p90_ns, p99_ns, max_ns} or None when there is nothing to measure;
+        ``tokens`` {count, per_s}; ``spans`` {count}; ``ttft``, ``tpot``, ``inter_token``: {count,
+        mean_ns, p50_ns, p90_ns, p99_ns, max_ns} or None when there is nothing to measure;
         ``inter_token_by_kind`` the same by the kind of the committing step; ``step_times`` by kind:
         {count, time, tokens_in_per_s, tokens_committed_per_s}; ``slowest_tokens``, a list of
         {step, request, request_id, row, position, kind, tokens, itl_ns, median_itl_ns, extra_ns,
@@ -128,8 +128,8 @@ class Summary:
         list of {site, category, share, self_ns_per_step, calls_per_step}; ``processes``, a
         list of {process, name, start_ns, end_ns, clock_basis, clock_offset_ns, clock_error_ns};
         ``stragglers`` as of `Stragglers.as_dict`, None unless the profile was merged; ``losses`` as
-        in the profile, those of all processes together; ``from_totals``, whether steps were evicted,
-        so that ``requests``, ``steps``, ``tokens`` and all latencies are of the totals since the
+        in the profile, those of all processes together; ``from_totals``, whether steps were
+        evicted, so that ``requests``, ``steps``, ``tokens`` and all latencies are of the totals since the
         start, with percentiles of histogram buckets. The root module is the site named by the empty
         string.
         """

@@ -68,8 +68,9 @@ def _header(data: Mapping[str, Any]) -> Block:
     if from_totals:
         held = plural_text(data["steps"]["held"], "step")
         lines.append(
-            "The oldest steps were evicted. Counts and latencies are those of all steps since the "
-            f"start, with percentiles from buckets 9 % wide; what follows them is of the last {held}."
+            "The oldest steps were evicted. Counts and latencies are those of all steps since "
+            "the start, with percentiles from buckets 9 % wide; what follows them is of the last "
+            f"{held}."
         )
     return Block(title, tuple(text for text in lines if text))
 

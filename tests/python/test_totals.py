@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ def test_counts_never_go_down_and_a_running_request_shows_as_such() -> None:
     seen: list[pertoken.Totals] = []
 
     def watch() -> None:
-        while not done.is_set():
+        while not done.wait(0.01):
             seen.append(recording.totals())
 
     watcher = threading.Thread(target=watch)
@@ -73,7 +74,7 @@ def test_counts_never_go_down_and_a_running_request_shows_as_such() -> None:
     assert (during.started, during.finished, during.failed) == (1, 0, 0)
     after = recording.totals().requests_with()
     assert (after.started, after.finished, after.tokens_out) == (1, 1, 80)
-    for earlier, later in zip(seen, seen[1:], strict=False):
+    for earlier, later in pairwise(seen):
         for kind, steps in earlier.steps.items():
             now = later.steps[kind]
             assert steps.begun <= now.begun

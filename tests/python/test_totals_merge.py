@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import pickle
 import subprocess
 import sys
@@ -92,7 +91,7 @@ def test_the_totals_of_two_recordings_are_those_of_both_together() -> None:
 
 
 def assert_same_counts(merged: Totals, together: Totals) -> None:
-    """The same events; each recording has read the clock for itself."""
+    """The same events, each timed by itself."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict) and "bucket_counts" in value.get("positive", {}):
@@ -104,9 +103,6 @@ def assert_same_counts(merged: Totals, together: Totals) -> None:
     left, right = plain(merged.to_dict()), plain(together.to_dict())
     for key in ("steps", "sites", "requests", "losses"):
         assert left[key] == right[key]
-    for labels, held in merged.requests.items():
-        apart = held.duration_ns.sum / together.requests[labels].duration_ns.sum
-        assert math.isclose(apart, 1, rel_tol=0.5)
 
 
 WORKER = """
