@@ -129,9 +129,9 @@ class Summary:
         list of {process, name, start_ns, end_ns, clock_basis, clock_offset_ns, clock_error_ns};
         ``stragglers`` as of `Stragglers.as_dict`, None unless the profile was merged; ``losses`` as
         in the profile, those of all processes together; ``from_totals``, whether steps were
-        evicted, so that ``requests``, ``steps``, ``tokens`` and all latencies are of the totals since the
-        start, with percentiles of histogram buckets. The root module is the site named by the empty
-        string.
+        evicted, so that ``requests``, ``steps``, ``tokens`` and latencies are of the totals since
+        the start, with percentiles of histogram buckets. The root module is the site named by the
+        empty string.
         """
         return copy.deepcopy(self._data)
 
