@@ -18,16 +18,18 @@ void GenerationTimes::step_begins(Aggregates& totals, double ns_per_tick) {
   }
 }
 
-void GenerationTimes::step_ends(StepKind kind, uint64_t end_ticks, bool is_declared) {
+void GenerationTimes::step_ends(StepKind kind, uint64_t end_ticks, uint32_t detail) {
+  if ((detail & kStepHasRows) == 0) ++steps_untold_;
   if (kind == StepKind::kDraft) return;
   last_kind_ = kind;
   last_end_ticks_ = end_ticks;
-  is_last_declared_ = is_declared;
+  is_last_declared_ = (detail & kStepDeclared) != 0;
   last_declared_tokens_ = kNone32;
 }
 
 bool GenerationTimes::commit(const StepCommit& commit, Aggregates& totals, double ns_per_tick) {
   has_committed_ = true;
+  if (commit.is_declared && steps_untold_ > 0) --steps_untold_;
   if (is_given_up_) return false;
   if (begin_.is_beam_search) {
     if (commit.is_declared) last_declared_tokens_ = commit.tokens;
@@ -149,7 +151,7 @@ void GenerationTimes::add_gaps(StepKind kind, uint64_t ticks, uint64_t times, Ag
 }
 
 void GenerationTimes::add_tokens(StepKind kind, uint64_t tokens, Aggregates& totals) {
-  counted_ += tokens;
+  tokens_out_ += tokens;
   totals.steps(kind).tokens_committed += tokens;
   totals.requests(label_set_).tokens_out += tokens;
 }
@@ -174,11 +176,10 @@ void GenerationTimes::end(const GenerationEnd& end, Aggregates& totals, double n
   if (end.row_lengths) {
     const auto longest = std::max_element(end.row_lengths->begin(), end.row_lengths->end());
     longest_row_ = longest == end.row_lengths->end() ? 0 : *longest;
-    // What no step could tell as its own is still the request's.
-    const uint64_t all =
+    // Where the steps did not tell, what was returned does; of which step it was stays unknown.
+    const auto total =
         std::accumulate(end.row_lengths->begin(), end.row_lengths->end(), uint64_t{0});
-    if (all > counted_) totals.requests(label_set_).tokens_out += all - counted_;
-    counted_ = std::max(counted_, all);
+    if (total > tokens_out_) totals.requests(label_set_).tokens_out += total - tokens_out_;
   }
   const bool is_declared = first_declared_ticks_ != 0 && begin_.source != CommitSource::kRows;
   first_commit_ticks_ = is_declared ? first_declared_ticks_ : end.first_commit_ticks;
@@ -211,6 +212,7 @@ int64_t GenerationTimes::output_len() const {
   if (begin_.is_beam_search) return -1;
   if (longest_row_) return *longest_row_;
   if (begin_.source == CommitSource::kRows) return -1;  // some of it was not seen
+  if (steps_untold_ > 0) return -1;
   const auto longest = std::max_element(row_tokens_.begin(), row_tokens_.end());
   return longest == row_tokens_.end() ? 0 : static_cast<int64_t>(*longest);
 }

@@ -40,7 +40,7 @@ class GenerationTimes {
   // A further step of it begins: what waited for the last one to stand is counted, if nothing else
   // is open about it.
   void step_begins(Aggregates& totals, double ns_per_tick);
-  void step_ends(StepKind kind, uint64_t end_ticks, bool is_declared);
+  void step_ends(StepKind kind, uint64_t end_ticks, uint32_t detail);
   // False when it was given up before.
   bool commit(const StepCommit& commit, Aggregates& totals, double ns_per_tick);
   // Of one row of a step, told for itself.
@@ -83,7 +83,6 @@ class GenerationTimes {
   std::vector<uint64_t> last_ticks_;  // of the last commit, 0 none yet
   std::vector<uint64_t> row_tokens_;
 
-  uint64_t counted_ = 0;  // tokens
   bool is_given_up_ = false;
   bool has_committed_ = false;
   bool has_unread_mask_ = false;
@@ -92,6 +91,8 @@ class GenerationTimes {
   StepKind last_kind_ = StepKind::kOther;
   uint64_t last_end_ticks_ = 0;  // of the last step that was no draft
   bool is_last_declared_ = false;
+  uint64_t steps_untold_ = 0;  // that ended, and of whose commits nobody has spoken
+  uint64_t tokens_out_ = 0;    // counted
   uint32_t last_declared_tokens_ = kNone32;
   uint64_t first_declared_ticks_ = 0;
   uint64_t first_commit_ticks_ = 0;

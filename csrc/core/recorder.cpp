@@ -246,19 +246,6 @@ void Recorder::collect(const Record& record, ThreadBuffer& buffer) {
   }
 }
 
-RecorderLosses Recorder::losses_locked() const {
-  RecorderLosses losses;
-  losses.records_dropped = dropped_by_gone_threads_ + unattached_.load(std::memory_order_relaxed);
-  for (const auto& buffer : buffers_) {
-    losses.records_dropped += buffer->dropped.load(std::memory_order_relaxed);
-  }
-  losses.recording_faults = faults_.load(std::memory_order_relaxed);
-  losses.collector_faults = collector_faults_;
-  losses.spans_evicted = store_.spans_evicted();
-  losses.steps_evicted = store_.steps_evicted();
-  return losses;
-}
-
 RecorderSnapshot Recorder::snapshot() {
   const std::lock_guard lock(mutex_);
   drain_locked();
@@ -277,6 +264,19 @@ RecorderTotals Recorder::totals() {
   totals.requests_uncounted = tracker_.requests_uncounted();
   totals.tokens_uncounted = tracker_.tokens_uncounted();
   return totals;
+}
+
+RecorderLosses Recorder::losses_locked() const {
+  RecorderLosses losses;
+  losses.records_dropped = dropped_by_gone_threads_ + unattached_.load(std::memory_order_relaxed);
+  for (const auto& buffer : buffers_) {
+    losses.records_dropped += buffer->dropped.load(std::memory_order_relaxed);
+  }
+  losses.recording_faults = faults_.load(std::memory_order_relaxed);
+  losses.collector_faults = collector_faults_;
+  losses.spans_evicted = store_.spans_evicted();
+  losses.steps_evicted = store_.steps_evicted();
+  return losses;
 }
 
 RecorderStatus Recorder::status() {

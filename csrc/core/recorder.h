@@ -98,9 +98,9 @@ class Recorder {
   RecorderSnapshot snapshot();
   // A copy of the aggregates at one moment; of the store nothing is touched.
   RecorderTotals totals();
+  RecorderStatus status();
   // Tells the collector of requests: from any thread, never waiting for it.
   RequestEvents& request_events() noexcept { return tracker_.events(); }
-  RecorderStatus status();
   int64_t first_step();
   // Of what ended before this, no step is held; 0 while none was evicted. Looks at all steps.
   uint64_t oldest_step_ticks();

@@ -73,10 +73,10 @@ void RequestTracker::begin_step(const StepBegin& begin) {
   Step& open = open_step(begin.step);
   open.start_ticks = begin.start_ticks;
   open.rows = begin.rows;
-  open.query_len = begin.query_len;
   open.generation = begin.generation;
   open.detail = begin.detail;
   open.has_begun = true;
+  open.query_len = begin.query_len;
   ++totals_.steps(begin.kind).begun;
   if (GenerationTimes* generation = find_generation(begin.generation)) {
     waiting_ -= generation->waiting();
@@ -96,10 +96,10 @@ void RequestTracker::end_step(int64_t step, uint64_t end_ticks, uint32_t detail)
   const auto kind = step_kind(open->detail);
   GenerationTimes* generation = find_generation(open->generation);
   if (generation != nullptr) {
-    generation->step_ends(kind, end_ticks, (open->detail & kStepDeclared) != 0);
+    generation->step_ends(kind, end_ticks, open->detail);
   }
   StepTotals& totals = totals_.steps(kind);
-  count_rows(*open, totals);
+  count_lengths(*open, totals);
   if ((detail & kStepFailed) != 0) {
     ++totals.failed;
     return;
@@ -111,15 +111,15 @@ void RequestTracker::end_step(int64_t step, uint64_t end_ticks, uint32_t detail)
   }
 }
 
-// At the end, since only that tells whether several forwards ran: then the rows and the length of
-// the first one are not those of the step.
-void RequestTracker::count_rows(const Step& step, StepTotals& totals) {
-  const bool several = (step.detail & kStepSeveral) != 0;
-  if (step.rows == kNone32 || (several && (step.detail & kStepRowsDeclared) == 0)) return;
+// The lengths are those of the first forward; of several, only the rows that the user told hold.
+void RequestTracker::count_lengths(const Step& step, StepTotals& totals) {
+  if (step.rows == kNone32) return;
+  const bool has_several = (step.detail & kStepSeveral) != 0;
+  if (has_several && (step.detail & kStepRowsDeclared) == 0) return;
   totals.rows += step.rows;
-  if (step.query_len == kNone32 || several) return;
-  const bool has_rows = (step.detail & kStepHasRows) != 0;
-  totals.tokens_in += (has_rows ? 1 : uint64_t{step.rows}) * step.query_len;
+  if (has_several || step.query_len == kNone32) return;
+  const bool is_of_all = (step.detail & kStepHasRows) != 0;
+  totals.tokens_in += (is_of_all ? 1 : uint64_t{step.rows}) * step.query_len;
 }
 
 void RequestTracker::commit(int64_t step, uint32_t tokens, uint32_t before, bool is_total) {

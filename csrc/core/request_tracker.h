@@ -93,9 +93,9 @@ class RequestTracker {
   Step& open_step(int64_t step);
   Step* find_step(int64_t step);
   GenerationTimes* find_generation(uint32_t generation);
+  static void count_lengths(const Step& step, StepTotals& totals);
   void take_events();
   void commit_early_rows();
-  static void count_rows(const Step& step, StepTotals& totals);
   void apply(const RequestBegin& begin);
   void apply(const GenerationBegin& begin);
   void apply(const GenerationEnd& end);

@@ -19,6 +19,7 @@ from pertoken.errors import (
     PertokenError,
     RecordingStateError,
     SelectionError,
+    TotalsError,
     UnsupportedTensorError,
 )
 
@@ -45,6 +46,7 @@ __all__ = [
     "RecordingStateError",
     "SelectionError",
     "Totals",
+    "TotalsError",
     "UnsupportedTensorError",
     "__version__",
     "load",

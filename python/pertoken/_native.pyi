@@ -10,6 +10,7 @@ from typing_extensions import disjoint_base
 
 FLOAT_FORMATS: dict[str, int]
 MAX_HISTOGRAM_SCALE: int
+MAX_LABEL_SETS: int
 MAX_RECORDERS: int
 MIN_HISTOGRAM_SCALE: int
 
@@ -114,8 +115,6 @@ class ExpHistogram:
     @property
     def negative(self) -> tuple[int, NDArray[np.uint64]]: ...
 
-MAX_LABEL_SETS: int
-
 class Recorder:
     def __init__(self, store_limit_bytes: int, ring_capacity: int) -> None: ...
     def start(self) -> None: ...
@@ -142,7 +141,7 @@ class Recorder:
         has_failed: bool,
         is_delegated: bool,
         commits_known: bool,
-        row_lengths: list[int] | None,
+        row_lengths: Sequence[int] | None,
     ) -> None: ...
     def end_request(self, request: int, end_ticks: int, has_failed: bool) -> None: ...
     def status(self) -> dict[str, Any]: ...

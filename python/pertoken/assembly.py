@@ -19,9 +19,8 @@ from pertoken.losses import describe_losses
 from pertoken.processes import own_process
 from pertoken.result import Profile
 from pertoken.schema import FORMAT_VERSION, LABEL_PREFIX, SPAN_CATEGORIES, STEP_KINDS
-from pertoken.sequences import Sequences
+from pertoken.sequences import Outcome, Sequences
 from pertoken.strings import StringTable
-from pertoken.totals_snapshot import totals_of
 from pertoken.version import __version__
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def assemble(recording: Recording) -> Profile:
         "tracks": _tracks(raw["tracks"], strings),
         "processes": own_process(meta, losses, strings),
     }
-    return Profile.from_columns(tables, strings.strings, meta, losses, totals_of(recording))
+    return Profile.from_columns(tables, strings.strings, meta, losses, recording.totals())
 
 
 def _cut(raw: dict[str, Any], now_ns: int) -> None:
@@ -81,17 +80,16 @@ def _cut(raw: dict[str, Any], now_ns: int) -> None:
 def _requests(
     entries: list[RequestEntry],
     marks_ns: NDArray[np.int64],
-    outcome: dict[int, tuple[int, int, int, int]],
+    outcome: dict[int, Outcome],
     strings: StringTable,
 ) -> Columns:
     count = len(entries)
     numbers = np.array([entry.number for entry in entries], dtype=np.int64)
     start_ns, end_ns = marks_ns[:count].copy(), marks_ns[count : 2 * count].copy()
     end_ns[[entry.end_ticks == 0 for entry in entries]] = -1
-    none = (-1, -1, -1, -1)
-    known = [outcome.get(entry.number, none) for entry in entries]
-    first_commit_ns, rows, tokens_in, tokens_out = (
-        np.array([row[i] for row in known], dtype=np.int64) for i in range(4)
+    known = [outcome.get(entry.number, Outcome()) for entry in entries]
+    first_commit_ns, rows, tokens_in, tokens_out, output_len = (
+        np.array([own[i] for own in known], dtype=np.int64) for i in range(len(Outcome._fields))
     )
     columns: Columns = {
         "request": numbers,
@@ -103,6 +101,7 @@ def _requests(
         "rows": rows,
         "tokens_in": tokens_in,
         "tokens_out": tokens_out,
+        "output_len": output_len,
         "error": strings.codes([entry.error for entry in entries]),
         "process": np.zeros(count, dtype=np.int32),
     }

@@ -35,6 +35,10 @@ class SelectionError(PertokenError, ValueError):
     """An argument selects nothing, or is not of a form that can select."""
 
 
+class TotalsError(PertokenError, ValueError):
+    """Data is not what `Totals.to_dict` gives."""
+
+
 class UnsupportedTensorError(PertokenError, TypeError):
     """The values are of a type, or in a place, that pertoken cannot read."""
 

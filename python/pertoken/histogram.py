@@ -349,17 +349,21 @@ def from_native(core: _native.ExpHistogram) -> Histogram:
     return histogram
 
 
+def from_parts(parts: HistogramParts) -> Histogram:
+    """A histogram of given counts and moments.
+
+    Raises:
+        HistogramError: they are at odds with each other.
+    """
+    with _clear_errors():
+        return Histogram._of_parts(parts)
+
+
 def _unpickled(parts: dict[str, Any]) -> Histogram:
     for side in ("positive", "negative"):
         offset, counts = parts[side]
         parts[side] = Buckets(offset, np.array(counts, np.uint64))
     return from_parts(HistogramParts(**parts))
-
-
-def from_parts(parts: HistogramParts) -> Histogram:
-    """A histogram of what it consists of; a `HistogramError` where that cannot be."""
-    with _clear_errors():
-        return Histogram._of_parts(parts)
 
 
 def _checked_scale(scale: object) -> int:

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pertoken import _native
-from pertoken.totals import OTHER_LABELS, LabelSet
+from pertoken.totals import OTHER, LabelSet
 
-_MOST_LABELS = 32
-_MOST_CHARACTERS = 200
+_VALUE_CHARACTERS = 200
 
 
 class LabelSets:
@@ -19,24 +18,24 @@ class LabelSets:
 
     def __init__(self) -> None:
         self._numbers: dict[LabelSet, int] = {}
+        self._other: LabelSet = ()
 
     def number(self, model_version: str, labels: Mapping[str, str]) -> int:
-        """The number of a request's label set, new or known; an empty model version is none.
-
-        Of more labels than anybody looks at, and of longer ones, only the first part is seen.
-        """
+        """The number of a request's label set, new or known; an empty model version is none."""
         named = {**labels, **({"model_version": model_version} if model_version else {})}
-        cut = {name[:_MOST_CHARACTERS]: named[name][:_MOST_CHARACTERS] for name in sorted(named)}
-        label_set = tuple(cut.items())[:_MOST_LABELS]
+        label_set = tuple(sorted((name, named[name][:_VALUE_CHARACTERS]) for name in named))
         known = self._numbers.get(label_set)
         if known is not None:
             return known
         if len(self._numbers) < _native.MAX_LABEL_SETS:
             number = self._numbers[label_set] = len(self._numbers)
             return number
-        return int(_native.MAX_LABEL_SETS)
+        if not self._other:
+            names = {name for held in (*self._numbers, label_set) for name, _ in held}
+            self._other = tuple((name, OTHER) for name in sorted(names))
+        return _native.MAX_LABEL_SETS
 
     def by_number(self) -> dict[int, LabelSet]:
         """The label sets; a set is in it from before its number was first used."""
         by_number = {number: label_set for label_set, number in list(self._numbers.items())}
-        return {**by_number, _native.MAX_LABEL_SETS: OTHER_LABELS}
+        return {**by_number, _native.MAX_LABEL_SETS: self._other}

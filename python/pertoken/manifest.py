@@ -15,17 +15,18 @@ from urllib.parse import quote
 
 import numpy as np
 
-from pertoken import schema, totals_json
-from pertoken.errors import FileFormatError
+from pertoken import schema
+from pertoken.errors import TotalsError
 from pertoken.result import Profile
 from pertoken.table import Table
 from pertoken.totals import Totals
+from pertoken.totals_json import totals_from_dict
 
 FORMAT_NAME = "pertoken"
 MEMBER = "manifest.json"
 
 _KEYS = ("format", "format_version", "strings", "meta", "losses", "tables")
-_KEYS_SINCE_2 = (*_KEYS, "totals")
+_KEYS_SINCE = {"totals": 2}  # the format version that brought them
 _LONGEST_INTEGER = 20
 _DEEPEST_METADATA = 32
 
@@ -117,8 +118,8 @@ class Manifest:
     strings: tuple[str, ...]
     meta: dict[str, Any]
     losses: dict[str, Any]
-    totals: Totals | None
     columns: tuple[ColumnEntry, ...]
+    totals: Totals | None
 
 
 def column_entries(table: Table) -> Iterable[ColumnEntry]:
@@ -158,8 +159,8 @@ def dump(profile: Profile) -> bytes:
         "meta": _finite(meta),
         "losses": _finite(losses),
         "tables": tables,
-        "totals": None if profile.totals is None else profile.totals.to_dict(),
         "strings": list(profile.requests.strings),
+        "totals": None if profile.totals is None else _finite(profile.totals.to_dict()),
     }
     try:
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
@@ -185,7 +186,7 @@ def parse(text: bytes) -> Manifest:
     if not isinstance(content, dict) or content.get("format") != FORMAT_NAME:
         raise ManifestError("its manifest does not say that it is a pertoken profile")
     version = _checked_version(content)
-    keys = _KEYS if version < 2 else _KEYS_SINCE_2
+    keys = (*_KEYS, *(key for key, since in _KEYS_SINCE.items() if since <= version))
     missing = [key for key in keys if key not in content]
     unknown = [key for key in content if key not in keys]
     if missing or unknown:
@@ -199,18 +200,16 @@ def parse(text: bytes) -> Manifest:
         tuple(strings),
         content["meta"],
         content["losses"],
-        _totals(content.get("totals")),
         _columns(content["tables"], schema.tables_of(version)),
+        _totals(content.get("totals")),
     )
 
 
-def _totals(data: object) -> Totals | None:
-    if data is None:
-        return None
+def _totals(content: object) -> Totals | None:
     try:
-        return totals_json.parse(data)
-    except FileFormatError as error:
-        raise ManifestError(f"its totals are damaged ({shortened(error)})") from error
+        return None if content is None else totals_from_dict(content)
+    except TotalsError as error:
+        raise ManifestError(f"its totals are damaged: {shortened(error)}") from error
 
 
 def _checked_version(content: Mapping[str, Any]) -> int:

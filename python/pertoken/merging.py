@@ -101,14 +101,8 @@ def _merged(profiles: Sequence[Profile]) -> Profile:
         strings.strings,
         _merged_meta(metas, alignments),
         _merged_losses(losses, names, alignments),
-        _merged_totals([profile.totals for profile in profiles]),
+        _merged_totals(profiles),
     )
-
-
-def _merged_totals(totals: Sequence[Totals | None]) -> Totals | None:
-    """Those of all; None where one is missing, since the rest would pass for all."""
-    known = [own for own in totals if own is not None]
-    return sum(known, Totals()) if len(known) == len(totals) else None
 
 
 def _parts(profiles: Sequence[Profile], strings: StringTable) -> list[_Part]:
@@ -289,6 +283,15 @@ def _common(values: Sequence[Any]) -> Any:
         keys = dict.fromkeys(key for value in values for key in value)
         return {key: _common([value.get(key) for value in values]) for key in keys}
     return values[0] if all(value == values[0] for value in values) else None
+
+
+def _merged_totals(profiles: Sequence[Profile]) -> Totals | None:
+    merged = Totals()
+    for profile in profiles:
+        if profile.totals is None:
+            return None
+        merged = merged.merge(profile.totals)
+    return merged
 
 
 def _merged_losses(

@@ -27,7 +27,7 @@ from pertoken.scopes import entered_round
 from pertoken.selection import ModuleSelection, select_modules
 from pertoken.status import StatusLog, describe_status
 from pertoken.totals import Totals
-from pertoken.totals_snapshot import totals_of
+from pertoken.totals_reading import read_totals
 
 if TYPE_CHECKING:
     import torch
@@ -126,7 +126,10 @@ class Recording:
         self._earlier_ns = 0  # for how long it ran before it was last started
         self._running_since_ns = 0  # by the monotonic clock; 0: it does not run
         self.recorder = _native.Recorder(memory_limit_bytes * 7 // 8, _RING_RECORDS)
-        self.log = RequestLog(max(1024, memory_limit_bytes // 8 // _BYTES_A_REQUEST), self.recorder)
+        self.log = RequestLog(
+            max(1024, memory_limit_bytes // 8 // _BYTES_A_REQUEST),
+            self.recorder,
+        )
         self.instrumentation = Instrumentation(makes_cycles=holds_model)
         self.ranks: Ranks | None = None  # in the process group, when it last started
         self.generate_watch = GenerateWatch(self.recorder, self.log, self.faults.note)
@@ -265,12 +268,12 @@ class Recording:
         return store_bytes + len(self.log.requests) * _BYTES_A_REQUEST
 
     def totals(self) -> Totals:
-        """Counts and latencies of everything since the start, evicted steps included.
+        """Counts and latencies since the start, evicted steps included; a copy at one moment.
 
-        A consistent snapshot, at any time and from any thread: it copies the counters, not the
-        trace, and the model runs on meanwhile.
+        The model's thread does not wait for it, and nothing of the trace is copied. What is open,
+        such as a request that runs, is counted as begun; its latencies count when it ends.
         """
-        return totals_of(self)
+        return read_totals(self)
 
     @property
     def unknown_commits(self) -> bool:

@@ -77,7 +77,7 @@ class RequestLog:
 
     Args:
         limit: how many requests to hold.
-        recorder: holds the steps, and counts in its totals every request that it is told of.
+        recorder: the native recorder; its totals are told of every beginning and end.
     """
 
     def __init__(self, limit: int, recorder: Any) -> None:

@@ -32,7 +32,7 @@ class Profile:
         tables: one `Table` for each name in `schema.TABLES`; all share one table of strings.
         meta: who made it and how (host, versions, model, clock, ...). Plain JSON-able data.
         losses: what is missing from it, and the clock's error bound. Plain JSON-able data.
-        totals: everything since the start of what was recorded, evicted steps included.
+        totals: everything since the recording started, evicted steps included; None: not known.
 
     Raises:
         TableError: a table is missing, unknown, or has strings of its own, or a row is of a process
@@ -163,7 +163,10 @@ class Profile:
 
     @property
     def totals(self) -> Totals | None:
-        """Everything since the start, evicted steps included; None in files that lack it."""
+        """Everything since the recording started, evicted steps included.
+
+        None where that is not known: the file is of an older format, or one of those merged was.
+        """
         return self._totals
 
     def summary(self) -> Summary:
@@ -222,8 +225,8 @@ class Profile:
             }
             for name, table in self._tables.items()
         }
-        strings = self.requests.strings
-        return Profile.from_columns, (columns, strings, self._meta, self._losses, self._totals)
+        arguments = (columns, self.requests.strings, self._meta, self._losses, self._totals)
+        return Profile.from_columns, arguments
 
     def __repr__(self) -> str:
         """Name the model and the sizes."""

@@ -89,6 +89,13 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("rows", "int64", "sequences it returned or is running; -1 unknown"),
         Column("tokens_in", "int64", "prompt tokens over all rows, padding excluded; -1 unknown"),
         Column("tokens_out", "int64", "tokens committed over all rows; -1 unknown"),
+        Column(
+            "output_len",
+            "int64",
+            "tokens committed to its longest row, those of several generate() one after the other; "
+            "-1 unknown, or of a beam search",
+            since=2,
+        ),
         _coded("error", "type of the exception that ended it, empty when none did"),
         _process(),
     ),

@@ -6,7 +6,7 @@ both. A generation's steps are those that carry its number.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,16 @@ if TYPE_CHECKING:
 
 _DRAFT = STEP_KINDS.index("draft")
 _UNKNOWN = -1
+
+
+class Outcome(NamedTuple):
+    """What came of a request, or of one of its generations; -1 where it is unknown."""
+
+    first_commit_ns: int = _UNKNOWN
+    rows: int = _UNKNOWN
+    tokens_in: int = _UNKNOWN
+    tokens_out: int = _UNKNOWN
+    output_len: int = _UNKNOWN  # tokens of the longest row
 
 
 class Sequences:
@@ -252,18 +262,18 @@ class Sequences:
             np.full(len(row), _UNKNOWN),
         )
 
-    def by_request(self, first_commit_ns: dict[int, int]) -> dict[int, tuple[int, int, int, int]]:
-        """For each request: first commit, rows, tokens in and tokens out; -1 where unknown.
+    def by_request(self, first_commit_ns: dict[int, int]) -> dict[int, Outcome]:
+        """What came of each request.
 
         Args:
             first_commit_ns: by number of a generation, where it is known apart from the steps.
         """
-        result: dict[int, tuple[int, int, int, int]] = {}
+        result: dict[int, Outcome] = {}
         for number, generation in self._generations.items():
             held = result.get(generation.request)
             if generation.by_rows:
                 first = first_commit_ns.get(number, _UNKNOWN)
-                own = _of_told_sequence(generation, first if held is None else held[0])
+                own = _of_told_sequence(generation, held.first_commit_ns if held else first)
             else:
                 own = self._of_generation(number, generation, first_commit_ns)
                 own = own if held is None else _joined(held, own)
@@ -272,18 +282,19 @@ class Sequences:
 
     def _of_generation(
         self, number: int, generation: Generation, first_commit_ns: dict[int, int]
-    ) -> tuple[int, int, int, int]:
+    ) -> Outcome:
         members = self._members.get(number, np.empty(0, np.int64))
         first = first_commit_ns.get(number, _UNKNOWN)
         declared = members[self._steps["declared"][members] != 0]
         commits = declared[self.tokens_committed[declared] > 0]
         if len(commits):  # the commits that the user speaks of
             first = int(self._end_ns[commits].min())
-        own = (
+        own = Outcome(
             first,
             self._sequence_count(generation, members),
             self._prompt_tokens(generation, members),
             self._tokens_out(generation, members),
+            self._output_len(generation, members),
         )
         told = self._told.places_of(number)
         if not len(told):
@@ -291,20 +302,20 @@ class Sequences:
         by_rows = self._of_told_rows(told)
         if not len(members):
             return by_rows
-        first, _, tokens_in, tokens_out = _joined(own, by_rows)
-        return first, max(own[1], by_rows[1]), tokens_in, tokens_out
+        return _joined(own, by_rows)._replace(rows=max(own.rows, by_rows.rows))
 
-    def _of_told_rows(self, places: Ints) -> tuple[int, int, int, int]:
+    def _of_told_rows(self, places: Ints) -> Outcome:
         """Of rows that were told without a request of their own, in one generation."""
         step, committed = self._layout.step_of_row[places], self._committed[places]
         ends = self._end_ns[step[committed > 0]]
         rows = np.unique(step, return_counts=True)[1].max()
         unknown = bool(np.any(committed < 0))
-        return (
-            int(ends.min()) if len(ends) else _UNKNOWN,
-            int(rows),
-            _UNKNOWN,
-            _UNKNOWN if unknown else int(committed.sum()),
+        of_row = np.bincount(self._layout.row[places], np.maximum(committed, 0))
+        return Outcome(
+            first_commit_ns=int(ends.min()) if len(ends) else _UNKNOWN,
+            rows=int(rows),
+            tokens_out=_UNKNOWN if unknown else int(committed.sum()),
+            output_len=_UNKNOWN if unknown else int(of_row.max()),
         )
 
     def _sequence_count(self, generation: Generation, members: Ints) -> int:
@@ -338,21 +349,33 @@ class Sequences:
         committed = self.tokens_committed[members]
         return _UNKNOWN if np.any(committed < 0) or not len(committed) else int(committed.sum())
 
+    def _output_len(self, generation: Generation, members: Ints) -> int:
+        if generation.is_beam_search or (generation.running and generation.by_generate):
+            return _UNKNOWN
+        if generation.row_lengths is not None:
+            return max(generation.row_lengths, default=0)
+        steps = self._steps
+        is_told = (steps["committed"][members] >= 0) & (steps["committed_is_total"][members] != 0)
+        if not is_told.size or not is_told.all():
+            return _UNKNOWN
+        last = members[-1]
+        total = int(steps["committed_before"][last] + steps["committed"][last])
+        rows = int(steps["rows"][last])
+        return total // rows if rows > 0 and total % rows == 0 else _UNKNOWN
 
-def _of_told_sequence(generation: Generation, first_commit_ns: int) -> tuple[int, int, int, int]:
+
+def _of_told_sequence(generation: Generation, first_commit_ns: int) -> Outcome:
     """Of one engine's request, by its last run; what it was given unseen is unknown."""
     sequence = generation.state
     is_whole = generation.from_start and not sequence.tokens_unknown
-    tokens_out = int(sequence.tokens) if is_whole else _UNKNOWN
-    return first_commit_ns, 1, generation.prompt.tokens, tokens_out
+    tokens = int(sequence.tokens) if is_whole else _UNKNOWN
+    return Outcome(first_commit_ns, 1, generation.prompt.tokens, tokens, tokens)
 
 
-def _joined(
-    first: tuple[int, int, int, int], second: tuple[int, int, int, int]
-) -> tuple[int, int, int, int]:
+def _joined(first: Outcome, second: Outcome) -> Outcome:
     """Of two generations of one request: the earlier commit, the sums of the rest."""
-    commits = [ns for ns in (first[0], second[0]) if ns >= 0]
+    commits = [own.first_commit_ns for own in (first, second) if own.first_commit_ns >= 0]
     sums = [
         _UNKNOWN if min(a, b) < 0 else a + b for a, b in zip(first[1:], second[1:], strict=True)
     ]
-    return (min(commits, default=_UNKNOWN), sums[0], sums[1], sums[2])
+    return Outcome(min(commits, default=_UNKNOWN), *sums)

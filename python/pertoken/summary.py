@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from pertoken.analysis import latency
 from pertoken.analysis.distribution import Distribution
 from pertoken.analysis.row_index import rows_of
+from pertoken.analysis.since_start import since_start
 from pertoken.analysis.site_times import hottest_sites, site_times
 from pertoken.analysis.slow_tokens import SlowToken, slowest_tokens
 from pertoken.analysis.stragglers import find_stragglers
-from pertoken.analysis.whole_run import whole_run
 from pertoken.processes import names_of_processes
 
 if TYPE_CHECKING:
@@ -106,32 +106,28 @@ class Summary:
             },
             "processes": _processes(profile),
             "stragglers": find_stragglers(profile).as_dict() if merged else None,
+            "since_start": since_start(profile),
             "losses": {k: v for k, v in profile.losses.items() if k != "processes"},
         }
-        whole = whole_run(profile)
-        data.update(whole or {})
-        data["steps"]["held"] = len(profile.steps)
-        data["from_totals"] = whole is not None
         return cls(data)
 
     def as_dict(self) -> dict[str, Any]:
         """Give the summary as plain data, ready for JSON; durations are integer nanoseconds.
 
         Keys: ``model`` ``device`` ``modules`` ``pertoken_version`` ``duration_ns`` (from the
-        profile's metadata); ``requests`` {count, failed, running}; ``steps`` {count, held};
-        ``tokens`` {count, per_s}; ``spans`` {count}; ``ttft``, ``tpot``, ``inter_token``: {count,
-        mean_ns, p50_ns, p90_ns, p99_ns, max_ns} or None when there is nothing to measure;
+        profile's metadata); ``requests`` {count, failed, running}; ``steps`` {count}; ``tokens``
+        {count, per_s}; ``spans`` {count}; ``ttft``, ``tpot``, ``inter_token``: {count, mean_ns,
+        p50_ns, p90_ns, p99_ns, max_ns} or None when there is nothing to measure;
         ``inter_token_by_kind`` the same by the kind of the committing step; ``step_times`` by kind:
         {count, time, tokens_in_per_s, tokens_committed_per_s}; ``slowest_tokens``, a list of
         {step, request, request_id, row, position, kind, tokens, itl_ns, median_itl_ns, extra_ns,
         contributors: [{site, category, own_ns, median_ns, extra_ns}]}; ``hottest_sites`` by kind, a
         list of {site, category, share, self_ns_per_step, calls_per_step}; ``processes``, a
         list of {process, name, start_ns, end_ns, clock_basis, clock_offset_ns, clock_error_ns};
-        ``stragglers`` as of `Stragglers.as_dict`, None unless the profile was merged; ``losses`` as
-        in the profile, those of all processes together; ``from_totals``, whether steps were
-        evicted, so that ``requests``, ``steps``, ``tokens`` and latencies are of the totals since
-        the start, with percentiles of histogram buckets. The root module is the site named by the
-        empty string.
+        ``stragglers`` as of `Stragglers.as_dict`, None unless the profile was merged;
+        ``since_start``, None unless something was evicted: counts and latencies of the whole run by
+        the same keys, from `Profile.totals`; ``losses`` as in the profile, those of all processes
+        together. The root module is the site named by the empty string.
         """
         return copy.deepcopy(self._data)
 

@@ -45,34 +45,35 @@ def _header(data: Mapping[str, Any]) -> Block:
         facts.append(f"on {name_text(data['device'])}")
     if data.get("modules"):
         facts.append(f"recorded: {name_text(data['modules'])}")
-    requests = data["requests"]
+    run = data.get("since_start") or data
+    requests = run["requests"]
     asked = plural_text(requests["count"], "request")
     states = [f"{requests[s]} {s}" for s in ("failed", "running") if requests[s]]
     asked += f" ({', '.join(states)})" if states else ""
     kinds = ", ".join(
         f"{count_text(steps['count'])} {name_text(kind)}"
-        for kind, steps in data["step_times"].items()
+        for kind, steps in run["step_times"].items()
     )
-    stepped = plural_text(data["steps"]["count"], "step") + (f" ({kinds})" if kinds else "")
-    got = plural_text(data["tokens"]["count"], "token")
+    stepped = plural_text(run["steps"]["count"], "step") + (f" ({kinds})" if kinds else "")
+    got = plural_text(run["tokens"]["count"], "token")
     line = f"{asked}, {stepped}, {got}"
     if isinstance(data.get("duration_ns"), int):
         line += f" in {duration_text(data['duration_ns'])}"
-    from_totals = data.get("from_totals")
     if data["tokens"]["per_s"] is not None:
-        over = (
-            "over the whole recording" if from_totals else "from the first step to the last commit"
-        )
-        line += f"; {rate_text(data['tokens']['per_s'])} {over}"
-    lines = [", ".join(facts), line, *_why_nothing(data)]
-    if from_totals:
-        held = plural_text(data["steps"]["held"], "step")
-        lines.append(
-            "The oldest steps were evicted. Counts and latencies are those of all steps since "
-            "the start, with percentiles from buckets 9 % wide; what follows them is of the last "
-            f"{held}."
-        )
+        line += f"; {rate_text(data['tokens']['per_s'])} from the first step to the last commit"
+    lines = [", ".join(facts), line, *_what_is_held(data), *_why_nothing(data)]
     return Block(title, tuple(text for text in lines if text))
+
+
+def _what_is_held(data: Mapping[str, Any]) -> list[str]:
+    if not data.get("since_start"):
+        return []
+    held = (("step", data["steps"]["count"]), ("token", data["tokens"]["count"]))
+    counts = " and ".join(plural_text(count, noun) for noun, count in held)
+    return [
+        f"Of this, the last {counts} are held. Latencies are of the whole run, with percentiles to "
+        "within 9 %; slowest tokens, hottest sites and rates are of what is held."
+    ]
 
 
 def _why_nothing(data: Mapping[str, Any]) -> list[str]:
@@ -102,16 +103,18 @@ def _latencies(data: Mapping[str, Any]) -> Block:
             cells = (duration_text(times[f"{key}_ns"]) for key in _STATISTICS)
             rows.append((name, count_text(times["count"]), *cells, rate_text(rate)))
 
-    add("time to first token", data["ttft"])
-    add("time per output token", data["tpot"])
-    add("inter-token latency", data["inter_token"])
-    if len(data["inter_token_by_kind"]) > 1:
-        for kind, times in data["inter_token_by_kind"].items():
+    run = data.get("since_start") or data
+    add("time to first token", run["ttft"])
+    add("time per output token", run["tpot"])
+    add("inter-token latency", run["inter_token"])
+    if len(run["inter_token_by_kind"]) > 1:
+        for kind, times in run["inter_token_by_kind"].items():
             add(f"  committed by {name_text(kind)}", times)
-    for kind, steps in data["step_times"].items():
+    for kind, steps in run["step_times"].items():
         # A prefill is judged by what it reads, any other step by what it brings forth.
         column = "tokens_in_per_s" if kind == "prefill" else "tokens_committed_per_s"
-        add(f"step, {name_text(kind)}", steps["time"], steps[column])
+        held = data["step_times"].get(kind) or {}
+        add(f"step, {name_text(kind)}", steps["time"], held.get(column))
     columns = ("latency", "count", *_STATISTICS, "rate")
     return Block("Latency", (), columns, tuple(rows), frozenset(columns[1:]))
 

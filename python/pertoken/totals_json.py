@@ -1,169 +1,205 @@
-"""Totals as plain data for JSON. Reading trusts nothing: it may come from a file or a network."""
+"""Totals as plain data, and back. Reading trusts nothing: it may come from another process."""
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from math import isnan, nan
+from functools import partial
 from typing import Any, TypeVar
 
-from pertoken import histogram_exchange
-from pertoken.errors import FileFormatError, HistogramError
+import numpy as np
+
+from pertoken.errors import HistogramError, TotalsError
 from pertoken.histogram import Histogram, from_parts
-from pertoken.totals import LabelSet, Part, RequestTotals, SiteKey, SiteTotals, StepTotals, Totals
+from pertoken.histogram_exchange import Buckets, HistogramParts
+from pertoken.schema import SPAN_CATEGORIES, STEP_KINDS
+from pertoken.totals import (
+    OUTSIDE,
+    RequestTotals,
+    SiteKey,
+    SiteTotals,
+    StepTotals,
+    Totals,
+)
 
-VERSION = 1
-
-_KEYS = frozenset({"version", "steps", "sites", "requests", "losses", "meta"})
-_LARGEST = 2**63 - 1
-
-P = TypeVar("P", bound=Part)
 T = TypeVar("T")
 
+_LARGEST_COUNT = (1 << 64) - 1
+_LARGEST_OFFSET = 1 << 30
+_MOMENTS = ("sum", "sum_sq", "min", "max")
 
-def dump(totals: Totals) -> dict[str, Any]:
-    """Plain data, ready for JSON, of totals."""
+
+def totals_to_dict(totals: Totals) -> dict[str, Any]:
+    """Plain data for JSON; see `Totals.to_dict`."""
     return {
-        "version": VERSION,
-        "steps": {kind: _part_data(steps) for kind, steps in totals.steps.items()},
-        "sites": [{**key._asdict(), **_part_data(site)} for key, site in totals.sites.items()],
+        "recordings": totals.recordings,
+        "recorded_ns": totals.recorded_ns,
+        "steps": {kind: _fields_of(steps) for kind, steps in totals.steps.items()},
+        "sites": [{**key._asdict(), **_fields_of(site)} for key, site in totals.sites.items()],
         "requests": [
-            {"labels": dict(labels), **_part_data(requests)}
+            {"labels": dict(labels), **_fields_of(requests)}
             for labels, requests in totals.requests.items()
         ],
         "losses": dict(totals.losses),
-        "meta": totals.meta,
     }
 
 
-def parse(data: object) -> Totals:
-    """Totals of plain data.
-
-    Raises:
-        FileFormatError: they are not what `dump` writes.
-    """
-    try:
-        return _parsed(data)
-    except (HistogramError, RecursionError, _Problem) as problem:
-        raise FileFormatError(
-            f"these are not totals of pertoken ({problem}): give what Totals.to_dict() gave"
-        ) from problem
-
-
-class _Problem(ValueError):
-    """What is wrong with data that are to be totals."""
-
-
-def _parsed(data: object) -> Totals:
-    content = _mapping(data, "the totals")
-    version = content.get("version")
-    if type(version) is not int or version < 1:
-        raise _Problem("no version")
-    if version > VERSION:
-        raise _Problem(f"version {version} is of a later pertoken; upgrade to read it")
-    if set(content) != _KEYS:
-        raise _Problem(f"the keys are not {', '.join(sorted(_KEYS))}")
-    steps = _mapping(content["steps"], "steps")
-    sites = [_mapping(entry, "a site") for entry in _list(content["sites"], "sites")]
-    requests = [_mapping(entry, "a request") for entry in _list(content["requests"], "requests")]
-    meta = _mapping(content["meta"], "meta")
-    processes = _list(meta.get("processes"), "meta.processes")
+def totals_from_dict(data: object) -> Totals:
+    """Totals from plain data; see `Totals.from_dict`."""
+    content = _mapping(data, "totals", tuple(field.name for field in fields(Totals)))
+    sites: dict[SiteKey, SiteTotals] = {}
+    for entry in _list(content["sites"], "sites"):
+        names, values = _split(entry, "an entry of sites", SiteKey._fields)
+        key = SiteKey(*(_text(names[name], f"sites.{name}") for name in SiteKey._fields))
+        if key.kind not in (*STEP_KINDS, OUTSIDE) or key.category not in (*SPAN_CATEGORIES, ""):
+            raise TotalsError(f"totals have a site of an unknown kind: {str(key)[:200]}")
+        sites[key] = _object_of(SiteTotals, values, "sites")
+    requests = {}
+    for entry in _list(content["requests"], "requests"):
+        names, values = _split(entry, "an entry of requests", ("labels",))
+        labels = _mapping(names["labels"], "requests.labels")
+        label_set = tuple(
+            sorted((_text(name, "labels"), _text(labels[name], "labels")) for name in labels)
+        )
+        requests[label_set] = _object_of(RequestTotals, values, "requests")
     return Totals(
-        {_text(kind): _part(StepTotals, entry) for kind, entry in steps.items()},
-        _unique((_site_key(entry), _part(SiteTotals, entry, SiteKey._fields)) for entry in sites),
-        _unique((_labels(entry), _part(RequestTotals, entry, ("labels",))) for entry in requests),
-        {
-            _text(reason): _count(count)
-            for reason, count in _mapping(content["losses"], "losses").items()
+        recordings=_count(content["recordings"], "recordings"),
+        recorded_ns=_count(content["recorded_ns"], "recorded_ns"),
+        steps=_by_kind(
+            content["steps"], "steps", lambda value: _object_of(StepTotals, value, "steps")
+        ),
+        sites=sites,
+        requests=requests,
+        losses={
+            _text(name, "losses"): _count(count, "losses")
+            for name, count in _mapping(content["losses"], "losses").items()
         },
-        [_plain(_mapping(process, "a process")) for process in processes],
     )
 
 
-def _part_data(part: Part) -> dict[str, Any]:
-    return {own.name: _value_data(getattr(part, own.name)) for own in fields(part)}
+def _fields_of(value: Any) -> dict[str, Any]:
+    return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
 
 
-def _value_data(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     if isinstance(value, Histogram):
-        return {**value.to_otel(), "sum_sq": None if isnan(value.sum_sq) else value.sum_sq}
+        return _histogram_to_dict(value)
     if isinstance(value, Mapping):
-        return {kind: _value_data(histogram) for kind, histogram in sorted(value.items())}
+        return {key: _plain(item) for key, item in value.items()}
     return value
 
 
-def _part(of: type[P], data: object, keys: tuple[str, ...] = ()) -> P:
-    entry = _mapping(data, f"a {of.__name__}")
-    read: dict[str, Callable[[Any], Any]] = {"int": _count, "Histogram": _histogram}
-    declared = {own.name: read.get(str(own.type), _histograms) for own in fields(of)}
-    if set(entry) != {*declared, *keys}:
-        raise _Problem(f"the keys of a {of.__name__} are not {', '.join((*keys, *declared))}")
-    return of(**{name: parse_value(entry[name]) for name, parse_value in declared.items()})
+def _histogram_to_dict(histogram: Histogram) -> dict[str, Any]:
+    """Durations are neither negative nor infinite, so that the rest is not there."""
+    if not histogram.count:
+        return {}
+    offset, counts = histogram.positive
+    moments = {name: getattr(histogram, name) for name in _MOMENTS}
+    return {
+        "scale": histogram.scale,
+        "zeros": histogram.zeros,
+        "offset": offset,
+        "bucket_counts": counts.tolist(),
+        **{name: None if math.isnan(value) else value for name, value in moments.items()},
+    }
 
 
-def _histogram(data: object) -> Histogram:
-    point = _mapping(data, "a histogram")
-    sum_sq = point.get("sum_sq")
-    if sum_sq is None:
-        sum_sq = nan
-    elif type(sum_sq) is not float:
-        raise _Problem("the sum_sq of a histogram is no number")
-    return from_parts(histogram_exchange.from_otel(point)._replace(sum_sq=sum_sq))
-
-
-def _histograms(data: object) -> dict[str, Histogram]:
-    return {_text(kind): _histogram(entry) for kind, entry in _mapping(data, "step_ns").items()}
-
-
-def _site_key(entry: Mapping[str, Any]) -> SiteKey:
-    return SiteKey(*(_text(entry.get(name)) for name in SiteKey._fields))
-
-
-def _labels(entry: Mapping[str, Any]) -> LabelSet:
-    labels = _mapping(entry.get("labels"), "labels")
-    return tuple(sorted((_text(name), _text(value)) for name, value in labels.items()))
-
-
-def _unique(entries: Any) -> dict[Any, Any]:
-    result: dict[Any, Any] = {}
-    for key, value in entries:
-        if key in result:
-            raise _Problem("an entry is there twice")
-        result[key] = value
-    return result
-
-
-def _mapping(value: object, what: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise _Problem(f"{what} is no mapping")
-    return value
-
-
-def _list(value: object, what: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise _Problem(f"{what} is no list")
-    return value
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise _Problem("a name is no text")
-    return value
-
-
-def _count(value: object) -> int:
-    if type(value) is not int or not 0 <= value <= _LARGEST:
-        raise _Problem("a count is no whole number from 0 to 2**63 - 1")
-    return value
-
-
-def _plain(value: Mapping[str, Any]) -> Mapping[str, Any]:
+def _histogram_from_dict(data: object, label: str) -> Histogram:
+    if data == {}:
+        return Histogram()
+    content = _mapping(data, label, ("scale", "zeros", "offset", "bucket_counts", *_MOMENTS))
+    counts = [_count(count, label) for count in _list(content["bucket_counts"], label)]
+    parts = HistogramParts(
+        scale=_integer(content["scale"], label, _LARGEST_OFFSET),
+        positive=Buckets(
+            _integer(content["offset"], label, _LARGEST_OFFSET), np.array(counts, np.uint64)
+        ),
+        negative=Buckets(0, np.zeros(0, np.uint64)),
+        zeros=_count(content["zeros"], label),
+        nans=0,
+        pos_infs=0,
+        neg_infs=0,
+        **{name: _moment(content[name], label) for name in _MOMENTS},
+    )
     try:
-        json.dumps(value, sort_keys=True, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise _Problem(f"a process is described by what is not JSON: {error}") from None
-    for key in ("host", "pid", "unix_origin_ns"):
-        if not isinstance(value.get(key), (str, int, type(None))):
-            raise _Problem(f"the {key} of a process is neither text nor number")
+        return from_parts(parts)
+    except HistogramError as error:
+        raise TotalsError(f"{label} of totals holds an impossible histogram: {error}") from error
+
+
+def _moment(value: object, label: str) -> float:
+    if value is None:
+        return math.nan
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TotalsError(f"{label} of totals holds {str(value)[:80]!r} where a number belongs")
+    return float(value)
+
+
+def _object_of(cls: type[T], data: object, label: str) -> T:
+    declared = {field.name: field.type for field in fields(cls)}  # type: ignore[arg-type]
+    content = _mapping(data, label, tuple(declared))
+    values: dict[str, Any] = {}
+    for name, kind in declared.items():
+        where = f"{label}.{name}"
+        if kind == "int":
+            values[name] = _count(content[name], where)
+        elif kind == "Histogram":
+            values[name] = _histogram_from_dict(content[name], where)
+        else:
+            values[name] = _by_kind(
+                content[name], where, partial(_histogram_from_dict, label=where)
+            )
+    return cls(**values)
+
+
+def _by_kind(data: object, label: str, read: Callable[[Any], T]) -> dict[str, T]:
+    content = _mapping(data, label)
+    unknown = [kind for kind in content if kind not in STEP_KINDS]
+    if unknown:
+        raise TotalsError(f"{label} of totals has the unknown kind {str(unknown[0])[:80]!r}")
+    return {kind: read(value) for kind, value in content.items()}
+
+
+def _split(
+    data: object, label: str, names: tuple[str, ...]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    content = dict(_mapping(data, label))
+    if any(name not in content for name in names):
+        raise TotalsError(f"{label} of totals lacks {', '.join(names)}")
+    return {name: content.pop(name) for name in names}, content
+
+
+def _mapping(data: object, label: str, keys: tuple[str, ...] | None = None) -> Mapping[str, Any]:
+    if not isinstance(data, Mapping):
+        raise TotalsError(f"{label} is not a mapping; give what Totals.to_dict() returned")
+    if keys is not None and set(data) != set(keys):
+        raise TotalsError(
+            f"{label} must have the keys {', '.join(keys)}; give what Totals.to_dict() returned"
+        )
+    return data
+
+
+def _list(data: object, label: str) -> list[Any]:
+    if not isinstance(data, list):
+        raise TotalsError(f"{label} of totals is not a list; give what Totals.to_dict() returned")
+    return data
+
+
+def _text(value: object, label: str) -> str:
+    if not isinstance(value, str):
+        raise TotalsError(f"{label} of totals holds {str(value)[:80]!r} where a text belongs")
     return value
+
+
+def _integer(value: object, label: str, largest: int = _LARGEST_COUNT) -> int:
+    if type(value) is not int or abs(value) > largest:
+        raise TotalsError(f"{label} of totals holds {str(value)[:80]!r} where an integer belongs")
+    return value
+
+
+def _count(value: object, label: str) -> int:
+    number = _integer(value, label)
+    if number < 0:
+        raise TotalsError(f"{label} of totals holds the negative count {number}")
+    return number

@@ -6,16 +6,20 @@ from collections import defaultdict
 
 import numpy as np
 
-import totals_of_tables
-from pertoken import Profile
+from pertoken import Histogram, Profile
+from pertoken.analysis.latency import tpot_ns, ttft_ns
 
 
-def check(profile: Profile) -> None:
-    """Asserts that the tables agree with each other."""
+def check(profile: Profile, *, clock_steps: bool = False) -> None:
+    """Asserts that the tables agree with each other, and with the totals.
+
+    Where the system's clock steps, times in the tables follow it, and those in the totals do not.
+    """
     check_spans(profile)
     check_tokens(profile)
     check_steps(profile)
-    totals_of_tables.check(profile)
+    if not clock_steps:
+        check_totals(profile)
     assert profile.losses["faults"] == {}
     assert profile.losses["records_dropped"] == 0
 
@@ -77,6 +81,8 @@ def check_sequences(profile: Profile) -> None:
         if own:
             assert requests["ttft_ns"][index] == min(own) - requests["start_ns"][index]
             assert requests["tokens_out"][index] in (len(own), -1)
+            longest = max(len(entries) for (r, _), entries in sequences.items() if r == request)
+            assert requests["output_len"][index] in (longest, -1)
 
 
 def check_sequences_of_requests(profile: Profile) -> None:
@@ -111,6 +117,49 @@ def check_steps(profile: Profile) -> None:
             kind, request = profile.steps["kind"][index], profile.steps["request"][index]
             assert kind == (phases.pop() if len(phases) == 1 else "mixed")
             assert request == (requests.pop() if len(requests) == 1 else -1)
+
+
+def check_totals(profile: Profile) -> None:
+    """What was counted natively is what the tables say, once nothing runs and nothing was lost."""
+    totals, losses, steps = profile.totals, profile.losses, profile.steps
+    requests, tokens = profile.requests, profile.tokens
+    runs = (requests["end_ns"] < 0).any() or (steps["wall_ns"] < 0).any()
+    if totals is None or runs or losses["steps_evicted"] or losses["requests_evicted"]:
+        return
+    kinds = steps["kind"]
+    assert set(totals.steps) == set(kinds.tolist())
+    for kind, counted in totals.steps.items():
+        own = steps.where(kinds == kind)
+        whole = own["error"] == ""
+        assert (counted.begun, counted.failed) == (len(own), int((~whole).sum()))
+        assert counted.rows == np.maximum(own["rows"], 0).sum()
+        assert counted.tokens_in == np.maximum(own["tokens_in"], 0).sum()
+        assert_histogram(counted.wall_ns, own["wall_ns"][whole])
+        if (own["tokens_committed"] >= 0).all():
+            assert counted.tokens_committed == own["tokens_committed"].sum()
+            committed = np.isin(tokens["step"], own["step"]) & (tokens["itl_ns"] >= 0)
+            assert_histogram(counted.itl_ns, tokens["itl_ns"][committed])
+    failed = requests["error"] != ""
+    counted = totals.all_requests
+    assert counted.started == len(requests) == counted.finished + counted.failed
+    assert counted.failed == failed.sum()
+    assert_histogram(counted.duration_ns, (requests["end_ns"] - requests["start_ns"])[~failed])
+    first_ns, per_token_ns = ttft_ns(profile), tpot_ns(profile)
+    assert_histogram(counted.ttft_ns, first_ns[first_ns >= 0])
+    assert_histogram(counted.tpot_ns, per_token_ns[~np.isnan(per_token_ns)])
+    if (requests["tokens_in"] >= 0).all():
+        assert counted.tokens_in == requests["tokens_in"].sum()
+    if (requests["tokens_out"] >= 0).all():
+        assert counted.tokens_out == requests["tokens_out"].sum()
+    assert sum(site.dur_ns.count for site in totals.sites.values()) == len(profile.spans)
+
+
+def assert_histogram(histogram: Histogram, values_ns: np.ndarray) -> None:
+    """It counts these values; each was converted from ticks apart, so that they differ a little."""
+    assert histogram.count == len(values_ns)
+    if len(values_ns):
+        tolerance_ns = len(values_ns) * (2 + 1e-4 * float(np.abs(values_ns).max()))
+        assert abs(histogram.sum - float(values_ns.sum())) <= tolerance_ns
 
 
 def check_tiled(profile: Profile, root: str) -> None:

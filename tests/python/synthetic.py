@@ -203,6 +203,7 @@ def synthetic_profile(
             rows=rows,
             tokens_in=prompt * rows,
             tokens_out=tokens * rows,
+            output_len=tokens,
             error="",
             process=0,
         )

@@ -74,6 +74,7 @@ def test_requests_and_steps_carry_their_columns(trace_path: Path) -> None:
                 "rows": 2,
                 "tokens_in": 11,
                 "tokens_out": 4,
+                "output_len": 2,
                 "error": "ValueError",
                 "label.user": "me",
                 "label.tier": "",

@@ -287,8 +287,7 @@ def members_of_format_1() -> Members:
     members = dict(saved_members())
     manifest = json.loads(members["manifest.json"])
     manifest["format_version"] = 1
-    del manifest["totals"]
-    del manifest["tables"]["processes"]
+    del manifest["tables"]["processes"], manifest["totals"]
     for name, declared in schema.TABLES.items():
         for column in declared:
             if column.since > 1:
@@ -306,6 +305,7 @@ def test_files_of_the_first_format_version_load_and_merge(tmp_path: Path) -> Non
     old = pertoken.load(path)
     assert set(old.steps["process"].tolist()) == {0}
     assert old.processes["pid"].tolist() == [4242]
+    assert old.totals is None
     assert old.processes["host"].tolist() == ["host.example"]
     merged = pertoken.merge([old, recorded(1)])
     assert sorted(merged.processes["clock_basis"].tolist()) == ["boot", "unix"]

@@ -1,163 +1,268 @@
-"""`Recording.totals()`: monotone, bounded, cheap, and what summaries of long runs say."""
+"""The totals of real recordings; that they agree with the tables, `invariants.check` tests."""
 
 from __future__ import annotations
 
+import itertools
+import json
+import pickle
+import subprocess
+import sys
+import textwrap
 import threading
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
+import invariants
 import pertoken
-import totals_of_tables
-from models import NextToken, llama, prompt
-from pertoken.analysis.latency import tpot_ns
-from pertoken.totals import LOSSES, OTHER_LABELS, RequestTotals
+from models import llama, prompt
+from odd_modules import Stack, numbers, seeded
+from pertoken import Totals, _native
+from pertoken.analysis import latency
+from pertoken.totals import OTHER, SiteKey
+
+HERE = str(Path(__file__).parent)
 
 
-def test_labels_of_requests_are_told_apart_and_the_model_version_is_one() -> None:
-    recording = pertoken.profile(llama())
-    with recording:
-        for tenant, version in (("a", "v1"), ("b", "v1"), ("a", "")):
-            with pertoken.request(model_version=version, tenant=tenant):
-                llama().generate(prompt(), max_new_tokens=3)
-    totals = recording.totals()
-    assert {labels: held.tokens_out for labels, held in totals.requests.items()} == {
-        (("tenant", "a"),): 3,
-        (("model_version", "v1"), ("tenant", "a")): 3,
-        (("model_version", "v1"), ("tenant", "b")): 3,
+def counts_of(totals: Totals) -> dict[str, object]:
+    """All that does not depend on how long anything took."""
+    return {
+        "steps": {
+            kind: (
+                steps.begun,
+                steps.failed,
+                steps.rows,
+                steps.tokens_in,
+                steps.tokens_committed,
+                steps.wall_ns.count,
+                steps.itl_ns.count,
+            )
+            for kind, steps in totals.steps.items()
+        },
+        "sites": {key: site.dur_ns.count for key, site in totals.sites.items()},
+        "requests": {
+            labels: (
+                own.started,
+                own.finished,
+                own.failed,
+                own.tokens_in,
+                own.tokens_out,
+                own.duration_ns.count,
+                own.ttft_ns.count,
+                own.tpot_ns.count,
+                own.itl_ns.count,
+                {kind: times.count for kind, times in own.step_ns.items()},
+            )
+            for labels, own in totals.requests.items()
+        },
     }
-    assert totals.requests_with(tenant="a").finished == 2
-    assert totals.requests_with(tenant="a", model_version="v1").itl_ns.count == 2
-    assert totals.requests_with().started == 3
-    assert totals.requests_with(tenant="nobody") == RequestTotals()
-    totals_of_tables.check(recording.result())
 
 
-def test_label_sets_beyond_the_bound_are_counted_under_one() -> None:
-    model = NextToken().eval()
-    recording = pertoken.profile(model, modules="root")
-    with torch.no_grad(), recording:
-        for number in range(200):
-            with (
-                pertoken.request(user=str(number), long="x" * 10_000),
-                pertoken.step("decode", rows=1, tokens_committed=1),
-            ):
-                model(prompt(1, 1))
-    totals = recording.totals()
-    assert len(totals.requests) == 129
-    assert totals.requests[OTHER_LABELS].finished == 72
-    assert totals.requests_with().finished == 200
-    assert totals.requests_with().tokens_out == 200
-    assert max(len(value) for labels in totals.requests for _, value in labels) == 200
+def generate(tenant: str, tokens: int) -> None:
+    with pertoken.request(tenant=tenant):
+        llama().generate(prompt(2), max_new_tokens=tokens)
 
 
-def test_counts_never_go_down_and_a_running_request_shows_as_such() -> None:
-    recording = pertoken.profile(llama())
-    done = threading.Event()
-    seen: list[pertoken.Totals] = []
+def test_two_recordings_one_after_the_other_merge_to_the_one_round_both() -> None:
+    first, second, both = (pertoken.profile(llama()) for _ in range(3))
+    with both:
+        with first:
+            generate("blue", 3)
+            generate("red", 1)
+        with second:
+            generate("blue", 5)
+            llama().generate(prompt(), max_new_tokens=2)
+    merged = first.totals().merge(second.totals())
+    assert counts_of(merged) == counts_of(both.totals())
+    assert merged.recordings == 2
+    assert set(merged.requests) == {(("tenant", "blue"),), (("tenant", "red"),), ()}
+    assert merged.all_requests.tokens_out == 2 * 3 + 2 * 1 + 2 * 5 + 2
 
-    def watch() -> None:
-        while not done.wait(0.01):
-            seen.append(recording.totals())
 
-    watcher = threading.Thread(target=watch)
+def test_the_files_of_two_processes_merge_to_the_totals_of_both(tmp_path: Path) -> None:
+    script = textwrap.dedent(f"""
+        import sys
+        sys.path[:0] = [{HERE!r}]
+        import pertoken
+        from models import llama, prompt
+        with pertoken.profile(llama()) as prof:
+            for tokens in map(int, sys.argv[2:]):
+                with pertoken.request(model_version="v" + str(tokens)):
+                    llama().generate(prompt(), max_new_tokens=tokens)
+        prof.result().save(sys.argv[1])
+    """)
+    lengths = {"one": [2, 3], "two": [3, 4, 5]}
+    for name, tokens in lengths.items():
+        arguments = [str(tmp_path / name), *map(str, tokens)]
+        subprocess.run([sys.executable, "-c", script, *arguments], check=True)
+    profiles = [pertoken.load(tmp_path / name) for name in lengths]
+    merged = pertoken.merge(profiles)
+    assert merged.totals is not None
+    assert merged.totals == sum(profile.totals for profile in profiles)
+    finished = {labels[0][1]: own.finished for labels, own in merged.totals.requests.items()}
+    assert finished == {"v2": 1, "v3": 2, "v4": 1, "v5": 1}
+    assert merged.totals.all_requests.tokens_out == len(merged.tokens) == 2 + 3 + 3 + 4 + 5
+    merged.save(tmp_path / "merged")
+    assert pertoken.load(tmp_path / "merged").totals == merged.totals
+
+
+def test_what_was_evicted_stays_in_the_totals_and_in_the_summary() -> None:
+    model = llama()
+    recording = pertoken.profile(model, modules="all", memory_limit_bytes=1 << 20)
     with recording:
-        watcher.start()
-        with pertoken.request(tenant="a"):
-            for _ in range(20):
-                llama().generate(prompt(), max_new_tokens=4)
-            during = recording.totals().requests_with()
-        done.set()
-        watcher.join()
-    assert (during.started, during.finished, during.failed) == (1, 0, 0)
-    after = recording.totals().requests_with()
-    assert (after.started, after.finished, after.tokens_out) == (1, 1, 80)
-    for earlier, later in pairwise(seen):
-        for kind, steps in earlier.steps.items():
-            now = later.steps[kind]
-            assert steps.begun <= now.begun
-            assert steps.tokens_committed <= now.tokens_committed
-            assert steps.itl_ns.count <= now.itl_ns.count
-        assert earlier.requests_with().tokens_out <= later.requests_with().tokens_out
-        assert all(earlier.losses[key] <= later.losses[key] for key in LOSSES)
-
-
-def test_eviction_touches_no_total(tmp_path: Path) -> None:
-    recording = pertoken.profile(llama(), modules="all", memory_limit_bytes=1 << 20)
-    calls = 220
-    with recording:
-        for _ in range(calls):
-            llama().generate(prompt(), max_new_tokens=12)
+        for _ in range(16):
+            model.generate(prompt(), max_new_tokens=64)
     profile = recording.result()
+    assert profile.losses["steps_evicted"] > 0
+    assert len(profile.tokens) < 16 * 64
     totals = profile.totals
     assert totals is not None
-    assert profile.losses["steps_evicted"] > 0
-    assert totals.losses["steps_evicted"] == profile.losses["steps_evicted"]
-    assert len(profile.steps) < 12 * calls
-    assert (totals.steps["prefill"].begun, totals.steps["decode"].begun) == (calls, 11 * calls)
-    assert totals.requests_with().tokens_out == 12 * calls
-    assert totals.requests_with().itl_ns.count == 11 * calls
-    assert totals.requests_with().ttft_ns.count == calls
-    assert totals.site("lm_head").dur_ns.count == 12 * calls
-
-    data = profile.summary().as_dict()
-    assert data["from_totals"]
-    assert data["requests"] == {"count": calls, "failed": 0, "running": 0}
-    assert data["steps"] == {"count": 12 * calls, "held": len(profile.steps)}
-    assert data["tokens"]["count"] == 12 * calls
-    assert data["step_times"]["decode"]["count"] == 11 * calls
-    assert data["inter_token"]["count"] == 11 * calls
-    assert data["ttft"]["max_ns"] == round(totals.requests_with().ttft_ns.max)
-    text = str(profile.summary())
-    assert "are those of all steps since the start" in " ".join(text.split())
-    profile.save(tmp_path / "long.pertoken")
-    assert str(pertoken.load(tmp_path / "long.pertoken").summary()) == text
+    assert totals.steps["prefill"].begun == totals.all_requests.finished == 16
+    assert totals.all_steps.tokens_committed == totals.all_requests.tokens_out == 16 * 64
+    assert totals.all_steps.itl_ns.count == 16 * 63
+    assert totals.sites["lm_head", "decode", "module"].dur_ns.count == 16 * 63
+    data = profile.summary().as_dict()["since_start"]
+    assert data["requests"] == {"count": 16, "failed": 0, "running": 0}
+    assert data["tokens"] == {"count": 16 * 64}
+    assert data["inter_token"]["count"] == 16 * 63
+    assert data["step_times"]["decode"]["count"] == 16 * 63
+    text = " ".join(str(profile.summary()).split())
+    assert "16 requests, 1,024 steps (16 prefill, 1,008 decode), 1,024 tokens" in text
+    assert f"the last {len(profile.steps)} steps and {len(profile.tokens)} tokens are held" in text
 
 
-def test_a_summary_of_what_is_held_whole_does_not_use_the_totals() -> None:
-    recording = pertoken.profile(llama())
-    with recording:
+def test_a_summary_of_a_whole_run_is_that_of_its_tables() -> None:
+    with pertoken.profile(llama()) as recording:
         llama().generate(prompt(), max_new_tokens=3)
-    summary = recording.summary()
-    assert not summary.as_dict()["from_totals"]
-    assert "evicted" not in str(summary)
+    assert recording.result().summary().as_dict()["since_start"] is None
 
 
-def test_the_time_per_output_token_of_several_calls_is_over_the_tokens_of_all() -> None:
-    recording = pertoken.profile(llama())
-    with recording, pertoken.request(id="chat"):
-        for length in (4, 6, 3):
-            llama().generate(prompt(2), max_new_tokens=length)
+def test_so_many_label_sets_are_told_apart_and_the_rest_is_one() -> None:
+    model = llama()
+    count = _native.MAX_LABEL_SETS + 20
+    with pertoken.profile(model, modules="root") as recording, torch.no_grad():
+        for number in range(count):
+            with pertoken.request(user=str(number)):
+                model(prompt())
+    requests = recording.totals().requests
+    assert len(requests) == _native.MAX_LABEL_SETS + 1
+    assert requests[(("user", OTHER),)].finished == 20
+    assert sum(own.finished for own in requests.values()) == count
+
+
+def test_a_long_value_of_a_label_is_cut() -> None:
+    with pertoken.profile(llama()) as recording, pertoken.request(prompt="x" * 5000):
+        llama().generate(prompt(), max_new_tokens=1)
+    ((labels, own),) = recording.totals().requests.items()
+    assert labels == (("prompt", "x" * 200),)
+    assert own.finished == 1
+
+
+def test_time_per_output_token_of_several_calls_in_one_request() -> None:
+    model = llama()
+    with pertoken.profile(model) as recording, pertoken.request():
+        for tokens in (4, 3, 5):
+            model.generate(prompt(), max_new_tokens=tokens)
     profile = recording.result()
+    assert profile.requests["output_len"].tolist() == [12]
+    (tpot_ns,) = latency.tpot_ns(profile)
     requests = profile.requests
     rest_ns = requests["end_ns"][0] - requests["start_ns"][0] - requests["ttft_ns"][0]
-    assert tpot_ns(profile).tolist() == [pytest.approx(rest_ns / 12)]
-    totals_of_tables.check(profile)
+    assert tpot_ns == pytest.approx(rest_ns / 11)
+    invariants.check_totals(profile)
 
 
-def test_a_stopped_recording_that_goes_on_counts_on() -> None:
+def test_sites_are_by_kind_and_category_and_own_times_leave_out_what_is_inside() -> None:
+    model = seeded(Stack)
+    with pertoken.profile(model, modules="all") as recording:
+        for _ in range(3):
+            with pertoken.step(kind="decode"):
+                model(numbers())
+        with pertoken.span("idle"):
+            pass
+    totals = recording.totals()
+    assert totals.sites[SiteKey("idle", "outside", "region")].dur_ns.count == 1
+    decode = {key.site: site for key, site in totals.sites.items() if key.kind == "decode"}
+    assert len(decode) > 2
+    root = decode["Stack"]
+    assert root.dur_ns.count == 3
+    assert 0 < root.own_ns < root.dur_ns.sum
+    own_ns = sum(site.own_ns for site in decode.values())
+    assert own_ns == pytest.approx(root.dur_ns.sum, rel=1e-6, abs=100)
+
+
+def test_totals_never_go_down_while_threads_record_and_others_look() -> None:
+    model = seeded(Stack)
+    recording = pertoken.profile(model, modules="all", memory_limit_bytes=1 << 20)
+    seen: list[Totals] = []
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            seen.append(recording.totals())
+
+    def work() -> None:
+        for _ in range(500):
+            with pertoken.request():
+                model(numbers())
+
+    with recording:
+        looker = threading.Thread(target=look)
+        workers = [threading.Thread(target=work) for _ in range(3)]
+        for thread in (looker, *workers):
+            thread.start()
+        for thread in workers:
+            thread.join()
+        done.set()
+        looker.join()
+    seen.append(recording.totals())
+    for earlier, later in itertools.pairwise(seen):
+        assert earlier.all_steps.begun <= later.all_steps.begun
+        assert earlier.all_steps.wall_ns.count <= later.all_steps.wall_ns.count
+        assert earlier.all_requests.started <= later.all_requests.started
+        assert earlier.all_requests.finished <= later.all_requests.finished
+        assert earlier.recorded_ns <= later.recorded_ns
+    last = seen[-1]
+    dropped = last.losses["records_dropped"]
+    assert (last.all_steps.begun, dropped) == (1500, 0)
+    assert last.all_requests.finished == 1500
+
+
+def test_a_request_that_raises_counts_as_failed_and_has_no_latency() -> None:
+    def raises() -> None:
+        with pertoken.request():
+            llama().generate(prompt(), max_new_tokens=2)
+            raise ValueError("mine")
+
+    with pertoken.profile(llama()) as recording:
+        with pytest.raises(ValueError, match="mine"):
+            raises()
+        with pytest.raises(ValueError, match="nonsense"):
+            llama().generate(prompt(), max_new_tokens=2, nonsense=1)
+    requests = recording.totals().all_requests
+    assert (requests.started, requests.finished, requests.failed) == (2, 0, 2)
+    assert requests.duration_ns.count == requests.ttft_ns.count == requests.tpot_ns.count == 0
+    assert requests.tokens_out == 2
+
+
+def test_totals_of_nothing_and_of_a_recording_that_has_not_started() -> None:
     recording = pertoken.profile(llama())
-    for calls in (1, 2, 3):
-        with recording:
-            llama().generate(prompt(), max_new_tokens=3)
-        assert recording.totals().requests_with().finished == calls
-    totals_of_tables.check(recording.result())
+    before = recording.totals()
+    assert (before.recordings, before.recorded_ns, dict(before.steps)) == (1, 0, {})
+    assert before.merge(Totals()) == before
+    assert repr(Totals()) == "<Totals of 0 recordings: 0 requests, 0 steps, 0 tokens>"
 
 
-def test_a_recording_that_never_ran_has_counted_nothing() -> None:
-    totals = pertoken.profile(llama()).totals()
-    assert not totals.steps and not totals.sites and not totals.requests
-    assert set(totals.losses.values()) == {0}
-    assert totals.requests_with() == RequestTotals()
-
-
-def test_totals_cannot_be_changed() -> None:
-    totals = pertoken.profile(llama()).totals()
-    with pytest.raises(AttributeError, match="do not change"):
-        totals.steps = {}  # type: ignore[misc]
+def test_totals_are_values() -> None:
+    with pertoken.profile(llama()) as recording:
+        llama().generate(prompt(), max_new_tokens=3)
+    totals = recording.totals()
+    assert pickle.loads(pickle.dumps(totals)) == totals
+    assert Totals.from_dict(json.loads(json.dumps(totals.to_dict()))) == totals
+    with pytest.raises(AttributeError):
+        totals.recordings = 2  # type: ignore[misc]
     with pytest.raises(TypeError):
-        totals.losses["faults"] = 3  # type: ignore[index]
-    with pytest.raises(AttributeError, match="do not change"):
-        del totals._steps
+        totals.steps["decode"] = totals.steps["prefill"]  # type: ignore[index]
+    with pytest.raises(TypeError, match="only merge Totals"):
+        totals.merge(3)  # type: ignore[arg-type]

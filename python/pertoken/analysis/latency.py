@@ -48,75 +48,31 @@ def ttft_ns(profile: Profile) -> Array:
 def tpot_ns(profile: Profile) -> Array:
     """Time per output token of each request: ``(duration - TTFT) / (n - 1)``.
 
-    The duration is that of the request, from entry to exit. n is the number of tokens committed to
-    one sequence; of several rows, to the longest one, since all of them run side by side until that
-    one ends; of several calls of ``generate()``, to those of all calls, since they run one after
-    the other. It is not inter-token latency, which is between single commits.
+    The duration is that of the request, from entry to exit. n is `output_len`: the tokens of its
+    longest row, since all rows run side by side until that one ends, and of several calls of
+    generate() one after the other. It is not inter-token latency, which is between single commits.
 
     Returns:
         float64, shape (requests,), nanoseconds; NaN for a request that still runs, that an
         exception ended, whose n is unknown or below 2, or whose tokens were all committed at one
-        moment (a beam search), where a time per token would mean nothing.
+        moment, where a time per token would mean nothing.
     """
     requests, tokens = profile.requests, profile.tokens
     row = rows_of(requests["request"], tokens["request"])
     known = row >= 0
-    length = _output_len(profile, row)
-    last_ns = np.full(len(requests), np.iinfo(np.int64).min)
+    never = np.iinfo(np.int64).max
+    last_ns = np.full(len(requests), -1)
     np.maximum.at(last_ns, row[known], tokens["commit_ns"][known])
+    last_ns[last_ns < 0] = never  # its tokens are no longer held
 
-    alone = (length == 0) & (requests["rows"] == 1)
-    length = np.where(alone, requests["tokens_out"], length)
-    start_ns, end_ns, first_ns = requests["start_ns"], requests["end_ns"], ttft_ns(profile)
-    at_once = ~alone & (last_ns <= start_ns + first_ns)
-    defined = (end_ns >= 0) & (first_ns >= 0) & (length >= 2) & ~at_once
+    length, first_ns = requests["output_len"], ttft_ns(profile)
+    start_ns, end_ns = requests["start_ns"], requests["end_ns"]
+    defined = (end_ns >= 0) & (first_ns >= 0) & (length >= 2) & (requests["error"] == "")
+    defined &= last_ns > start_ns + first_ns
     remaining_ns = end_ns - start_ns - first_ns
     result = np.full(len(requests), np.nan)
     result[defined] = remaining_ns[defined] / (length[defined] - 1)
     return result
-
-
-def _output_len(profile: Profile, request_row: Array) -> Array:
-    """Tokens of the longest sequence of each request, over its calls one after the other.
-
-    Where rows of one step stand at different positions, it is no `generate()` but rows of an
-    engine, and the longest one is taken.
-
-    Args:
-        profile: what was recorded.
-        request_row: int64, shape (tokens,): where the token's request stands; -1 nowhere.
-
-    Returns:
-        int64, shape (requests,); 0 where no token is held.
-    """
-    tokens = profile.tokens
-    longest = np.zeros(len(profile.requests), dtype=np.int64)
-    at = np.flatnonzero((request_row >= 0) & (tokens["position"] >= 0))
-    if not len(at):
-        return longest
-    at = at[
-        np.lexsort((tokens["position"][at], tokens["row"][at], tokens["step"][at], request_row[at]))
-    ]
-    request, step, row = request_row[at], tokens["step"][at], tokens["row"][at]
-    position = tokens["position"][at]
-    np.maximum.at(longest, request, position + 1)
-    # One entry for each row of each step: where it begins, and how many tokens it got.
-    begins_step = np.append(True, (np.diff(request) != 0) | (np.diff(step) != 0))
-    first = np.flatnonzero(begins_step | np.append(True, np.diff(row) != 0))
-    gained = np.diff(np.append(first, len(at)))
-    of_step = np.flatnonzero(begins_step[first])
-    most = np.maximum.reduceat(gained, of_step)
-    start = position[first]
-    is_even = np.minimum.reduceat(start, of_step) == np.maximum.reduceat(start, of_step)
-    request, start = request[first[of_step]], start[of_step]
-    summed = np.zeros(len(longest), dtype=np.int64)
-    np.add.at(summed, request, most)
-    # The steps before the first one held were evicted.
-    opens = np.append(True, np.diff(request) != 0)
-    summed[request[opens]] += start[opens]
-    uneven = np.zeros(len(longest), dtype=bool)
-    uneven[request[~is_even]] = True
-    return np.where(uneven, longest, summed)
 
 
 def ttft(profile: Profile) -> Distribution | None:

@@ -1,0 +1,64 @@
+"""Reads the totals of a recording out of the native aggregates."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pertoken import _native
+from pertoken.histogram import from_native
+from pertoken.schema import SPAN_CATEGORIES, STEP_KINDS
+from pertoken.totals import (
+    OTHER,
+    OUTSIDE,
+    LabelSet,
+    RequestTotals,
+    SiteKey,
+    SiteTotals,
+    StepTotals,
+    Totals,
+)
+
+if TYPE_CHECKING:
+    from pertoken.recording import Recording
+
+_KINDS = (*STEP_KINDS, OUTSIDE)
+
+
+def read_totals(recording: Recording) -> Totals:
+    """The totals of a recording at this moment."""
+    recording.log.close_ended_runs()
+    native = recording.recorder.totals()
+    names = _native.site_names()
+    sites: dict[SiteKey, SiteTotals] = {}
+    for code, kind, own_ns, dur_ns in native["sites"]:
+        category, name = names[code] if code >= 0 else (-1, OTHER)
+        key = SiteKey(name, _KINDS[kind], SPAN_CATEGORIES[category] if code >= 0 else "")
+        sites[key] = SiteTotals(own_ns, from_native(dur_ns))
+    label_sets = recording.log.label_sets.by_number()
+    requests: dict[LabelSet, RequestTotals] = {}
+    for number, of_labels in enumerate(native["requests"]):
+        if of_labels["started"]:
+            requests[label_sets[number]] = _request_totals(of_labels)
+    return Totals(
+        recordings=1,
+        recorded_ns=recording.recorded_ns,
+        steps={_KINDS[kind]: StepTotals(**_values(row)) for kind, row in native["steps"].items()},
+        sites=sites,
+        requests=requests,
+        losses={
+            **native["losses"],
+            "requests_evicted": recording.log.evicted,
+            "faults": sum(recording.faults.values()),
+        },
+    )
+
+
+def _request_totals(row: dict[str, Any]) -> RequestTotals:
+    step_ns = {_KINDS[kind]: from_native(wall_ns) for kind, wall_ns in row.pop("step_ns").items()}
+    return RequestTotals(**_values(row), step_ns=step_ns)
+
+
+def _values(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value if isinstance(value, int) else from_native(value) for name, value in row.items()
+    }
