@@ -14,11 +14,11 @@ class OwnTime {
   // A span ends; returns its own ticks. `parent_seq` 0: it has no parent.
   uint64_t end_span(int64_t seq, int64_t parent_seq, uint64_t dur_ticks) {
     uint64_t children = 0;
-    // Parents that began later and have not ended by now are gone, or overlap this span.
-    while (!waiting_.empty() && waiting_.back().seq > seq) waiting_.pop_back();
-    if (!waiting_.empty() && waiting_.back().seq == seq) {
-      children = waiting_.back().children_ticks;
-      waiting_.pop_back();
+    // Mostly the last one. Not where spans of asyncio's tasks overlap.
+    const auto own = place_of(seq);
+    if (own != waiting_.begin() && (own - 1)->seq == seq) {
+      children = (own - 1)->children_ticks;
+      waiting_.erase(own - 1);
     }
     if (parent_seq > 0) add(parent_seq, dur_ticks);
     return dur_ticks - std::min(children, dur_ticks);
@@ -29,11 +29,18 @@ class OwnTime {
     int64_t seq;
     uint64_t children_ticks;
   };
-  static constexpr size_t kDeepest = 256;  // of open spans; the outermost are given up beyond it
+  // Of open spans, and of those whose records were dropped; the oldest are given up beyond it.
+  static constexpr size_t kDeepest = 256;
+
+  // Behind the last one whose number is not larger.
+  std::vector<Waiting>::iterator place_of(int64_t seq) {
+    auto at = waiting_.end();
+    while (at != waiting_.begin() && (at - 1)->seq > seq) --at;
+    return at;
+  }
 
   void add(int64_t parent_seq, uint64_t ticks) {
-    auto at = waiting_.end();
-    while (at != waiting_.begin() && (at - 1)->seq > parent_seq) --at;
+    const auto at = place_of(parent_seq);
     if (at != waiting_.begin() && (at - 1)->seq == parent_seq) {
       (at - 1)->children_ticks += ticks;
       return;

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pertoken import _native
 from pertoken.totals import OTHER, LabelSet
 
-_VALUE_CHARACTERS = 200
+_MOST_LABELS = 32
+_MOST_CHARACTERS = 200
 
 
 class LabelSets:
@@ -21,9 +22,13 @@ class LabelSets:
         self._other: LabelSet = ()
 
     def number(self, model_version: str, labels: Mapping[str, str]) -> int:
-        """The number of a request's label set, new or known; an empty model version is none."""
+        """The number of a request's label set, new or known; an empty model version is none.
+
+        Of more labels than anybody looks at, and of longer ones, the first part counts.
+        """
         named = {**labels, **({"model_version": model_version} if model_version else {})}
-        label_set = tuple(sorted((name, named[name][:_VALUE_CHARACTERS]) for name in named))
+        cut = {name[:_MOST_CHARACTERS]: named[name][:_MOST_CHARACTERS] for name in sorted(named)}
+        label_set = tuple(cut.items())[:_MOST_LABELS]
         known = self._numbers.get(label_set)
         if known is not None:
             return known

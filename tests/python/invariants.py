@@ -6,6 +6,7 @@ from collections import defaultdict
 
 import numpy as np
 
+import totals_of_tables
 from pertoken import Histogram, Profile
 from pertoken.analysis.latency import tpot_ns, ttft_ns
 
@@ -151,7 +152,8 @@ def check_totals(profile: Profile) -> None:
         assert counted.tokens_in == requests["tokens_in"].sum()
     if (requests["tokens_out"] >= 0).all():
         assert counted.tokens_out == requests["tokens_out"].sum()
-    assert sum(site.dur_ns.count for site in totals.sites.values()) == len(profile.spans)
+    totals_of_tables.check_requests(profile)
+    totals_of_tables.check_sites(profile)
 
 
 def assert_histogram(histogram: Histogram, values_ns: np.ndarray) -> None:

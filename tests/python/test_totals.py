@@ -151,6 +151,19 @@ def test_so_many_label_sets_are_told_apart_and_the_rest_is_one() -> None:
     assert sum(own.finished for own in requests.values()) == count
 
 
+def test_of_many_and_of_long_labels_the_first_part_counts() -> None:
+    many = {f"label{number:03}": "x" for number in range(100)}
+    with pertoken.profile(llama()) as recording:
+        with pertoken.request(**many):
+            llama().generate(prompt(), max_new_tokens=1)
+        with pertoken.request(**{"n" * 5000: "x"}):
+            llama().generate(prompt(), max_new_tokens=1)
+    assert set(recording.totals().requests) == {
+        tuple((f"label{number:03}", "x") for number in range(32)),
+        (("n" * 200, "x"),),
+    }
+
+
 def test_a_long_value_of_a_label_is_cut() -> None:
     with pertoken.profile(llama()) as recording, pertoken.request(prompt="x" * 5000):
         llama().generate(prompt(), max_new_tokens=1)

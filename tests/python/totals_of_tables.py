@@ -1,0 +1,100 @@
+"""What the tables of a profile say of the figures that totals count by site and by label set."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+import pytest
+
+from pertoken import Histogram, Profile
+from pertoken.analysis.latency import tpot_ns, ttft_ns
+from pertoken.schema import LABEL_PREFIX
+from pertoken.table import Array
+from pertoken.totals import OUTSIDE, LabelSet
+
+# Totals take a rate for the ticks of a second, tables a map of the clock.
+RELATIVE = 1e-3
+ABSOLUTE_NS = 3
+
+
+def check_sites(profile: Profile) -> None:
+    """Asserts that numbers and times of spans are those of the tables, where all are held."""
+    assert profile.totals is not None
+    spans = profile.spans
+    kinds = dict(zip(profile.steps["step"].tolist(), profile.steps["kind"].tolist(), strict=True))
+    inside: dict[int, int] = defaultdict(int)
+    for parent, dur_ns in zip(spans["parent"].tolist(), spans["dur_ns"].tolist(), strict=True):
+        inside[parent] += dur_ns
+    expected: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+    by_kind: dict[tuple[str, str, str], int] = defaultdict(int)
+    columns = (spans[name].tolist() for name in ("span", "step", "site", "category", "dur_ns"))
+    for span, step, site, category, dur_ns in zip(*columns, strict=True):
+        expected[site, category].append((dur_ns, max(dur_ns - inside[span], 0)))
+        by_kind[site, kinds.get(step, OUTSIDE), category] += 1
+    got: dict[tuple[str, str], Histogram] = {}
+    own_ns: dict[tuple[str, str], int] = defaultdict(int)
+    for key, totals in profile.totals.sites.items():
+        place = key.site, key.category
+        got[place] = got.get(place, Histogram()).merge(totals.dur_ns)
+        own_ns[place] += totals.own_ns
+        if key.category != "generate":  # what lies between steps counts to the step it leads to
+            assert totals.dur_ns.count == by_kind[key], key
+    assert set(got) == set(expected)
+    for place, times in expected.items():
+        same(got[place], np.array([dur_ns for dur_ns, _ in times]))
+        rounding_ns = ABSOLUTE_NS * (len(times) + len(spans))
+        total_ns = sum(own for _, own in times)
+        assert own_ns[place] == pytest.approx(total_ns, rel=RELATIVE, abs=rounding_ns), place
+
+
+def check_requests(profile: Profile) -> None:
+    """Asserts that requests by label set are those of the tables, where all are held."""
+    assert profile.totals is not None
+    requests, tokens = profile.requests, profile.tokens
+    sets: dict[LabelSet, list[int]] = defaultdict(list)
+    for index in range(len(requests)):
+        sets[label_set(profile, index)].append(index)
+    assert set(profile.totals.requests) == set(sets)
+    failed, ttft, tpot = requests["error"] != "", ttft_ns(profile), tpot_ns(profile)
+    for labels, held in profile.totals.requests.items():
+        own = np.zeros(len(requests), dtype=bool)
+        own[sets[labels]] = True
+        whole = own & ~failed
+        assert (held.started, held.finished) == (own.sum(), whole.sum())
+        assert held.failed == (own & failed).sum()
+        same(held.duration_ns, (requests["end_ns"] - requests["start_ns"])[whole])
+        same(held.ttft_ns, ttft[own & (ttft >= 0)])
+        same(held.tpot_ns, tpot[own & ~np.isnan(tpot)])
+        itl_ns = tokens["itl_ns"][np.isin(tokens["request"], requests["request"][own])]
+        if (requests["tokens_out"][own] >= 0).all():
+            assert held.tokens_out == requests["tokens_out"][own].sum()
+            same(held.itl_ns, itl_ns[itl_ns >= 0])
+        if (requests["tokens_in"][own] >= 0).all():
+            assert held.tokens_in == requests["tokens_in"][own].sum()
+
+
+def label_set(profile: Profile, index: int) -> LabelSet:
+    """The labels of a request; one that it does not have is empty in the table."""
+    table = profile.requests
+    named = {
+        column.removeprefix(LABEL_PREFIX): str(table[column][index])
+        for column in table.columns
+        if column.startswith(LABEL_PREFIX)
+    }
+    named["model_version"] = str(table["model_version"][index])
+    return tuple(sorted((name, value) for name, value in named.items() if value))
+
+
+def same(histogram: Histogram, values_ns: Array) -> None:
+    """Asserts that a histogram is that of these durations, but for the rate of the clock."""
+    assert histogram.count == len(values_ns)
+    if not len(values_ns):
+        return
+
+    def near(value: float, count: int = 1) -> object:
+        return pytest.approx(value, rel=RELATIVE, abs=ABSOLUTE_NS * count)
+
+    assert histogram.min == near(float(values_ns.min()))
+    assert histogram.max == near(float(values_ns.max()))
+    assert histogram.sum == near(float(values_ns.sum()), len(values_ns))
