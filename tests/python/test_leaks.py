@@ -20,7 +20,7 @@ import invariants
 import models
 import pertoken
 from odd_modules import NoTensors, Stack, numbers, seeded
-from pertoken.recording import FaultLog
+from pertoken.fault_log import FaultLog
 from pertoken.scopes import current_run
 from residue import assert_untouched, foreign_values
 
