@@ -76,6 +76,7 @@ class ProcessFiles:
             self._unrecorded.clear()
 
     def _write(self, recording: Recording) -> None:
+        # The program has ended well, and its exit code says so: what fails here is one line.
         try:
             recording.stop()
             profile = recording.result()
@@ -84,20 +85,27 @@ class ProcessFiles:
             path = self._options.file(_script_name(), os.getpid(), self._written + 1)
             path.parent.mkdir(parents=True, exist_ok=True)
             profile.save(path)
-            self._written += 1
-            counts = ", ".join(
-                plural_text(len(table), noun)
-                for table, noun in ((profile.requests, "request"), (profile.steps, "step"))
-            )
-            say(f"wrote {path} ({recording.model_facts['class']}, {counts})")
-            if self._options.chrome:
-                trace = path.with_suffix(".json")
+        except Exception as error:
+            say(f"a profile is lost: {str(error) or type(error).__name__}")
+            return
+        self._written += 1
+        counts = ", ".join(
+            plural_text(len(table), noun)
+            for table, noun in ((profile.requests, "request"), (profile.steps, "step"))
+        )
+        say(f"wrote {path} ({recording.model_facts['class']}, {counts})")
+        if self._options.chrome:
+            trace = path.with_suffix(".json")
+            try:
                 profile.export_chrome_trace(trace)
                 say(f"wrote {trace}")
-            if self._options.summary and sys.stderr is not None:
+            except Exception as error:
+                say(f"no trace of {path.name}: {str(error) or type(error).__name__}")
+        if self._options.summary and sys.stderr is not None:
+            try:
                 print(profile.summary(), file=sys.stderr, flush=True)
-        except Exception as error:  # the program has ended well, and its exit code says so
-            say(f"a profile is lost: {str(error) or type(error).__name__}")
+            except Exception as error:
+                say(f"no summary of {path.name}: {str(error) or type(error).__name__}")
 
     def _write_in_worker(self) -> None:
         """Processes of multiprocessing may leave by os._exit, and run only its own finalizers."""

@@ -284,6 +284,16 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_no_failure(folder: Path
     assert done.stderr.startswith("pertoken: a profile is lost: ") and done.stderr.count("\n") == 1
 
 
+def test_a_trace_that_cannot_be_written_is_told_and_the_profile_is_there(folder: Path) -> None:
+    (folder / "run.json").mkdir()
+    done = execute(
+        sys.executable, "-c", TINY + "run(1)", PERTOKEN_PROFILE="output=run.pertoken,chrome=1"
+    )
+    assert done.returncode == 0
+    assert "pertoken: no trace of run.pertoken: " in done.stderr and "lost" not in done.stderr
+    assert step_counts(folder) == [1]
+
+
 def test_a_pattern_that_matches_nothing_leaves_the_model_unrecorded_and_says_so(
     folder: Path,
 ) -> None:
@@ -325,7 +335,18 @@ model, x = Tiny().eval(), torch.zeros(1, 4)
 variables = len(contextvars.copy_context())
 before = {name: dict(module.__dict__) for name, module in model.named_modules()}
 assert nn.Module.__dict__["_compiled_call_impl"] is None
+from pertoken.engines import Engine, Row, manual
+engine = Engine(model=model)
 with pertoken.profile(model, modules="all", log_interval_s=0.001) as recording:
+    engine.request_arrived("a")
+    manual.request_arrived("a")
+    with engine.step([Row("a", "decode")]) as step:
+        step.committed({"a": 1})
+    with pertoken.step(rows=[Row("b", "decode", 1, 1, 1)]):
+        model(x)
+    assert engine.open_requests == manual.open_requests == []
+    assert engine.faults == manual.faults == {}
+    engine.request_finished("a")
     with pertoken.request(id=1), pertoken.step("decode", rows=1), pertoken.span("s"):
         model(x)
         assert len(contextvars.copy_context()) == variables
