@@ -329,7 +329,7 @@ def test_a_recording_that_begins_in_the_middle_says_so(model: Any) -> None:
     assert inside["tokens_out"].tolist() == [3]
     assert (inside["ttft_ns"] > 0).all()
     (reason,) = profile.losses["reasons"]
-    assert "1 requests of an engine may have begun before" in reason
+    assert "1 request of an engine may have begun before" in reason
 
 
 def test_other_models_and_copies_know_nothing(model: Any) -> None:
