@@ -140,17 +140,19 @@ def main():
     with torch.no_grad():
         torch.nn.Linear(2, 2)(torch.zeros(2))
         models.bert()(ids)
-    if sys.argv[1:] == ["fail"]:
-        raise ValueError("of the script")
     model.generate(ids, max_new_tokens=3)
+    raise ValueError("of the script")
 """
 
 
 @pytest.mark.slow
-def test_each_model_of_a_script_has_a_file_a_trace_and_a_summary(folder: Path) -> None:
+def test_each_model_of_a_script_has_a_file_a_trace_and_a_summary_also_when_it_fails(
+    folder: Path,
+) -> None:
     write("serve.py", "main()\n", GENERATE)
     done = execute(*RUN, "--chrome", "--modules", "all", "-o", "out", "serve.py")
-    assert done.returncode == 0
+    assert done.returncode == 1
+    assert "ValueError: of the script" in done.stderr
     names = sorted(path.name for path in (folder / "out").iterdir())
     (pid,) = {re.split(r"[-.]", name)[2] for name in names}
     stems = [f"pertoken-serve-{pid}", f"pertoken-serve-{pid}-model2"]
@@ -165,17 +167,15 @@ def test_each_model_of_a_script_has_a_file_a_trace_and_a_summary(folder: Path) -
     assert llama.steps["kind"].tolist() == ["prefill", *["decode"] * 3, "prefill", *["decode"] * 2]
     assert len(bert.steps) == 1
     assert f"wrote {folder}/out/{stems[0]}.pertoken (LlamaForCausalLM, 2 requests" in done.stderr
-    assert "Latency" in done.stderr
+    assert done.stderr.count("Latency") == 2
 
 
-@pytest.mark.slow
-def test_what_ran_before_an_exception_is_written(folder: Path) -> None:
-    write("serve.py", "main()\n", GENERATE)
-    done = execute(*RUN, "--no-summary", "-o", "run.pertoken", "serve.py", "fail")
-    assert done.returncode == 1
-    assert "ValueError: of the script" in done.stderr and "Latency" not in done.stderr
+def test_no_summary_is_printed_where_none_is_wanted(folder: Path) -> None:
+    write("serve.py", "run(2); run(1)", TINY)
+    done = execute(*RUN, "--no-summary", "-o", "run.pertoken", "serve.py")
+    assert done.returncode == 0
+    assert "Latency" not in done.stderr
     assert list(profiles(folder)) == ["run-model2.pertoken", "run.pertoken"]
-    assert profiles(folder)["run.pertoken"].requests["tokens_out"].tolist() == [4]
 
 
 WORKERS = """
@@ -380,8 +380,21 @@ def test_sigterm_without_a_handler_leaves_no_part_of_a_file(folder: Path) -> Non
     assert sorted(path.name for path in folder.iterdir()) == ["waits.py"]
 
 
+UNTIL_LOGGED = """
+import logging, threading
+logged = threading.Event()
+class Handler(logging.Handler):
+    def emit(self, record):
+        logged.set()
+logging.getLogger("pertoken").addHandler(Handler())
+model = Tiny().eval()
+while not logged.is_set():
+    model(torch.zeros(1, 4))
+"""
+
+
 def test_status_is_logged_at_the_interval_that_is_asked_for(folder: Path) -> None:
-    write("long.py", "run(200_000)", TINY)
+    write("long.py", UNTIL_LOGGED, TINY)
     done = execute(*RUN, "--log-interval", "0.05", "--no-summary", "long.py")
     assert done.returncode == 0
     assert re.search(r"^pertoken: recording Tiny \(layers\) for ", done.stderr, re.MULTILINE)
