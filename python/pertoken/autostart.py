@@ -45,7 +45,9 @@ def start() -> None:
 def say(text: str) -> None:
     """Writes a line for a person to stderr, where there is one."""
     with suppress(AttributeError, OSError, ValueError):
-        print("pertoken:", " ".join(text.split()), file=sys.stderr, flush=True)
+        # In one piece: processes that end together share the terminal.
+        sys.stderr.write(f"pertoken: {' '.join(text.split())}\n")
+        sys.stderr.flush()
 
 
 def _torch_is_there(module: ModuleType) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,8 +68,14 @@ class ProcessFiles:
     def write_all(self) -> None:
         """Writes everything. Called as late as the process allows, and safe to call again."""
         recordings, self._recordings = self._recordings, []
+        interrupted = _ends_by_interrupt()
         for recording in recordings:
             self._write(recording)
+        if interrupted and recordings:
+            # Imports that compile source make the interpreter forget how it is ending, and exit
+            # with 1. Source that is interrupted reminds it.
+            with suppress(KeyboardInterrupt):
+                exec("raise KeyboardInterrupt")
         if self._unrecorded:
             names = ", ".join(map(name_text, list(self._unrecorded)[:_NAMES_SHOWN]))
             count = sum(self._unrecorded.values())
@@ -115,6 +122,12 @@ class ProcessFiles:
         from multiprocessing.util import Finalize
 
         Finalize(None, self.write_all, exitpriority=-1000)
+
+
+def _ends_by_interrupt() -> bool:
+    """Whether a KeyboardInterrupt ends this process, which will then end itself by SIGINT."""
+    is_interactive = hasattr(sys, "ps1") or sys.flags.interactive
+    return not is_interactive and getattr(sys, "last_type", None) is KeyboardInterrupt
 
 
 def _script_name() -> str:

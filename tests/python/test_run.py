@@ -114,6 +114,15 @@ def test_exit_codes_and_tracebacks_are_those_of_python(folder: Path, ending: str
     assert (profiled.returncode, profiled.stderr) == (plain.returncode, plain.stderr)
 
 
+@pytest.mark.parametrize("ending", ["raise KeyboardInterrupt", "sys.exit(7)"])
+def test_writing_a_profile_leaves_the_exit_code_alone(folder: Path, ending: str) -> None:
+    write("ends.py", f"run(1); {ending}", TINY)
+    plain = execute(sys.executable, "ends.py")
+    profiled = execute(*RUN, "ends.py")
+    assert step_counts(folder) == [1]
+    assert profiled.returncode == plain.returncode == (7 if "7" in ending else -signal.SIGINT)
+
+
 def test_a_script_that_is_not_there_is_pythons_error(folder: Path) -> None:
     done = execute(*RUN, "absent.py")
     assert done.returncode == 2
