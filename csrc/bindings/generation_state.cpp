@@ -198,11 +198,6 @@ PyObject* commit_call(PyObject* self, PyObject* args, PyObject* kwargs) {
   return call_inner(call->inner, args, kwargs);
 }
 
-PyObject* bind_method(PyObject* self, PyObject* instance, PyObject*) {
-  if (instance == nullptr || instance == Py_None) return Py_NewRef(self);
-  return PyMethod_New(self, instance);
-}
-
 int commit_init(PyObject* self, PyObject* args, PyObject*) {
   auto* call = reinterpret_cast<CommitCall*>(self);
   if (!PyArg_ParseTuple(args, "OO:CommitCall", &call->inner, &call->generation_var)) return -1;

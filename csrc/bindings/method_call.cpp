@@ -17,6 +17,11 @@ bool swallow_fault(PyObject* source) {
   return true;
 }
 
+PyObject* bind_method(PyObject* self, PyObject* instance, PyObject*) {
+  if (instance == nullptr || instance == Py_None) return Py_NewRef(self);
+  return PyMethod_New(self, instance);
+}
+
 namespace {
 
 struct MethodCall {
@@ -58,11 +63,6 @@ PyObject* method_call(PyObject* self, PyObject* args, PyObject* kwargs) {
   Py_XDECREF(done);
   PyErr_Restore(type, value, traceback);
   return result;
-}
-
-PyObject* bind_method(PyObject* self, PyObject* instance, PyObject*) {
-  if (instance == nullptr || instance == Py_None) return Py_NewRef(self);
-  return PyMethod_New(self, instance);
 }
 
 // Name, docstring, signature and whatever else a method is asked for are those of the inner one.

@@ -73,6 +73,8 @@ bool add_weak_method_type(PyObject* module);
 
 // A fault of ours is written to stderr and forgotten; false for an interrupt, which stays set.
 bool swallow_fault(PyObject* source);
+// As __get__ of a function: a wrapper that stands in a class is a method of its instances.
+PyObject* bind_method(PyObject* self, PyObject* instance, PyObject* type);
 
 // Shared by the two types, which begin with the same members.
 int span_call_init(SpanCall* self, PyObject* inner, PyObject* recorder, unsigned int site);

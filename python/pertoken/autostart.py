@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pertoken.after_import import after_import
 from pertoken.autostart_options import VARIABLE, AutostartOptions
@@ -44,30 +45,29 @@ def start() -> None:
 def say(text: str) -> None:
     """Writes a line for a person to stderr, where there is one."""
     with suppress(AttributeError, OSError, ValueError):
-        print("pertoken:", " ".join(text.split()), file=sys.stderr, flush=True)
+        # In one piece: processes that end together share the terminal.
+        sys.stderr.write(f"pertoken: {' '.join(text.split())}\n")
+        sys.stderr.flush()
 
 
 def _torch_is_there(module: ModuleType) -> None:
-    search = _make_search()
-    if search is not None:
-        search.watch_modules(module.Module)
+    _watch(lambda search: search.watch_modules(module.Module))
 
 
 def _transformers_is_there(module: ModuleType) -> None:
-    search = _make_search()
-    if search is not None:
-        search.watch_generate(module.GenerationMixin)
+    _watch(lambda search: search.watch_generate(module.GenerationMixin))
 
 
-def _make_search() -> Any:
+def _watch(begin: Callable[[ModelSearch], None]) -> None:
+    """Runs inside the program's own import, which goes on whatever happens here."""
     global _search
-    if _search is None and _options is not None:
-        try:
+    try:
+        if _search is None and _options is not None:
             from pertoken.model_search import ModelSearch
             from pertoken.process_files import ProcessFiles
 
-            files = ProcessFiles(_options)
-            _search = ModelSearch(_options, files)
-        except Exception as error:
-            say(f"nothing is profiled: {type(error).__name__}: {error}")
-    return _search
+            _search = ModelSearch(_options, ProcessFiles(_options))
+        if _search is not None:
+            begin(_search)
+    except Exception as error:
+        say(f"models cannot be looked for: {type(error).__name__}: {error}")

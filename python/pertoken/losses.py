@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pertoken.quantity import plural_text
+
 if TYPE_CHECKING:
     from pertoken.recording import Recording
 
@@ -48,8 +50,8 @@ def describe_losses(recording: Recording, raw: dict[str, Any]) -> dict[str, Any]
     begun_before = recording.log.begun_before
     if begun_before:
         reasons.append(
-            f"{begun_before} requests of an engine may have begun before they were recorded: "
-            "where their tokens stand, and how many there were, is unknown."
+            f"{plural_text(begun_before, 'request')} of an engine may have begun before the "
+            "recording did: where their tokens stand, and how many there were, is unknown."
         )
     if raw["clock"]["steps"]:
         reasons.append(

@@ -1,7 +1,8 @@
 """Finds the models of a program that knows nothing of pertoken, and records each.
 
 A model is what the program calls from outside any other module: the outermost module whose call
-runs, or one whose `generate` is called. It is found at its first call, before that proceeds.
+runs, or one whose `generate` is called, or that is to be batched continuously. It is found at its
+first call, before that proceeds.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ MOST_MODELS = _native.MAX_RECORDERS - 2
 MOST_PLAIN_MODELS = 4
 # A program that makes its models anew all the time would fill the disk with files.
 MOST_FILES = 64
+
+MAKES_MANAGER = "init_continuous_batching"  # what transformers makes every manager with
 
 
 class ModelSearch:
@@ -71,13 +74,21 @@ class ModelSearch:
         Args:
             mixin: ``transformers.GenerationMixin``.
         """
-        inner = mixin.__dict__["generate"]
         patch.put(
             mixin,
             "generate",
-            inner,
+            mixin.__dict__["generate"],
             lambda below: _native.MethodCall(below, self._before_generate, _after_generate),
         )
+        # A manager's requests are added before its model is called, and from other threads.
+        owner = next((cls for cls in mixin.__mro__ if MAKES_MANAGER in cls.__dict__), None)
+        if owner is not None:
+            patch.put(
+                owner,
+                MAKES_MANAGER,
+                owner.__dict__[MAKES_MANAGER],
+                lambda below: _native.MethodCall(below, self._before_manager, _after_manager),
+            )
 
     def _consider(self, module: Any) -> Any:
         """What to call instead of the module's own call: the wrapper of a new recording, or None.
@@ -85,12 +96,16 @@ class ModelSearch:
         Called outside any call of a module, on the program's thread.
         """
         with change_lock:
-            if id(module) in self._decided or not _counts_now(module):
-                return None
-            if not _is_model(module):
+            try:
+                if id(module) in self._decided or not _counts_now(module):
+                    return None
+                if not _is_model(module):
+                    self._decide(module)
+                    return None
+                self._record(module, generates=callable(getattr(module, "generate", None)))
+            except Exception as error:  # once, and not at each of its calls
+                self._files.note_unrecorded(f"{type(module).__name__} ({error})")
                 self._decide(module)
-                return None
-            self._record(module, generates=callable(getattr(module, "generate", None)))
             return module.__dict__.get(CALL_SLOT)
 
     def _after_compile(self, module: Any, result: Any, error: Any) -> None:
@@ -108,18 +123,24 @@ class ModelSearch:
         return None if isinstance(found, _native.RootProbe) else found
 
     def _before_generate(self, args: tuple[Any, ...], kwargs: Any) -> Any:
+        recording = self._record_generating(args)
+        if recording is None:
+            return None
+        # Its wrappers are in from the next call on; this one runs already.
+        opened = recording.generate_watch.open_running(args, kwargs)
+        return None if opened is None else (recording.generate_watch, opened)
+
+    def _before_manager(self, args: tuple[Any, ...], kwargs: Any) -> None:
+        self._record_generating(args)
+
+    def _record_generating(self, args: tuple[Any, ...]) -> Recording | None:
         if not args or id(args[0]) in self._decided:
             return None
         model = args[0]
         with change_lock:
             if isinstance(model.__dict__.get(CALL_SLOT), _native.RootCall):
                 return None  # the program records it by itself
-            recording = self._record(model, generates=True)
-        if recording is None:
-            return None
-        # Its wrappers are in from the next call on; this one runs already.
-        opened = recording.generate_watch.open_running(args, kwargs)
-        return None if opened is None else (recording.generate_watch, opened)
+            return self._record(model, generates=True)
 
     def _record(self, model: Any, generates: bool) -> Recording | None:
         self._recordings = [recording for recording in self._recordings if recording.is_recording]
@@ -187,6 +208,10 @@ def _before_compile(args: tuple[Any, ...], kwargs: Any) -> Any:
 def _after_generate(token: Any, result: Any, error: Any) -> None:
     watch, opened = token
     watch.close_running(opened, result, error)
+
+
+def _after_manager(token: Any, result: Any, error: Any) -> None:
+    """Nothing: what counts is that the model is recorded before its manager is made."""
 
 
 def _is_model(module: Any) -> bool:

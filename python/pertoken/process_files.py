@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,8 +68,14 @@ class ProcessFiles:
     def write_all(self) -> None:
         """Writes everything. Called as late as the process allows, and safe to call again."""
         recordings, self._recordings = self._recordings, []
+        interrupted = _ends_by_interrupt()
         for recording in recordings:
             self._write(recording)
+        if interrupted and recordings:
+            # Imports that compile source make the interpreter forget how it is ending, and exit
+            # with 1. Source that is interrupted reminds it.
+            with suppress(KeyboardInterrupt):
+                exec("raise KeyboardInterrupt")
         if self._unrecorded:
             names = ", ".join(map(name_text, list(self._unrecorded)[:_NAMES_SHOWN]))
             count = sum(self._unrecorded.values())
@@ -76,6 +83,7 @@ class ProcessFiles:
             self._unrecorded.clear()
 
     def _write(self, recording: Recording) -> None:
+        # The program has ended well, and its exit code says so: what fails here is one line.
         try:
             recording.stop()
             profile = recording.result()
@@ -84,20 +92,27 @@ class ProcessFiles:
             path = self._options.file(_script_name(), os.getpid(), self._written + 1)
             path.parent.mkdir(parents=True, exist_ok=True)
             profile.save(path)
-            self._written += 1
-            counts = ", ".join(
-                plural_text(len(table), noun)
-                for table, noun in ((profile.requests, "request"), (profile.steps, "step"))
-            )
-            say(f"wrote {path} ({recording.model_facts['class']}, {counts})")
-            if self._options.chrome:
-                trace = path.with_suffix(".json")
+        except Exception as error:
+            say(f"a profile is lost: {str(error) or type(error).__name__}")
+            return
+        self._written += 1
+        counts = ", ".join(
+            plural_text(len(table), noun)
+            for table, noun in ((profile.requests, "request"), (profile.steps, "step"))
+        )
+        say(f"wrote {path} ({recording.model_facts['class']}, {counts})")
+        if self._options.chrome:
+            trace = path.with_suffix(".json")
+            try:
                 profile.export_chrome_trace(trace)
                 say(f"wrote {trace}")
-            if self._options.summary and sys.stderr is not None:
+            except Exception as error:
+                say(f"no trace of {path.name}: {str(error) or type(error).__name__}")
+        if self._options.summary and sys.stderr is not None:
+            try:
                 print(profile.summary(), file=sys.stderr, flush=True)
-        except Exception as error:  # the program has ended well, and its exit code says so
-            say(f"a profile is lost: {str(error) or type(error).__name__}")
+            except Exception as error:
+                say(f"no summary of {path.name}: {str(error) or type(error).__name__}")
 
     def _write_in_worker(self) -> None:
         """Processes of multiprocessing may leave by os._exit, and run only its own finalizers."""
@@ -107,6 +122,12 @@ class ProcessFiles:
         from multiprocessing.util import Finalize
 
         Finalize(None, self.write_all, exitpriority=-1000)
+
+
+def _ends_by_interrupt() -> bool:
+    """Whether a KeyboardInterrupt ends this process, which will then end itself by SIGINT."""
+    is_interactive = hasattr(sys, "ps1") or sys.flags.interactive
+    return not is_interactive and getattr(sys, "last_type", None) is KeyboardInterrupt
 
 
 def _script_name() -> str:

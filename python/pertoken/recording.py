@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pertoken import _native
 from pertoken.assembly import assemble
 from pertoken.errors import RecordingStateError, SelectionError
+from pertoken.fault_log import FaultLog
 from pertoken.generation import GenerateWatch, inner_roots
 from pertoken.identity import Ranks, group_ranks
 from pertoken.instrument import Instrumentation, unwrap_compiled
@@ -40,8 +40,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 _RING_RECORDS = 1 << 16
 _MIN_MEMORY_BYTES = 1 << 20
 _BYTES_A_REQUEST = 2048  # what a request in the log takes, roughly
-_MOST_FAULT_REASONS = 32
-_FAULT_CHARACTERS = 300
 
 
 def profile(
@@ -287,22 +285,6 @@ class Recording:
         """One line: what is recorded and whether it runs."""
         state = "recording" if self.is_recording else "stopped"
         return f"<pertoken.Recording of {self.model_facts['class']}, {self.detail}, {state}>"
-
-
-class FaultLog(Counter[str]):
-    """Counts faults of a recording by reason; the first of each is logged.
-
-    Messages may differ each time: after some, the further ones are counted by the place alone.
-    """
-
-    def note(self, where: str, error: Exception) -> None:
-        """Counts one."""
-        reason = f"{where}: {type(error).__name__}: {error}"[:_FAULT_CHARACTERS]
-        if reason not in self and len(self) >= _MOST_FAULT_REASONS:
-            reason = f"{where}: other faults"
-        if reason not in self:
-            logger.warning("pertoken: a fault while recording, in %s", reason)
-        self[reason] += 1
 
 
 def _start(recorder: Any) -> None:

@@ -229,10 +229,9 @@ class RequestLog:
             if 0 < entry.end_ticks < oldest and number not in in_use
         ]
         self._drop_requests(gone)
-        if len(self.requests) > self.limit:
-            surplus = len(self.requests) - self.limit * 9 // 10
-            ended = [number for number, entry in self.requests.items() if entry.end_ticks]
-            self._drop_requests(ended[:surplus])
+        ended = [number for number, entry in self.requests.items() if entry.end_ticks]
+        if len(ended) > self.limit:  # however many are open: those are not what is looked for
+            self._drop_requests(ended[: len(ended) - self.limit * 9 // 10])
         self._drop_requests(list(self.requests)[: -2 * self.limit])
         self._drop_generations(
             [

@@ -65,8 +65,9 @@ def _cost_text(counts: dict[str, Any]) -> str:
     costs = overhead.record_costs()
     if costs is None:
         return "its cost is not known: no recording is free to measure with"
-    share = overhead.estimated_ns(counts, costs) / counts["step_ns"]
-    return f"costs about {share * 100:.2g} % of the steps' time (an estimate)"
+    percent = overhead.estimated_ns(counts, costs) / counts["step_ns"] * 100
+    number = f"{percent:.2g}" if percent < 10 else f"{percent:,.0f}"
+    return f"costs about {number} % of the steps' time (an estimate)"
 
 
 def _mebibytes(size: int) -> str:

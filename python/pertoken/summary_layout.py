@@ -136,7 +136,7 @@ def _slowest(data: Mapping[str, Any]) -> Block:
         ]
         rows.append(
             (
-                f"{token['position']}",
+                f"{token['position']}" if token["position"] >= 0 else "?",
                 request,
                 f"{token['row']}",
                 f"{step_text(token['step'])} {name_text(token['kind'])}",

@@ -1,4 +1,4 @@
-"""One rank of a tensor-parallel model, as the tests of many processes start it.
+"""The ranks of a tensor-parallel model, as the tests of many processes start it.
 
 Records the model twice, without and with a rank that is slow in one module, and measures clocks,
 the real ones and planted ones.
@@ -7,8 +7,10 @@ the real ones and planted ones.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
+import traceback
 from datetime import timedelta
 from pathlib import Path
 
@@ -127,5 +129,24 @@ def main(folder: Path, rank: int, world_size: int) -> None:
     uneven.result().save(folder / f"uneven-{rank}.pertoken")
 
 
+def run_all(folder: Path, world_size: int) -> int:
+    """Runs every rank in a fork of this process, so that torch is loaded once; how many failed."""
+    ranks = []
+    for rank in range(world_size):
+        process = os.fork()
+        if process:
+            ranks.append(process)
+            continue
+        os.environ["LOCAL_RANK"] = str(rank)
+        try:
+            main(folder, rank, world_size)
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+        os._exit(0)
+    return sum(os.waitpid(process, 0)[1] != 0 for process in ranks)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    sys.exit(run_all(Path(sys.argv[1]), int(sys.argv[2])))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import random
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -328,7 +329,7 @@ def test_a_recording_that_begins_in_the_middle_says_so(model: Any) -> None:
     assert inside["tokens_out"].tolist() == [3]
     assert (inside["ttft_ns"] > 0).all()
     (reason,) = profile.losses["reasons"]
-    assert "1 requests of an engine may have begun before" in reason
+    assert "1 request of an engine may have begun before" in reason
 
 
 def test_other_models_and_copies_know_nothing(model: Any) -> None:
@@ -403,3 +404,18 @@ def test_the_summary_and_the_trace_take_mixed_steps(model: Any, tmp_path: Any) -
     assert "inter-token latency" in text
     profile.export_chrome_trace(tmp_path / "trace.json")
     assert "mixed" in (tmp_path / "trace.json").read_text()
+
+
+def test_a_recording_from_before_transformers_was_imported_is_no_hindrance(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = pertoken.profile(copy.deepcopy(llama()))
+    with monkeypatch.context() as patched:
+        patched.delitem(sys.modules, continuous_api.__name__)
+        first.start()
+    with first, pertoken.profile(model) as second:
+        model.generate_batch(
+            prompts(2), generation_config=settings(), continuous_batching_config=batching()
+        )
+    assert second.result().requests["tokens_out"].tolist() == [6, 6]
+    assert len(first.result().requests) == 0

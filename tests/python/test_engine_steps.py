@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from typing import Any
@@ -261,8 +263,7 @@ def test_what_is_wrong_with_a_call_is_counted_and_does_not_reach_the_engine(
     assert profile.step_rows["committed"].tolist() == [-1]
     assert sorted(engine.faults.values()) == [1, 1, 2, 2, 2, 2, 2]
     assert sum(profile.losses["faults"].values()) == sum(engine.faults.values())
-    of_engine = [record for record in caplog.records if "adapter" in record.getMessage()]
-    assert len(of_engine) == len(engine.faults)
+    assert len(caplog.records) == len(engine.faults)  # the recording logs, the engine only counts
 
 
 def test_requests_that_never_finish_are_bounded_and_counted(model: NextToken) -> None:
@@ -389,3 +390,54 @@ def test_eviction_takes_rows_with_their_steps_and_keeps_the_counts(model: NextTo
     assert profile.tokens["position"].tolist()[-32:] == [1999] * 32
     assert (profile.requests["ttft_ns"] > 0).all()
     assert recording.recorder.store_bytes <= 1 << 20
+
+
+def test_requests_may_be_numbers_as_everywhere(model: NextToken) -> None:
+    engine = Engine(model=model)
+    with pertoken.profile(model) as recording:
+        engine.request_arrived(7, tokens_in=2)
+        engine.request_arrived(8, like=7)
+        with engine.step([Row(7, "prefill", 2, 0), Row(8, "prefill", 1, 0)]) as step:
+            pass
+        step.committed({7: 1, 8: 2})
+        engine.request_finished(7)
+        assert engine.open_requests == [8]
+        engine.request_finished(8)
+    names = ("id", "tokens_in", "tokens_out", "error")
+    assert rows_of(recording.result().requests, *names) == [("7", 2, 1, ""), ("8", -1, 2, "")]
+    assert engine.faults == {}
+
+
+def test_faults_that_differ_each_time_are_bounded_and_logged_once_each(
+    model: NextToken, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = Engine(model=model)
+    with pertoken.profile(model) as recording:
+        for number in range(200):
+            engine.step([Row(f"r{number}", "no such phase")])
+            engine.step([Row(f"r{number}", "decode")] * 2)
+    faults = recording.result().losses["faults"]
+    assert sum(engine.faults.values()) == sum(faults.values()) == 400
+    assert len(engine.faults) < 50
+    assert len(caplog.records) == len(faults)
+
+
+def test_a_forked_child_has_an_engine_whose_lock_is_free_and_no_requests(
+    model: NextToken,
+) -> None:
+    engine = Engine(model=model)
+    engine.request_arrived("of the parent")
+    with engine._lock:  # as another thread may
+        child = os.fork()
+        if child == 0:
+            done = not engine.open_requests
+            engine.request_arrived("of the child")
+            os._exit(0 if done and engine.open_requests == ["of the child"] else 1)
+    deadline = time.monotonic() + 30
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if ended == (0, 0):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert ended == (child, 0)
+    assert engine.open_requests == ["of the parent"]

@@ -218,6 +218,6 @@ def test_the_interpreter_ends_round_daemon_threads(kind: str, tmp_path: Path) ->
         time.sleep(0.1)
         print("end", flush=True)
     """)
-    for _ in range(3):
+    for _ in range(2):
         run = run_script(tmp_path, body)
         assert (run.returncode, run.stdout, run.stderr) == (0, "end\n", "")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -36,21 +38,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("ranks")
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
     environment["OMP_NUM_THREADS"] = "1"
-    started = [
-        subprocess.Popen(
-            [sys.executable, worker.__file__, str(path), str(rank), str(WORLD_SIZE)],
-            env={**environment, "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(WORLD_SIZE)
-    ]
+    ranks = subprocess.Popen(
+        [sys.executable, worker.__file__, str(path), str(WORLD_SIZE)],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     try:
-        errors = [process.communicate(timeout=PATIENCE_S)[1] for process in started]
+        errors = ranks.communicate(timeout=PATIENCE_S)[1]
     finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0] * WORLD_SIZE, errors
+        with suppress(ProcessLookupError):  # all have ended
+            os.killpg(ranks.pid, signal.SIGKILL)
+    assert ranks.returncode == 0, errors
     return path
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.utils import GenerationMixin
 
 import invariants
@@ -29,6 +30,7 @@ from pertoken.process_files import ProcessFiles
 from residue import foreign_values
 
 SLOT = "_compiled_call_impl"
+METHODS = ("generate", model_search.MAKES_MANAGER)
 
 
 class Search:
@@ -54,7 +56,7 @@ class Search:
 @pytest.fixture
 def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Search]:
     monkeypatch.setattr(nn.Module, SLOT, None)
-    method = GenerationMixin.__dict__["generate"]
+    methods = [getattr(GenerationMixin, name) for name in METHODS]
     made = Search(tmp_path / "out")
     try:
         yield made
@@ -62,9 +64,10 @@ def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Search]:
         for recording in made.files._recordings:
             recording.stop()
         atexit.unregister(made.files.write_all)
-        patch.take_out(GenerationMixin, "generate", GenerationMixin.__dict__["generate"])
-        patch.take_out(nn.Module, "compile", nn.Module.__dict__["compile"])
-        assert GenerationMixin.__dict__["generate"] is method
+        for cls in (nn.Module, *GenerationMixin.__mro__):
+            for name in ("compile", *METHODS):
+                patch.take_out(cls, name, cls.__dict__.get(name))
+        assert [getattr(GenerationMixin, name) for name in METHODS] == methods
 
 
 def test_the_outermost_module_is_the_model_and_its_first_step_is_seen(search: Search) -> None:
@@ -90,6 +93,28 @@ def test_a_generate_is_a_request_from_the_first_on_and_its_encoder_is_no_model(
     (profile,) = search.profiles()
     invariants.check(profile)
     assert profile.requests["tokens_out"].tolist() == [3, 2]
+
+
+def test_requests_of_a_manager_are_recorded_from_the_first_on(search: Search) -> None:
+    stack = seeded(Stack).eval()
+    stack(numbers())  # recorded before any model that is batched
+    model = copy.deepcopy(models.llama())
+    results = model.generate_batch(
+        [[1, 2, 3], [4, 5, 6, 7], [8] * 9],
+        GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=-1, pad_token_id=0),
+        continuous_batching_config=ContinuousBatchingConfig(
+            page_size=4, num_blocks=64, max_batch_tokens=16
+        ),
+        progress_bar=False,
+    )
+    assert search.found() == ["Stack", "LlamaForCausalLM"]
+    profile = search.profiles()[1]
+    invariants.check(profile)
+    assert sorted(profile.requests["id"].tolist()) == sorted(results)
+    assert profile.requests["tokens_out"].tolist() == [6] * 3
+    assert (profile.requests["ttft_ns"] > 0).all()
+    assert (profile.tokens["position"] >= 0).all()
+    assert profile.losses["reasons"] == []
 
 
 def test_a_draft_model_has_a_recording_of_its_own(search: Search) -> None:
@@ -284,6 +309,19 @@ def test_a_fault_of_ours_does_not_reach_the_program(
     model(numbers())
     model(numbers())
     assert list(search.files._unrecorded.elements()) == ["Stack (division by zero)"]
+
+
+def test_a_module_that_cannot_be_looked_at_is_passed_over_once(search: Search) -> None:
+    class Odd(Stack):
+        """A proxy, whose parameters are somewhere else."""
+
+        def parameters(self, recurse: bool = True) -> Any:
+            raise ConnectionError("far away")
+
+    model = seeded(Odd).eval()
+    for _ in range(3):
+        model(numbers())
+    assert list(search.files._unrecorded.elements()) == ["Odd (far away)"]
 
 
 def test_the_slot_reads_as_none_inside_a_call_and_of_the_class(search: Search) -> None:

@@ -16,7 +16,7 @@ import pytest
 import models
 import pertoken
 from odd_modules import Stack, numbers, seeded
-from pertoken import _native, overhead
+from pertoken import _native, overhead, status
 from pertoken.errors import SelectionError
 from pertoken.overhead import RecordCosts, estimated_ns
 from test_processes import in_child
@@ -53,6 +53,17 @@ def test_it_says_what_ran_for_how_long_and_what_is_held_and_lost() -> None:
     )
     assert re.fullmatch("recording" + told, running)
     assert re.fullmatch("stopped recording" + told, stopped)
+
+
+@pytest.mark.parametrize(
+    ("span_ns", "shown"), [(1e2, "0.00"), (4.5e4, "0.45"), (3e6, "30"), (1.5e8, "1,500")]
+)
+def test_the_cost_is_a_plain_number(
+    monkeypatch: pytest.MonkeyPatch, span_ns: float, shown: str
+) -> None:
+    counts = {"steps": [1], "spans": 2, "drain_cpu_ns": 0, "step_ns": 10_000_000}
+    monkeypatch.setattr(overhead, "_costs", RecordCosts(span_ns, 0.0))
+    assert status._cost_text(counts).startswith(f"costs about {shown}")
 
 
 def test_pauses_do_not_count_and_steps_go_on() -> None:

@@ -354,6 +354,14 @@ def test_a_token_that_was_not_slow_is_not_shown_as_slow() -> None:
     assert "Slowest" not in str(profile.summary())
 
 
+def test_a_token_of_unknown_position_is_not_shown_as_a_number() -> None:
+    profile = synthetic_profile()
+    unknown = with_columns(profile, "tokens", position=[-1] * len(profile.tokens))
+    shown = str(unknown.summary())
+    assert "Slowest tokens" in shown
+    assert re.search(r"^ +\? ", shown, re.MULTILINE) and " -1 " not in shown
+
+
 def test_sites_have_words_of_their_own_where_a_name_says_nothing() -> None:
     assert site_text("", "module") == "(root module)"
     assert site_text("", "between") == "(between steps)"

@@ -23,7 +23,9 @@ def _run_hidden() -> None:
 
 
 if __name__ == "sitecustomize":
-    from pertoken.autostart import start
+    try:
+        from pertoken.autostart import start
 
-    start()
-    _run_hidden()
+        start()
+    finally:  # another interpreter than ours may not be able to import it
+        _run_hidden()

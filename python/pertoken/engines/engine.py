@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import functools
-import logging
+import os
 import threading
-from collections import Counter, deque
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from pertoken import _native
 from pertoken.engines import listeners
 from pertoken.engines.requests import UNFINISHED, EngineRequest
-from pertoken.engines.row import Row
+from pertoken.engines.row import RequestId, Row
+from pertoken.fault_log import FaultLog
 from pertoken.request_run import current_run
 
-logger = logging.getLogger("pertoken")
 F = TypeVar("F", bound=Callable[..., Any])
 
 MAX_OPEN_REQUESTS = 1 << 16
 MAX_UNTOLD_STEPS = 64
+
+_SWITCHED_OFF = os.environ.get("PERTOKEN") == "0"  # the native side reads the same when loaded
 
 
 def _never_raises(method: F) -> F:
@@ -62,10 +65,15 @@ class Engine:
         # The identity only: an adapter may outlive its model.
         self._model = 0 if model is None else id(getattr(model, "_orig_mod", model))
         self._max_open_requests = max_open_requests
-        self._requests: dict[str, EngineRequest] = {}  # open ones, oldest first
+        self.faults = FaultLog()
+        self._begin_afresh()
+        _engines.add(self)
+
+    def _begin_afresh(self) -> None:
+        """Also in a forked child: the parent's threads may have held the lock, and are not here."""
+        self._requests: dict[RequestId, EngineRequest] = {}  # open ones, oldest first
         self._untold: deque[EngineStep] = deque()  # steps whose commits are still to come
         self._lock = threading.Lock()
-        self.faults: Counter[str] = Counter()
 
     @property
     def is_recording(self) -> bool:
@@ -73,20 +81,24 @@ class Engine:
         return _native.is_recording()
 
     @property
-    def open_requests(self) -> list[str]:
+    def open_requests(self) -> list[RequestId]:
         """Ids of the requests that have not ended, oldest first."""
         with self._lock:
             return list(self._requests)
 
+    def has_open(self, request_id: RequestId) -> bool:
+        """Whether a request of this id has arrived and not ended."""
+        return request_id in self._requests
+
     @_never_raises
     def request_arrived(
         self,
-        request_id: str,
+        request_id: RequestId,
         *,
         tokens_in: int = -1,
         ago_ns: int = 0,
         in_progress: bool = False,
-        like: str | None = None,
+        like: RequestId | None = None,
         model_version: str | None = None,
         labels: Mapping[str, Any] | None = None,
     ) -> None:
@@ -109,6 +121,8 @@ class Engine:
                 Those of a ``pertoken.request`` round this call hold besides, and its model
                 version where none is given.
         """
+        if _SWITCHED_OFF:
+            return
         start_ticks = _native.now_ticks()
         if ago_ns:
             start_ticks -= round(ago_ns * 1e-9 * _ticks_per_second())
@@ -121,12 +135,12 @@ class Engine:
         request = EngineRequest(str(request_id), start_ticks, int(tokens_in), version, named)
         if in_progress:
             request.whole_since_ticks = 0
-        self._open(request)
+        self._open(request_id, request)
 
-    def _open(self, request: EngineRequest) -> None:
+    def _open(self, request_id: RequestId, request: EngineRequest) -> None:
         with self._lock:
-            surplus = [self._requests.pop(request.id, None)]
-            self._requests[request.id] = request
+            surplus = [self._requests.pop(request_id, None)]
+            self._requests[request_id] = request
             if len(self._requests) > self._max_open_requests:
                 surplus.append(self._requests.pop(next(iter(self._requests))))
         for forgotten in surplus:
@@ -140,7 +154,7 @@ class Engine:
                     listener.request_arrived(request)
 
     @_never_raises
-    def request_finished(self, request_id: str, *, error: str = "") -> None:
+    def request_finished(self, request_id: RequestId, *, error: str = "") -> None:
         """Closes a request; one that is not open is passed over.
 
         Args:
@@ -184,14 +198,14 @@ class Engine:
         except KeyError:
             return EngineStep(rows, self.requests_of(rows), self._model, self)
 
-    def requests_of(self, rows: Iterable[Row]) -> dict[str, EngineRequest]:
+    def requests_of(self, rows: Iterable[Row]) -> dict[RequestId, EngineRequest]:
         """The open requests, by id, with those of the rows that have not arrived yet."""
         for row in rows:
             if row.request is not None and row.request not in self._requests:
-                request = EngineRequest(row.request, _native.now_ticks())
+                request = EngineRequest(str(row.request), _native.now_ticks())
                 if row.phase != "prefill" or row.context_len != 0:
                     request.whole_since_ticks = 0
-                self._open(request)
+                self._open(row.request, request)
         return self._requests
 
     def _await_commits(self, step: EngineStep) -> None:
@@ -218,12 +232,10 @@ class Engine:
         return True
 
     def note_fault(self, where: str, error: Exception) -> None:
-        """Counts what went wrong, here and in every recording that runs."""
-        reason = f"{where}: {type(error).__name__}: {error}"
-        if reason not in self.faults:
-            logger.warning("pertoken: a fault in an engine's adapter, in %s", reason)
-        self.faults[reason] += 1
-        for listener in listeners.running():
+        """Counts what went wrong, here and in every recording that runs; one of them logs it."""
+        heard = listeners.running()
+        self.faults.note(where, error, is_logged=not heard)
+        for listener in heard:
             listener.fault(f"engine, {where}", error)
 
 
@@ -233,7 +245,7 @@ class EngineStep(_native.StepRegion):
     def __init__(
         self,
         rows: list[Row] | None = None,
-        requests: dict[str, EngineRequest] | None = None,
+        requests: dict[RequestId, EngineRequest] | None = None,
         model: int = 0,
         engine: Engine | None = None,
     ) -> None:
@@ -256,7 +268,7 @@ class EngineStep(_native.StepRegion):
             if exc_type is not None:
                 self._engine.take_untold(self)
 
-    def committed(self, tokens: Mapping[str | None, int]) -> None:
+    def committed(self, tokens: Mapping[Any, int]) -> None:
         """Tells what the step committed, inside its context or afterwards; once, and never raises.
 
         Engines that overlap their steps tell them in the order in which they ran. What is not
@@ -277,6 +289,16 @@ class EngineStep(_native.StepRegion):
         except Exception as error:
             engine.note_fault("committed", error)
 
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _begin_afresh_in_child() -> None:
+    for engine in list(_engines):
+        engine._begin_afresh()
+
+
+os.register_at_fork(after_in_child=_begin_afresh_in_child)
 
 manual = Engine()
 """The engine of ``pertoken.step(rows=[...])``: its requests arrive and finish here."""

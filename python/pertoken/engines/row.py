@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+RequestId = str | int
+
 
 class Row(NamedTuple):
     """What one sequence does in a step.
@@ -17,7 +19,7 @@ class Row(NamedTuple):
         committed: tokens that the step commits to it; -1 when that is told later, or never.
     """
 
-    request: str | None = None
+    request: RequestId | None = None
     phase: str = "other"
     query_len: int = -1
     context_len: int = -1

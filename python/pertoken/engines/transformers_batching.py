@@ -34,16 +34,15 @@ class _Manager:
     def __init__(self, model: Any) -> None:
         self.engine = Engine(model=model)
         self._pending: dict[int, tuple[Any, EngineStep]] = {}  # by identity of the batch
-        self.maybe_gone: set[str] = set()  # open when the last recording ended
+        self.maybe_gone: set[Any] = set()  # open when the last recording ended
 
     def begin_step(self, processor: Any) -> EngineStep:
         """Tells the step that the processor is about to run."""
         batch = _batch_of(processor)
         if self.maybe_gone:
             self._forget_gone(processor)
-        is_open = set(self.engine.open_requests)
         for future in batch:
-            if future.state.request_id not in is_open:
+            if not self.engine.has_open(future.state.request_id):
                 self._meet(future, processor)
         step = self.engine.step([_row_of(future) for future in batch])
         self._pending[id(batch)] = (batch, step)
@@ -128,7 +127,8 @@ class _Watch:
         self._preparing: ContextVar[Any] = ContextVar("pertoken_preparing", default=None)
 
     def install(self, models: Iterable[int]) -> None:
-        if not self._models and f"{_PACKAGE}.continuous_api" in sys.modules:
+        # Also when transformers came after the first of the recordings that run.
+        if not self._installed and f"{_PACKAGE}.continuous_api" in sys.modules:
             self._wrap_all()
         self._models.update(models)
 
