@@ -144,7 +144,7 @@ class Schedule {
     if (below(4) == 0) round();
     now_ += below(1000) + 1;
     tracker_.end_step(number, now_, 0);
-    const uint32_t tokens = on.commits.empty() ? 1 : below(3) + 1;
+    const uint32_t tokens = on.commits.empty() && below(3) != 0 ? 1 : below(3) + 1;
     tracker_.commit(number, tokens, on.committed, false);
     on.commits.push_back({kind, now_, tokens, on.committed});
     on.committed += tokens;
