@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pertoken.errors import (
+    ExperimentError,
     FileFormatError,
     HistogramError,
     MergeError,
@@ -23,9 +24,11 @@ from pertoken.errors import (
 )
 
 if TYPE_CHECKING:
+    from pertoken import experiment
     from pertoken.clock_sync import synchronize_clocks
     from pertoken.histogram import Histogram
     from pertoken.merging import merge
+    from pertoken.overhead_measurement import measure_overhead
     from pertoken.recording import Recording, profile
     from pertoken.result import Profile
     from pertoken.scopes import request, span, step
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from pertoken.version import __version__
 
 __all__ = [
+    "ExperimentError",
     "FileFormatError",
     "Histogram",
     "HistogramError",
@@ -45,7 +49,9 @@ __all__ = [
     "SelectionError",
     "UnsupportedTensorError",
     "__version__",
+    "experiment",
     "load",
+    "measure_overhead",
     "merge",
     "profile",
     "request",
@@ -61,6 +67,7 @@ _HOMES = {
     "Recording": "recording",
     "__version__": "version",
     "load": "storage",
+    "measure_overhead": "overhead_measurement",
     "merge": "merging",
     "profile": "recording",
     "request": "scopes",
@@ -68,10 +75,13 @@ _HOMES = {
     "step": "scopes",
     "synchronize_clocks": "clock_sync",
 }
+_PACKAGES = {"experiment"}
 
 
 def __getattr__(name: str) -> Any:
     """Finds a public name in its module."""
+    if name in _PACKAGES:
+        return import_module(f"pertoken.{name}")
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'pertoken' has no attribute {name!r}")
