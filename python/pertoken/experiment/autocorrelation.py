@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 _WINDOW = 5.0  # of autocorrelation times: Sokal's rule for where the sum may end
 _TIMES = 12.0
+_FEWEST_TO_TELL = 8  # values of a series
 _FEWEST_VALUES = 4
 
 
@@ -16,7 +17,8 @@ def autocorrelation_time(values: NDArray[np.float64]) -> float:
     """The integrated autocorrelation time of a series, in values: 1 when they are independent.
 
     The sum ``1 + 2 (c1 + c2 + ...)`` of correlations, ended by Sokal's rule, at the first lag of
-    five times itself. Series are ranked first: one extreme value would hide the rest.
+    five times itself. Series are ranked first: one extreme value would hide the rest. A linear
+    trend is taken out: it cancels in ABBA blocks of any length.
 
     Args:
         values: shape (count,), in the order of measurement.
@@ -26,8 +28,12 @@ def autocorrelation_time(values: NDArray[np.float64]) -> float:
     # Values that are equal share their rank, so that a series of two values stays one.
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     ranks[:] = (np.cumsum(counts) - (counts - 1) / 2.0)[inverse]
+    if count < _FEWEST_TO_TELL or len(counts) == 1:
+        return 1.0
+    at = np.arange(count) - (count - 1) / 2.0
     ranks -= ranks.mean()
-    if count < 4 or not ranks.any():
+    ranks -= at * (ranks @ at) / (at @ at)
+    if (ranks @ ranks) < 1e-9 * count:  # a trend, and nothing else
         return 1.0
     spectrum = np.fft.rfft(ranks, 2 * count)
     covariance = np.fft.irfft(spectrum * np.conj(spectrum))[:count]

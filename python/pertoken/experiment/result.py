@@ -123,13 +123,16 @@ class Result:
                     "notes": tuple(given["notes"]),
                 }
             )
-        except (KeyError, TypeError, AttributeError) as error:
+            verdict = data["verdict"]
+        except ExperimentError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ExperimentError(f"not a result: it cannot be read ({error!r})") from error
         if [estimate.metric for estimate in estimates] != list(plan.metrics):
             raise ExperimentError("not a result: its metrics are not those of its plan")
         if result.ending is not None and result.ending not in get_args(Ending):
             raise ExperimentError(f"not a result: it ended by {result.ending!r}")
-        if data["verdict"] != result.verdict:
+        if verdict != result.verdict:
             raise ExperimentError("not a result: its verdict does not follow from its estimates")
         return result
 
