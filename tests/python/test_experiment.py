@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -35,9 +36,9 @@ class VirtualClock:
     def __call__(self) -> int:
         return self.now_ns
 
-    def work(self, dur_ns: int):
+    def work(self, dur_ns: int, seed: int = 0):
         """A callable that takes about so long."""
-        noise = random.Random(dur_ns)
+        noise = random.Random(seed)
 
         def run() -> str:
             self.now_ns += round(dur_ns * noise.uniform(0.9, 1.1))
@@ -163,7 +164,7 @@ def test_measured_values_give_the_verdict_that_is_true(scale, verdict):
 def test_calls_are_timed_by_the_clock_and_their_order_is_balanced_and_random():
     clock = VirtualClock()
     order = []
-    work = {"a": clock.work(1000), "b": clock.work(1030)}
+    work = {"a": clock.work(1000), "b": clock.work(1030, 1)}
 
     def variant(letter):
         def run():
@@ -184,9 +185,13 @@ def test_calls_are_timed_by_the_clock_and_their_order_is_balanced_and_random():
 
 
 def test_the_seed_decides_the_order_and_the_global_generators_are_left_alone():
+    def noted(taken, side, value):
+        taken.append(side)
+        return value
+
     def order_of(seed):
         taken = []
-        sources = [(taken.append(i) or x for x in values(1, i)) for i in (0, 1)]
+        sources = [map(partial(noted, taken, side), values(1, side)) for side in (0, 1)]
         for look in experiment.looks(*sources, Plan(seed=seed, **QUICK)):
             if look.pairs == 20:
                 return taken
@@ -262,7 +267,7 @@ def test_a_call_may_measure_several_quantities_by_itself():
 def test_a_limit_ends_an_experiment_that_cannot_tell(limit, ending):
     clock = VirtualClock()
     plan = Plan(margin=0.0, **{**QUICK, **limit})
-    result = experiment.compare(clock.work(1000), clock.work(1000), plan, clock=clock)
+    result = experiment.compare(clock.work(1000, 1), clock.work(1000, 2), plan, clock=clock)
     assert (result.verdict, result.ending) == ("undecided", ending)
     assert result["mean"].low < 0 < result["mean"].high
     assert "undecided" in str(result) and ending in str(result)

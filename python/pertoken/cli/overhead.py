@@ -25,23 +25,18 @@ REFRESH_INTERVAL_S = 0.5
 PILOT_CALLS = 64
 
 
-class Share(click.ParamType[float]):
+def _share(ctx: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
     """A share, written as ``1%`` or ``0.01``."""
-
-    name = "share"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """The share as a number, above 0 and at most 3."""
-        text = str(value).strip()
-        try:
-            share = float(text.removesuffix("%")) / (100.0 if text.endswith("%") else 1.0)
-        except ValueError:
-            self.fail(f"{text!r} is not a share such as 1% or 0.01", param, ctx)
-        if not (math.isfinite(share) and 0.0 < share <= 3.0):
-            self.fail(f"{text!r} is not above 0 % and at most 300 %", param, ctx)
-        return share
+    if value is None:
+        return None
+    text = value.strip()
+    try:
+        share = float(text.removesuffix("%")) / (100.0 if text.endswith("%") else 1.0)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a share such as 1% or 0.01") from None
+    if not (math.isfinite(share) and 0.0 < share <= 3.0):
+        raise click.BadParameter(f"{text!r} is not above 0 % and at most 300 %")
+    return share
 
 
 @click.command()
@@ -57,11 +52,17 @@ class Share(click.ParamType[float]):
     help="Which modules get spans: root, layers, all, or a glob pattern.",
 )
 @click.option(
-    "--budget", type=Share(), default="1%", show_default=True, help="Margin of the mean time."
+    "--budget",
+    callback=_share,
+    default="1%",
+    show_default=True,
+    help="Margin of the mean time, as 1% or 0.01.",
 )
-@click.option("--p99", type=Share(), help="Test the p99 of decode steps as well, at this margin.")
 @click.option(
-    "--alpha", type=Share(), default="5%", show_default=True, help="Probability of an error."
+    "--p99", callback=_share, help="Test the p99 of decode steps as well, at this margin."
+)
+@click.option(
+    "--alpha", callback=_share, default="5%", show_default=True, help="Probability of an error."
 )
 @click.option(
     "--tokens",
