@@ -1,6 +1,6 @@
 """How many pairs an experiment takes to tell: simulated, for the table in docs/experiments.md.
 
-    python benchmarks/experiment_power.py            # prints the table, in about a minute
+    python benchmarks/experiment_power.py            # prints the table, in seconds
 
 Nothing is timed: values are drawn, and go through the code that `pertoken.experiment` runs.
 """
@@ -64,11 +64,13 @@ def pairs_of_quantiles(margin: float, tail: float, runs: int, pairs: int) -> Flo
 def power(runs: int, longest: int) -> dict[str, dict[str, Floats]]:
     """Pairs needed in each run: of means by distance, of p99 by margin and tail."""
     means = {
-        f"{distance:.1%}": pairs_of_means(distance, runs, min(longest, int(1.5 / distance**2)))
+        f"{100 * distance:g} %": pairs_of_means(
+            distance, runs, min(longest, int(1.5 / distance**2))
+        )
         for distance in (0.02, 0.01, 0.005)
     }
     quantiles = {
-        f"{margin:.0%}, tail {tail:g}": pairs_of_quantiles(margin, tail, runs, longest)
+        f"{100 * margin:g} %, tail {tail:g}": pairs_of_quantiles(margin, tail, runs, longest)
         for tail in (3.0, 10.0)
         for margin in (0.5, 0.2, 0.1)
     }

@@ -56,11 +56,9 @@ def _share(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     callback=_share,
     default="1%",
     show_default=True,
-    help="Margin of the mean time, as 1% or 0.01.",
+    help="Margin of the mean.",
 )
-@click.option(
-    "--p99", callback=_share, help="Test the p99 of decode steps as well, at this margin."
-)
+@click.option("--p99", callback=_share, help="Test the p99 of decode steps, too, at this margin.")
 @click.option(
     "--alpha", callback=_share, default="5%", show_default=True, help="Probability of an error."
 )
