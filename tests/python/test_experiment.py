@@ -229,6 +229,15 @@ def test_blocks_of_slow_calls_are_short_enough_for_the_time_and_the_result_says_
     assert any("there is time for 1" in note for note in look.notes)
 
 
+def test_a_pilot_of_slow_calls_takes_a_part_of_the_time_only():
+    clock = VirtualClock()
+    second = clock.work(1_000_000_000)
+    plan = Plan(["mean", "p99"], max_seconds=400, warm_up_calls=0)
+    look = next(experiment.looks(second, second, plan, clock=clock))
+    assert look.block_length == 1
+    assert 3 * 400 / 8 <= look.seconds <= 3 * (400 / 8 + 16) + 10
+
+
 def test_several_metrics_share_alpha_and_one_that_is_over_decides():
     metrics = [Metric("mean", 0.5), Metric("p99", 0.1)]
     plan = Plan(metrics, alpha=0.04, block_length=16, max_seconds=None)

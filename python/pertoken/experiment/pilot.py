@@ -13,11 +13,12 @@ from pertoken.errors import ExperimentError
 from pertoken.experiment.autocorrelation import autocorrelation_time, block_length
 from pertoken.experiment.confidence_sequence import MIN_PAIRS
 from pertoken.experiment.observations import Call, Clock, Exhausted, Variant
-from pertoken.experiment.plan import Metric, Plan
+from pertoken.experiment.plan import FEWEST_CALLS, Metric, Plan
 
 Floats = NDArray[np.float64]
 
 _BLOCKS_IN_TIME = 4 * 4 * MIN_PAIRS  # a pair has four
+_PART_OF_TIME = 8.0
 _BEYOND = 10  # values of the pilot that lie over a quantile's threshold
 
 
@@ -51,13 +52,13 @@ def run_pilot(a: Variant, b: Variant, plan: Plan, clock: Clock) -> Pilot:
         if plan.block_length is not None and not quantiles:
             return Pilot(plan.block_length, None, ())
         start_ns = clock()
-        of_a = a.calls(plan.pilot_calls)
-        of_b = b.calls(plan.pilot_calls)
-        call_s = (clock() - start_ns) / 1e9 / (2 * plan.pilot_calls)
+        of_a = _calls_in_time(a, plan.pilot_calls, plan, clock)
+        of_b = _calls_in_time(b, plan.pilot_calls, plan, clock)
+        call_s = (clock() - start_ns) / 1e9 / (len(of_a) + len(of_b))
         require_quantities(of_a, plan)
         require_quantities(of_b, plan)
         wanted = max((_calls_for(metric, of_a) for metric in quantiles), default=0)
-        of_a += a.calls(max(0, wanted - len(of_a)))
+        of_a += _calls_in_time(a, wanted - len(of_a), plan, clock)
     except Exhausted:
         raise ExperimentError(
             "the measured values end before the experiment begins: give more, or a plan with "
@@ -95,6 +96,16 @@ def require_quantities(calls: Sequence[Call], plan: Plan) -> None:
                     f"metric {metric.name!r}: a measurement has no such quantity, but "
                     f"{', '.join(sorted(call))}"
                 )
+
+
+def _calls_in_time(variant: Variant, count: int, plan: Plan, clock: Clock) -> list[Call]:
+    """So many calls, or as many as fit into a part of the time, but for the first few."""
+    limit_ns = math.inf if plan.max_seconds is None else plan.max_seconds * 1e9 / _PART_OF_TIME
+    start_ns = clock()
+    taken: list[Call] = []
+    while len(taken) < count and (not taken or clock() - start_ns < limit_ns):
+        taken += variant.calls(min(FEWEST_CALLS, count - len(taken)))
+    return taken
 
 
 def _longest_block(plan: Plan, call_s: float) -> int:

@@ -15,6 +15,7 @@ from pertoken.errors import ExperimentError
 from pertoken.experiment.confidence_sequence import MIN_PAIRS
 
 FORMAT = "pertoken.experiment.plan/1"
+FEWEST_CALLS = 16  # of a pilot
 VALUE = "value"  # the quantity of measurements that are one number each
 
 _QUANTILE = re.compile(r"p(\d{1,2}(?:\.\d+)?)")
@@ -76,8 +77,8 @@ class Plan:
         block_length: calls of one variant in a row, two such runs a pair; None: chosen from the
             autocorrelation of the pilot.
         pilot_calls: calls of each variant before the experiment, to choose the length of blocks
-            and the thresholds of quantiles; more where a quantile needs more. They are not used
-            again. There is no pilot when `block_length` is given and no quantile asked for.
+            and the thresholds of quantiles; more where a quantile needs more, fewer where they
+            would take an eighth of `max_seconds`. They are not used again. There is no pilot when `block_length` is given and no quantile asked for.
         warm_up_calls: calls of each variant before those, which are thrown away.
         expected_pairs: the pair at which intervals are to be the narrowest.
         max_pairs: the experiment ends there at the latest.
@@ -121,7 +122,7 @@ class Plan:
             raise ExperimentError(f"max_seconds={max_seconds!r}: give a positive number, or None")
         if block_length is not None:
             _require_count("block_length", block_length, 1)
-        _require_count("pilot_calls", pilot_calls, 16)
+        _require_count("pilot_calls", pilot_calls, FEWEST_CALLS)
         _require_count("warm_up_calls", warm_up_calls, 0)
         _require_count("expected_pairs", expected_pairs, MIN_PAIRS)
         _require_count("max_pairs", max_pairs, MIN_PAIRS)
