@@ -78,7 +78,8 @@ class Plan:
             autocorrelation of the pilot.
         pilot_calls: calls of each variant before the experiment, to choose the length of blocks
             and the thresholds of quantiles; more where a quantile needs more, fewer where they
-            would take an eighth of `max_seconds`. They are not used again. There is no pilot when `block_length` is given and no quantile asked for.
+            would take an eighth of `max_seconds`. They are not used again. There is no pilot when
+            `block_length` is given and no quantile asked for.
         warm_up_calls: calls of each variant before those, which are thrown away.
         expected_pairs: the pair at which intervals are to be the narrowest.
         max_pairs: the experiment ends there at the latest.
