@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -56,3 +56,10 @@ def block_pairs(
 def binomial_limit(runs: int, alpha: float) -> float:
     """What false alarms of a true probability `alpha` stay below in 99.9 of 100 seeds."""
     return runs * alpha + 3.1 * np.sqrt(runs * alpha * (1.0 - alpha))
+
+
+def measured_values(scale: float = 1.0, seed: int = 0, spread: float = 0.05) -> Iterator[float]:
+    """An endless stream of measured values with a mean of about `scale`."""
+    generator = np.random.default_rng(seed)
+    while True:
+        yield from (scale * generator.lognormal(0.0, spread, 256)).tolist()

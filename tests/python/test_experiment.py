@@ -1,30 +1,21 @@
-"""`pertoken.experiment`: plans, comparisons and their results, as a user meets them."""
+"""`pertoken.experiment.compare` and `looks`, as a user meets them."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import json
 import random
 from functools import partial
 
 import numpy as np
 import pytest
 
-import pertoken
+from experiment_noise import measured_values as values
 from pertoken import experiment
 from pertoken.errors import ExperimentError
 from pertoken.experiment import Measured, Metric, Plan, Result
 from pertoken.experiment.estimate import MeanGathering
 
 QUICK = {"block_length": 2, "max_seconds": None}
-
-
-def values(scale: float = 1.0, seed: int = 0, spread: float = 0.05):
-    """An endless stream of measured values with a mean of about `scale`."""
-    generator = np.random.default_rng(seed)
-    while True:
-        yield from (scale * generator.lognormal(0.0, spread, 256)).tolist()
 
 
 class VirtualClock:
@@ -45,110 +36,6 @@ class VirtualClock:
             return "dropped"
 
         return run
-
-
-# Plans
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("metrics", ["p99"]),
-        ("metrics", ["mean", "p99"]),
-        ("metrics", [Metric("mean", 0.01, "bytes")]),
-        ("margin", 0.02),
-        ("alpha", 0.01),
-        ("block_length", 7),
-        ("pilot_calls", 300),
-        ("warm_up_calls", 9),
-        ("expected_pairs", 500),
-        ("max_pairs", 500),
-        ("max_seconds", 60),
-        ("max_seconds", None),
-        ("seed", 1),
-    ],
-)
-def test_the_hash_changes_with_every_field(field, value):
-    assert Plan(**{field: value}).hash != Plan().hash
-
-
-def test_every_field_of_a_plan_is_in_its_hash():
-    told = set(Plan().to_dict()) - {"format"}
-    assert told == {field.name for field in dataclasses.fields(Plan)}
-
-
-def test_equal_plans_have_equal_hashes_however_they_are_written():
-    written = Plan(["mean", "p99"], 0.05, max_seconds=60)
-    spelled = Plan((Metric("mean", 0.05), Metric("p99", 0.05)), max_seconds=60.0)
-    assert written == spelled and written.hash == spelled.hash
-    assert Plan().hash == Plan().hash and len(Plan().hash) == 64
-
-
-def test_the_hash_is_the_same_in_every_process_and_version():
-    """A result of today must be checkable later: a new field needs a new format."""
-    assert Plan().hash == "6ff1b62a3bf7c9013d1e8c29a22718ecef0460e593524951957a58b5eda08eb8"
-
-
-def test_a_plan_cannot_be_changed():
-    plan = Plan()
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        plan.alpha = 0.5
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        plan.metrics[0].margin = 0.5
-
-
-def test_a_plan_survives_json():
-    plan = Plan(["mean", Metric("p99.9", 0.5, "latency_ns")], alpha=0.01, block_length=3)
-    again = Plan.from_dict(json.loads(json.dumps(plan.to_dict())))
-    assert again == plan and again.hash == plan.hash
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"metrics": []},
-        {"metrics": "mean"},
-        {"metrics": ["median"]},
-        {"metrics": ["p100"]},
-        {"metrics": ["p10"]},
-        {"metrics": [3]},
-        {"metrics": ["mean", "mean"]},
-        {"metrics": ["p50", "p50.0"]},
-        {"margin": float("nan")},
-        {"margin": 5},
-        {"margin": -1},
-        {"margin": "1%"},
-        {"alpha": 0},
-        {"alpha": 0.9},
-        {"alpha": True},
-        {"block_length": 0},
-        {"block_length": 1.5},
-        {"pilot_calls": 1},
-        {"warm_up_calls": -1},
-        {"expected_pairs": 10},
-        {"max_pairs": 99},
-        {"max_seconds": 0},
-        {"max_seconds": float("inf")},
-        {"seed": -1},
-    ],
-)
-def test_a_plan_that_cannot_be_followed_is_refused_by_field(fields):
-    with pytest.raises(ExperimentError, match=next(iter(fields)).removesuffix("s")):
-        Plan(**fields)
-
-
-@pytest.mark.parametrize("data", [{}, [], {"format": "other"}, {**Plan().to_dict(), "more": 1}])
-def test_what_is_not_a_plan_is_refused(data):
-    with pytest.raises(ExperimentError, match="not a plan"):
-        Plan.from_dict(data)
-
-
-def test_errors_are_those_of_the_package():
-    assert issubclass(pertoken.ExperimentError, pertoken.PertokenError)
-    assert issubclass(pertoken.ExperimentError, ValueError)
-
-
-# Comparisons
 
 
 @pytest.mark.parametrize(("scale", "verdict"), [(1.0, "under"), (1.05, "over"), (0.9, "under")])
@@ -384,71 +271,3 @@ def test_calls_of_different_sizes_are_refused():
 def test_two_variants_of_one_name_are_refused():
     with pytest.raises(ExperimentError, match="names"):
         experiment.compare(values(), values(), names=("same", "same"))
-
-
-# Results
-
-
-@pytest.fixture(scope="module")
-def result() -> Result:
-    plan = Plan(["mean", "p99"], margin=0.3, block_length=8, max_seconds=None)
-    return experiment.compare(values(1, 1), values(1.02, 2), plan, names=("old", "new"))
-
-
-def test_a_result_survives_json_and_carries_the_hash_of_its_plan(result):
-    data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
-    assert data["plan_hash"] == result.plan_hash == result.plan.hash
-    assert Result.from_dict(data) == result
-
-
-def test_a_plan_that_was_changed_afterwards_is_found_out(result):
-    data = result.to_dict()
-    data["plan"]["metrics"][0]["margin"] = 0.5
-    with pytest.raises(ExperimentError, match="hash"):
-        Result.from_dict(data)
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        {"format": "other"},
-        {"verdict": "over"},
-        {"ending": "luck"},
-        {"estimates": []},
-        {"estimates": [{}]},
-        {"names": ["one"]},
-        {"plan_hash": "0"},
-    ],
-)
-def test_what_is_not_a_result_is_refused(result, damage):
-    with pytest.raises(ExperimentError):
-        Result.from_dict({**result.to_dict(), **damage})
-
-
-def test_a_missing_part_of_a_result_is_refused(result):
-    data = result.to_dict()
-    for key in data:
-        with pytest.raises(ExperimentError):
-            Result.from_dict({name: value for name, value in data.items() if name != key})
-
-
-def test_a_result_reads_as_a_sentence_and_as_a_table(result):
-    assert result.line.startswith("UNDER: mean of new ")
-    assert "above old" in result.line and "\n" not in result.line
-    text = str(result)
-    for word in ("old and new", "95 %", "mean", "p99", "30 %", result.plan_hash[:16]):
-        assert word in text
-
-
-def test_a_result_prints_on_a_rich_console(result):
-    from rich.console import Console
-
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(result)
-    assert "under the margin" in console.export_text()
-
-
-def test_an_unknown_metric_is_a_key_error(result):
-    assert result["p99"] is result.estimates[1]
-    with pytest.raises(KeyError, match="p50"):
-        result["p50"]
