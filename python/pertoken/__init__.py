@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pertoken.errors import (
+    ExperimentError,
     FileFormatError,
     HistogramError,
     MergeError,
@@ -24,9 +25,11 @@ from pertoken.errors import (
 )
 
 if TYPE_CHECKING:
+    from pertoken import experiment
     from pertoken.clock_sync import synchronize_clocks
     from pertoken.histogram import Histogram
     from pertoken.merging import merge
+    from pertoken.overhead_measurement import measure_overhead
     from pertoken.recording import Recording, profile
     from pertoken.result import Profile
     from pertoken.scopes import request, span, step
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from pertoken.version import __version__
 
 __all__ = [
+    "ExperimentError",
     "FileFormatError",
     "Histogram",
     "HistogramError",
@@ -49,7 +53,9 @@ __all__ = [
     "TotalsError",
     "UnsupportedTensorError",
     "__version__",
+    "experiment",
     "load",
+    "measure_overhead",
     "merge",
     "profile",
     "request",
@@ -66,6 +72,7 @@ _HOMES = {
     "Totals": "totals",
     "__version__": "version",
     "load": "storage",
+    "measure_overhead": "overhead_measurement",
     "merge": "merging",
     "profile": "recording",
     "request": "scopes",
@@ -73,10 +80,13 @@ _HOMES = {
     "step": "scopes",
     "synchronize_clocks": "clock_sync",
 }
+_PACKAGES = {"experiment"}
 
 
 def __getattr__(name: str) -> Any:
     """Finds a public name in its module."""
+    if name in _PACKAGES:
+        return import_module(f"pertoken.{name}")
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'pertoken' has no attribute {name!r}")

@@ -11,6 +11,10 @@ class PertokenError(Exception):
     """Base of all errors raised on purpose by this package."""
 
 
+class ExperimentError(PertokenError, ValueError):
+    """A plan or a measurement of an experiment is not of a form that can be tested."""
+
+
 class FileFormatError(PertokenError):
     """A file is not a profile that this version can read."""
 

@@ -7,7 +7,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from pertoken import overhead
+from pertoken import record_costs
 from pertoken.quantity import count_text, duration_text, plural_text
 from pertoken.schema import STEP_KINDS
 
@@ -62,10 +62,10 @@ def _losses_text(counts: dict[str, Any], faults: int) -> str:
 def _cost_text(counts: dict[str, Any]) -> str:
     if not counts["step_ns"]:
         return "no step has ended, so its cost is not known yet"
-    costs = overhead.record_costs()
+    costs = record_costs.record_costs()
     if costs is None:
         return "its cost is not known: no recording is free to measure with"
-    percent = overhead.estimated_ns(counts, costs) / counts["step_ns"] * 100
+    percent = record_costs.estimated_ns(counts, costs) / counts["step_ns"] * 100
     number = f"{percent:.2g}" if percent < 10 else f"{percent:,.0f}"
     return f"costs about {number} % of the steps' time (an estimate)"
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 from requirements_check import require
@@ -180,3 +181,15 @@ def test_rounds_of_several_comparisons_alternate(module: Any) -> None:
     paired.run_rounds(comparisons, rounds=3, advance=lambda share: None)
     assert "".join(order) == "aabb" * (3 + paired.WARM_UP_ROUNDS)
     assert comparisons[0].estimates()["nothing again"]["ratio"]["count"] == 3
+
+
+def test_the_table_of_power_has_what_was_simulated(module: Any) -> None:
+    power = module("experiment_power")
+    needed = power.power(runs=20, longest=400)
+    for cases in needed.values():
+        assert {pairs.shape for pairs in cases.values()} == {(20,)}
+    near, far = needed["mean"]["0.5 %"], needed["p99"]["50 %, tail 10"]
+    assert not np.isfinite(near).all() and np.isfinite(far).all()
+    table = power.table(needed)
+    assert "| mean | 0.5 % | more than simulated | more than simulated |" in table
+    assert table.count("\n") == 1 + sum(map(len, needed.values()))

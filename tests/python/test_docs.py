@@ -175,6 +175,18 @@ def test_the_snippets_of_the_page_of_engines_run(capsys: pytest.CaptureFixture[s
     assert "['prefill', 'mixed'] [2, 1]" in capsys.readouterr().out
 
 
+def test_the_snippets_of_the_page_of_experiments_run_in_order(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names: dict[str, Any] = {}
+    for number, code in enumerate(blocks("docs/experiments.md", "python")):
+        exec(compile(code, f"docs/experiments.md, block {number}", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "change of new against old" in printed
+    assert "20 pairs of 2 + 2 blocks" in printed
+    assert "mean of on " in printed
+
+
 def test_the_queries_of_the_trace_page_run_in_perfetto(tmp_path: Path) -> None:
     profile = synthetic_profile(requests=2, tokens=6, layers=2)
     profile.export_chrome_trace(tmp_path / "trace.json")

@@ -16,9 +16,9 @@ import pytest
 import models
 import pertoken
 from odd_modules import Stack, numbers, seeded
-from pertoken import _native, overhead, status
+from pertoken import _native, record_costs, status
 from pertoken.errors import SelectionError
-from pertoken.overhead import RecordCosts, estimated_ns
+from pertoken.record_costs import RecordCosts, estimated_ns
 from test_processes import in_child
 
 
@@ -62,7 +62,7 @@ def test_the_cost_is_a_plain_number(
     monkeypatch: pytest.MonkeyPatch, span_ns: float, shown: str
 ) -> None:
     counts = {"steps": [1], "spans": 2, "drain_cpu_ns": 0, "step_ns": 10_000_000}
-    monkeypatch.setattr(overhead, "_costs", RecordCosts(span_ns, 0.0))
+    monkeypatch.setattr(record_costs, "_costs", RecordCosts(span_ns, 0.0))
     assert status._cost_text(counts).startswith(f"costs about {shown}")
 
 
@@ -130,20 +130,20 @@ def test_the_estimate_is_the_sum_of_its_parts() -> None:
 def test_the_costs_are_measured_once_and_leave_no_recording_running(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(overhead, "_costs", None)
-    costs = overhead.record_costs()
-    assert costs is not None and overhead.record_costs() is costs
+    monkeypatch.setattr(record_costs, "_costs", None)
+    costs = record_costs.record_costs()
+    assert costs is not None and record_costs.record_costs() is costs
     assert costs.span_ns >= 0 and costs.step_ns > 0
     recordings = [pertoken.profile(seeded(Stack)) for _ in range(_native.MAX_RECORDERS)]
     for recording in recordings:
         recording.start()  # as many as can run
-    monkeypatch.setattr(overhead, "_costs", None)
-    assert overhead.record_costs() is None
+    monkeypatch.setattr(record_costs, "_costs", None)
+    assert record_costs.record_costs() is None
     recordings[0].model(numbers())
     assert "cost is not known" in recordings[0].status()
     for recording in recordings:
         recording.stop()
-    assert overhead.record_costs() is not None
+    assert record_costs.record_costs() is not None
 
 
 @pytest.mark.parametrize("interval", [0, -1, math.nan, math.inf, 1e30])

@@ -18,6 +18,7 @@ COMMANDS = {
     "doctor": "Say how pertoken was built and what it finds here.",
     "export": "Turn a saved profile into another format.",
     "merge": "Join the profiles of several processes, and name stragglers.",
+    "overhead": "Prove whether recording a model stays within a budget.",
     "run": "Run a script and profile the models in it.",
     "summary": "Print the summary of a saved profile.",
 }
@@ -81,5 +82,6 @@ def _one_line(error: Exception) -> str:
 def main(debug: bool) -> None:
     """Per-token profiling of LLM inference in PyTorch.
 
-    Exit codes: 0 when all went well, 1 for an error, 2 for wrong usage, 130 when interrupted.
+    Exit codes: 0 when all went well, 1 for an error, 2 for wrong usage, 130 when interrupted;
+    `overhead` has others besides.
     """

@@ -83,7 +83,7 @@ def _measure() -> RecordCosts:
 
 
 def _root(inner: Callable[..., Any], recorder: Any, site: int) -> Any:
-    state: ContextVar[Any] = ContextVar("pertoken_overhead")
+    state: ContextVar[Any] = ContextVar("pertoken_record_costs")
     return _native.RootCall(inner, recorder, site, state, [(0, "input_ids", 0)], False, True, 0)
 
 

@@ -1,0 +1,247 @@
+"""The outcome of an experiment, with the plan that it followed; immutable and serialisable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from pertoken.errors import ExperimentError
+from pertoken.experiment.estimate import Estimate
+from pertoken.experiment.plan import Metric, Plan, Verdict, require_format
+from pertoken.quantity import count_text, plural_text
+from pertoken.summary_block import Block
+
+if TYPE_CHECKING:
+    import rich.console
+
+FORMAT = "pertoken.experiment.result/1"
+
+Ending = Literal["verdict", "max_pairs", "max_seconds", "end of data"]
+
+_ENDINGS = {
+    "verdict": "",
+    "max_pairs": "ended at max_pairs",
+    "max_seconds": "ended at max_seconds",
+    "end of data": "ended with the data",
+    None: "not ended",
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an experiment has found so far. It holds at whichever look it was taken.
+
+    Attributes:
+        plan: what was fixed beforehand.
+        names: what a and b are called.
+        estimates: one for each metric, in the order of the plan.
+        pairs: of blocks that were compared.
+        block_length: calls in a block; a pair has two blocks of each variant.
+        autocorrelation_time: of the calls in the pilot, in calls; None: not measured.
+        seconds: since the experiment began, its pilot included.
+        ending: why it ended: ``"verdict"``, ``"max_pairs"``, ``"max_seconds"`` or ``"end of
+            data"``; None while it goes on.
+        notes: what else must be known to read the numbers.
+    """
+
+    plan: Plan
+    names: tuple[str, str]
+    estimates: tuple[Estimate, ...]
+    pairs: int
+    block_length: int
+    autocorrelation_time: float | None
+    seconds: float
+    ending: Ending | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """``"over"`` when a metric is over its margin, ``"under"`` when all are under theirs."""
+        verdicts = {estimate.verdict for estimate in self.estimates}
+        if "over" in verdicts:
+            return "over"
+        return "under" if verdicts == {"under"} else "undecided"
+
+    @property
+    def plan_hash(self) -> str:
+        """The hash of the plan."""
+        return self.plan.hash
+
+    def __getitem__(self, metric: str) -> Estimate:
+        """The estimate of a metric by its name, such as ``"mean"``; KeyError if there is none."""
+        for estimate in self.estimates:
+            if estimate.metric.name == metric:
+                return estimate
+        raise KeyError(metric)
+
+    def ended_by(self, ending: Ending | None) -> Result:
+        """The same with why it ended."""
+        return replace(self, ending=ending)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, fit for JSON, the plan and its hash included."""
+        data: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            "format": FORMAT,
+            **data,
+            "plan": self.plan.to_dict(),
+            "plan_hash": self.plan.hash,
+            "verdict": self.verdict,
+            "names": list(self.names),
+            "estimates": [asdict(estimate) for estimate in self.estimates],
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Result:
+        """The result that `to_dict` told of.
+
+        Raises:
+            ExperimentError: it is not a result of this version, or its plan is not the one whose
+                hash it carries.
+        """
+        require_format(data, FORMAT, "result")
+        try:
+            plan = Plan.from_dict(data["plan"])
+            if plan.hash != data["plan_hash"]:
+                raise ExperimentError(
+                    "the plan of this result is not the one that its hash was made from"
+                )
+            given = {field.name: data[field.name] for field in fields(cls)}
+            first, second = given["names"]
+            estimates = tuple(
+                Estimate(**{**estimate, "metric": Metric(**estimate["metric"])})
+                for estimate in given["estimates"]
+            )
+            result = cls(
+                **{
+                    **given,
+                    "plan": plan,
+                    "names": (first, second),
+                    "estimates": estimates,
+                    "notes": tuple(given["notes"]),
+                }
+            )
+            verdict = data["verdict"]
+        except ExperimentError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ExperimentError(f"not a result: it cannot be read ({error!r})") from error
+        if [estimate.metric for estimate in estimates] != list(plan.metrics):
+            raise ExperimentError("not a result: its metrics are not those of its plan")
+        if result.ending is not None and result.ending not in get_args(Ending):
+            raise ExperimentError(f"not a result: it ended by {result.ending!r}")
+        if verdict != result.verdict:
+            raise ExperimentError("not a result: its verdict does not follow from its estimates")
+        return result
+
+    @property
+    def line(self) -> str:
+        """One line for a person: verdict, intervals, and how they were obtained."""
+        told = "; ".join(_estimate_text(estimate, *self.names) for estimate in self.estimates)
+        return f"{self.verdict.upper()}: {told}. {self._pairs_text()}."
+
+    @property
+    def progress_line(self) -> str:
+        """The intervals so far, in a few words."""
+        told = ", ".join(
+            f"{estimate.metric.of} {_interval(estimate)}" for estimate in self.estimates
+        )
+        return f"{plural_text(self.pairs, 'pair')}: {told}"
+
+    def __str__(self) -> str:
+        """The summary for a person, without colour."""
+        from pertoken.summary_text import blocks_text
+
+        return blocks_text([self.block()])
+
+    def __rich__(self) -> rich.console.RenderableType:
+        """The same on a rich console."""
+        from pertoken.summary_text import rich_group
+
+        return rich_group([self.block()])
+
+    def block(self) -> Block:
+        """A title, a row for each metric, and what must be known beside it."""
+        a, b = self.names
+        confidence = _percent(1.0 - self.plan.alpha)
+        lines = [
+            f"change of {b} against {a}; all intervals hold together, at every look, "
+            f"with {confidence}",
+            self._pairs_text(),
+            *self.notes,
+            *(
+                f"{estimate.metric.name}: intervals of different times contradict each other; "
+                "what was measured has changed meanwhile"
+                for estimate in self.estimates
+                if estimate.contradictory
+            ),
+            f"plan {self.plan_hash[:16]}",
+        ]
+        rows = tuple(
+            (
+                estimate.metric.name,
+                _change(estimate.change),
+                _interval(estimate),
+                _percent(estimate.metric.margin),
+                estimate.verdict,
+            )
+            for estimate in self.estimates
+        )
+        return Block(
+            f"{a} and {b}: {_VERDICTS[self.verdict]}",
+            tuple(lines),
+            ("metric", "change", "interval", "margin", "verdict"),
+            rows,
+            frozenset({"change", "margin"}),
+        )
+
+    def _pairs_text(self) -> str:
+        length = plural_text(self.block_length, "call")
+        parts = [
+            f"{plural_text(self.pairs, 'pair')} of 2 + 2 blocks of {length}",
+            f"{self.seconds:.3g} s",
+        ]
+        if self.autocorrelation_time is not None:
+            parts.append(f"autocorrelation time {self.autocorrelation_time:.2g} calls")
+        if _ENDINGS[self.ending]:
+            parts.append(_ENDINGS[self.ending])
+        return ", ".join(parts)
+
+
+_VERDICTS = {"under": "under the margin", "over": "over the margin", "undecided": "undecided"}
+
+
+def _estimate_text(estimate: Estimate, a: str, b: str) -> str:
+    change = estimate.change
+    if change is None:
+        told = f"{estimate.metric.name} of {b} against {a} not known"
+    else:
+        direction = "above" if change >= 0 else "below"
+        told = f"{estimate.metric.name} of {b} {_percent(abs(change))} {direction} {a}"
+    margin = _percent(estimate.metric.margin)
+    return f"{told} ({_interval(estimate)}; margin {margin}: {estimate.verdict})"
+
+
+def _interval(estimate: Estimate) -> str:
+    if estimate.low is None and estimate.high is None:
+        return "anything"
+    if estimate.low is None:
+        return f"at most {_change(estimate.high)}"
+    if estimate.high is None:
+        return f"at least {_change(estimate.low)}"
+    return f"{_change(estimate.low)} to {_change(estimate.high)}"
+
+
+def _change(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{'+' if value >= 0 else '-'}{_percent(abs(value))}"
+
+
+def _percent(value: float) -> str:
+    share = value * 100.0
+    if abs(share) >= 1000.0:
+        return f"{count_text(round(share))} %"
+    return f"{share:.3g} %"

@@ -1,0 +1,179 @@
+"""`measure_overhead`: an experiment in which only the recording differs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from pertoken.errors import ExperimentError
+from pertoken.experiment.comparison import variant_looks
+from pertoken.experiment.observations import Call, Clock, TimedCalls
+from pertoken.experiment.plan import Plan
+from pertoken.experiment.result import Result
+from pertoken.random_state import RandomState
+from pertoken.recording import Recording, profile
+
+if TYPE_CHECKING:
+    import torch
+
+    from pertoken.selection import ModuleSelection
+
+NAMES = ("off", "on")
+_MEMORY_LIMIT_BYTES = 32 << 20
+
+
+def measure_overhead(
+    model: torch.nn.Module,
+    run: Callable[[], object],
+    *,
+    modules: ModuleSelection = "layers",
+    budget: float = 0.01,
+    plan: Plan | None = None,
+    on_look: Callable[[Result], object] | None = None,
+    clock: Clock = time.perf_counter_ns,
+) -> Result:
+    """Tests whether recording a model costs more than a budget, on this machine, with this run.
+
+    `run` is called again and again in this process, in randomised blocks with the recording on and
+    off, until it can be told on which side of the budget the cost is. Each call begins with the
+    same state of the random generators, so that all of them do the same work; afterwards the
+    state is what it was before. Nothing remains in the model.
+
+    Args:
+        model: what would be given to `profile`.
+        run: runs the model once, such as ``lambda: model.generate(**inputs, max_new_tokens=32)``.
+            Its call is timed; or it returns `experiment.Measured` with nanoseconds, of each of its
+            steps for instance. What else it returns is dropped.
+        modules: as `profile` takes it.
+        budget: the margin, as a share of the time without a recording. A `plan` has its own.
+        plan: another plan than "the mean, within `budget`".
+        on_look: called with the result so far after every pair of blocks, outside what is timed.
+        clock: nanoseconds.
+
+    Returns:
+        The result; `names` are ``("off", "on")``. A change of 0.004 is an overhead of 0.4 %. What
+        is left to be drained at the end of a block counts to its calls, in equal parts.
+
+    Raises:
+        ExperimentError: `PERTOKEN=0` switches recording off, or the plan cannot be followed.
+        SelectionError: `model` or `modules` is not what `profile` takes.
+        RecordingStateError: as many recordings run as a process can hold.
+    """
+    last = None
+    for last in overhead_looks(
+        model, run, modules=modules, plan=plan or Plan(margin=budget), clock=clock
+    ):
+        if on_look is not None:
+            on_look(last)
+    assert last is not None
+    return last
+
+
+def overhead_looks(
+    model: torch.nn.Module,
+    run: Callable[[], object],
+    *,
+    modules: ModuleSelection,
+    plan: Plan,
+    clock: Clock = time.perf_counter_ns,
+) -> Iterator[Result]:
+    """As `measure_overhead`, giving the result after every pair."""
+    if not callable(run):
+        raise ExperimentError("run: give a callable without arguments that runs the model once")
+    recording = profile(model, modules=modules, memory_limit_bytes=_MEMORY_LIMIT_BYTES)
+    if not recording.enabled:
+        raise ExperimentError("PERTOKEN=0 switches recording off: unset it to measure its cost")
+    own = RandomState()
+    variants = (
+        _Runs(run, NAMES[0], clock, own),
+        _RecordedRuns(run, NAMES[1], clock, own, recording),
+    )
+    running = variant_looks(
+        variants, plan, names=NAMES, clock=clock, notes=lambda: _loss_notes(recording)
+    )
+    while True:
+        try:
+            look = next(running, None)
+        finally:
+            own.restore()  # each time the caller's own code goes on
+        if look is None:
+            return
+        yield look
+
+
+class _Runs:
+    """Calls of the run, each from the same state of the random generators."""
+
+    def __init__(
+        self, run: Callable[[], object], name: str, clock: Clock, state: RandomState
+    ) -> None:
+        self._state = state
+        self._calls = TimedCalls(lambda: _finished(run()), name, clock)
+
+    def calls(self, count: int) -> list[Call]:
+        """Makes so many calls after one that pays for the switch and does not count."""
+        self._call()
+        return [self._call() for _ in range(count)]
+
+    def _call(self) -> Call:
+        self._state.restore()
+        return self._calls.calls(1)[0]
+
+
+class _RecordedRuns(_Runs):
+    """The same while a recording runs, which is started and stopped outside what is timed."""
+
+    def __init__(
+        self,
+        run: Callable[[], object],
+        name: str,
+        clock: Clock,
+        state: RandomState,
+        recording: Recording,
+    ) -> None:
+        super().__init__(run, name, clock, state)
+        self._recording = recording
+        self._clock = clock
+
+    def calls(self, count: int) -> list[Call]:
+        """Makes so many calls; what is left to drain counts as if the model had waited for it."""
+        recorder = self._recording.recorder
+        with self._recording:
+            self._call()
+            recorder.drain()
+            taken = [self._call() for _ in range(count)]
+            start_ns = self._clock()
+            recorder.drain()
+            drain_ns = self._clock() - start_ns
+        # The thread that drains may be in its last round: the other's block does not wait for it.
+        recorder.drain()
+        return [_with_added(call, drain_ns / max(count, 1)) for call in taken]
+
+
+def _with_added(call: Call, added_ns: float) -> Call:
+    """The call with so much more time, in equal parts of the values of each quantity."""
+    return {quantity: values + added_ns / len(values) for quantity, values in call.items()}
+
+
+def _finished(returned: Any) -> Any:
+    """What a run returned, once the GPU has finished it."""
+    torch = sys.modules["torch"]
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return returned
+
+
+def _loss_notes(recording: Recording) -> list[str]:
+    """What was not recorded cost nothing: then less was measured than was asked."""
+    counts = recording.recorder.status()
+    faults = counts["faults"] + sum(recording.faults.values())
+    notes = []
+    if counts["records_dropped"]:
+        notes.append(f"{counts['records_dropped']} records were dropped, whose cost is missing")
+    if faults:
+        notes.append(f"{faults} faults while recording: the cost may be another without them")
+    if not sum(counts["steps"]):
+        notes.append("run() never called the model: what was measured is not the cost of recording")
+    return notes

@@ -1,0 +1,80 @@
+"""Results of experiments: as text, as JSON, and with the plan that they followed."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+
+from experiment_noise import measured_values
+from pertoken import experiment
+from pertoken.errors import ExperimentError
+from pertoken.experiment import Plan, Result
+
+
+@pytest.fixture(scope="module")
+def result() -> Result:
+    plan = Plan(["mean", "p99"], margin=0.3, block_length=8, max_seconds=None)
+    return experiment.compare(
+        measured_values(1, 1), measured_values(1.02, 2), plan, names=("old", "new")
+    )
+
+
+def test_a_result_survives_json_and_carries_the_hash_of_its_plan(result):
+    data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert data["plan_hash"] == result.plan_hash == result.plan.hash
+    assert Result.from_dict(data) == result
+
+
+def test_a_plan_that_was_changed_afterwards_is_found_out(result):
+    data = result.to_dict()
+    data["plan"]["metrics"][0]["margin"] = 0.5
+    with pytest.raises(ExperimentError, match="hash"):
+        Result.from_dict(data)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"format": "other"},
+        {"verdict": "over"},
+        {"ending": "luck"},
+        {"estimates": []},
+        {"estimates": [{}]},
+        {"names": ["one"]},
+        {"plan_hash": "0"},
+    ],
+)
+def test_what_is_not_a_result_is_refused(result, damage):
+    with pytest.raises(ExperimentError):
+        Result.from_dict({**result.to_dict(), **damage})
+
+
+def test_a_missing_part_of_a_result_is_refused(result):
+    data = result.to_dict()
+    for key in data:
+        with pytest.raises(ExperimentError):
+            Result.from_dict({name: value for name, value in data.items() if name != key})
+
+
+def test_a_result_reads_as_a_sentence_and_as_a_table(result):
+    assert result.line.startswith("UNDER: mean of new ")
+    assert "above old" in result.line and "\n" not in result.line
+    text = str(result)
+    for word in ("old and new", "95 %", "mean", "p99", "30 %", result.plan_hash[:16]):
+        assert word in text
+
+
+def test_a_result_prints_on_a_rich_console(result):
+    from rich.console import Console
+
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(result)
+    assert "under the margin" in console.export_text()
+
+
+def test_an_unknown_metric_is_a_key_error(result):
+    assert result["p99"] is result.estimates[1]
+    with pytest.raises(KeyError, match="p50"):
+        result["p50"]
