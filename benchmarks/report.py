@@ -325,9 +325,15 @@ def _load(path: Path) -> Results:
 
 
 def main() -> None:
-    """Writes the page."""
+    """Writes the page, and the picture on it."""
     source = newest_results()
-    PAGE.write_text(render(_load(source), source.name))
+    results = _load(source)
+    PAGE.write_text(render(results, source.name))
+    peers = results["benchmarks"].get("peers")
+    if peers is None:
+        PICTURE.unlink(missing_ok=True)
+    else:
+        PICTURE.write_text(peers_report.picture(peers))
     print(f"Written: {PAGE}, from {source.name}")
 
 
