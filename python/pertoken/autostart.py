@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _search: ModelSearch | None = None
 _options: AutostartOptions | None = None
+_was_called = False
 
 
 def start() -> None:
@@ -29,10 +30,11 @@ def start() -> None:
 
     Never raises: what is wrong becomes one line on stderr, and the program runs unprofiled.
     """
-    global _options
+    global _options, _was_called
     text = os.environ.get(VARIABLE, "")
-    if _options is not None or text in ("", "0") or os.environ.get("PERTOKEN") == "0":
+    if _was_called or text in ("", "0") or os.environ.get("PERTOKEN") == "0":
         return
+    _was_called = True  # an environment may name the folder of the `.pth` file twice
     try:
         _options = AutostartOptions.parse(text).resolved()
         os.environ[VARIABLE] = _options.for_children().text()

@@ -1,7 +1,7 @@
 """`pertoken run` and PERTOKEN_PROFILE, with real scripts in real processes.
 
-The package is not installed here, so where no `pertoken run` is in front, a `sitecustomize` reads
-the `.pth` file of the source tree, as the interpreter does where the package is installed.
+Where the package is not installed, as in a source tree, a `sitecustomize` reads the tree's `.pth`
+file for processes that have no `pertoken run` in front, as the interpreter does where it is.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import site
 import subprocess
 import sys
 import textwrap
@@ -19,8 +20,13 @@ import pytest
 
 import pertoken
 
-ROOT = Path(__file__).resolve().parents[2]
-AUTOSTART = ROOT / "python" / "pertoken_autostart.pth"
+AUTOSTART = Path(pertoken.__file__).resolve().parents[1] / "pertoken_autostart.pth"
+IS_INSTALLED = AUTOSTART.parent in [Path(folder).resolve() for folder in site.getsitepackages()]
+SITECUSTOMIZE = (
+    "import site\n"
+    if IS_INSTALLED
+    else f"import site; site.addsitedir({str(AUTOSTART.parent)!r})\n"
+)
 RUN = (sys.executable, "-m", "pertoken", "run")
 
 # A model of plain PyTorch: quick to import, and without generate().
@@ -45,12 +51,11 @@ def run(times):
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to run in, with a `sitecustomize` beside it that reads the `.pth` file."""
-    site = tmp_path / "site"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(
-        f"import site; site.addsitedir({str(AUTOSTART.parent)!r})\n"
-    )
-    paths = [str(site), str(AUTOSTART.parent), os.environ.get("PYTHONPATH", "")]
+    place = tmp_path / "site"
+    place.mkdir()
+    (place / "sitecustomize.py").write_text(SITECUSTOMIZE)
+    tree = "" if IS_INSTALLED else str(AUTOSTART.parent)
+    paths = [str(place), tree, os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
     monkeypatch.delenv("PERTOKEN_PROFILE", raising=False)
     work = tmp_path / "work"
@@ -244,21 +249,22 @@ def test_worker_processes_write_files_of_their_own(
     assert done.stderr.count("Latency") == 2  # of the script itself
 
 
+@pytest.mark.skipif(IS_INSTALLED, reason="pertoken is installed here: it starts by its .pth file")
 def test_workers_inherit_where_the_package_is_not_installed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site = folder.parent / "theirs"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text("import builtins; builtins.theirs = __file__\n")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), str(AUTOSTART.parent)]))
+    theirs = folder.parent / "theirs"
+    theirs.mkdir()
+    (theirs / "sitecustomize.py").write_text("import builtins; builtins.theirs = __file__\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(theirs), str(AUTOSTART.parent)]))
     code = TINY + "run(2)\nassert theirs.startswith(sys.argv[1])\n"
     write("parent.py", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r},"
           " sys.argv[1]], check=True); print(theirs, *sys.path[1:3])\n")  # fmt: skip
-    done = execute(*RUN, "parent.py", str(site))
+    done = execute(*RUN, "parent.py", str(theirs))
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [
-        str(site / "sitecustomize.py"),
-        str(site),
+        str(theirs / "sitecustomize.py"),
+        str(theirs),
         str(AUTOSTART.parent),
     ]
     assert step_counts(folder) == [2]
@@ -324,7 +330,7 @@ def test_without_the_variable_an_interpreter_imports_nothing_more(folder: Path) 
     assert {name for name in modules_at_start(folder) if name.startswith("pertoken")} == set()
     (folder.parent / "site" / "sitecustomize.py").write_text("import site\n")
     plain = modules_at_start(folder)
-    write("../site/sitecustomize.py", f"import site; site.addsitedir({str(AUTOSTART.parent)!r})\n")
+    write("../site/sitecustomize.py", SITECUSTOMIZE)
     assert modules_at_start(folder) == plain
     assert modules_at_start(folder, PERTOKEN_PROFILE="") == plain
     assert modules_at_start(folder, PERTOKEN_PROFILE="x", PERTOKEN="0") == plain
