@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,11 +26,18 @@ STACK_SITES += ["layers.1.attn", "layers.1.mlp", "head"]
 
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> Iterator[None]:
-    """No code and no counts of other tests, and room for every shape of a generate."""
+    """No code and no counts of other tests, and room for every shape of a generate.
+
+    The garbage collector runs finalizers of what other tests left, and the compiler counts them as
+    frames where it happens to run them.
+    """
     torch._dynamo.reset()
     counters.clear()
+    gc.collect()
+    gc.disable()
     with torch._dynamo.config.patch(recompile_limit=64), torch.no_grad():
         yield
+    gc.enable()
     torch._dynamo.reset()
 
 
