@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 import torch._dynamo
 from torch import nn
-from torch._dynamo.utils import counters
+from torch._dynamo.utils import clear_compilation_metrics, counters, get_compilation_metrics
 from transformers import CompileConfig
 
 import invariants
@@ -26,34 +25,35 @@ STACK_SITES += ["layers.1.attn", "layers.1.mlp", "head"]
 
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> Iterator[None]:
-    """No code and no counts of other tests, and room for every shape of a generate.
-
-    The garbage collector runs finalizers of what other tests left, and the compiler counts them as
-    frames where it happens to run them.
-    """
-    torch._dynamo.reset()
-    counters.clear()
-    gc.collect()
-    gc.disable()
+    """No code and no counts of other tests, and room for every shape of a generate."""
+    forget_compiled()
     with torch._dynamo.config.patch(recompile_limit=64), torch.no_grad():
         yield
-    gc.enable()
     torch._dynamo.reset()
 
 
-def compiler_counts() -> dict[str, dict[str, int]]:
-    """Graphs, frames and breaks so far."""
-    return {
-        name: dict(counters[name]) for name in ("stats", "frames", "graph_break", "unimplemented")
-    }
-
-
-def observe(run: Callable[[bool], Any]) -> tuple[Any, dict[str, dict[str, int]]]:
-    """What ``run(recorded)`` returns for the control, and what the compiler did in it."""
+def forget_compiled() -> None:
+    """Drops what was compiled, and the counts of it."""
     torch._dynamo.reset()
     counters.clear()
-    result = run()
-    return result, compiler_counts()
+    clear_compilation_metrics()
+
+
+def compiler_counts() -> dict[str, Any]:
+    """Graphs, calls and breaks so far, and the frames with a graph: what, how often compiled, why.
+
+    A frame without a graph is no doing of the model: a finalizer of something that died while the
+    compiler was looking is one too, and whether one does is chance.
+    """
+    counts: dict[str, Any] = {
+        name: dict(counters[name]) for name in ("stats", "graph_break", "unimplemented")
+    }
+    counts["frames"] = [
+        (frame.co_name, frame.co_firstlineno, frame.cache_size, frame.graph_op_count)
+        for frame in get_compilation_metrics()
+        if frame.graph_op_count or frame.fail_type
+    ]
+    return counts
 
 
 class Calls:
@@ -63,7 +63,7 @@ class Calls:
         self._call = call
         self._count = count
         self.outputs: list[Any] = []
-        self.counts: list[dict[str, dict[str, int]]] = []
+        self.counts: list[dict[str, Any]] = []
 
     def phase(self) -> None:
         for _ in range(self._count):
@@ -124,8 +124,7 @@ def compare(
     """
     held = []
     for recorded in (False, True):
-        torch._dynamo.reset()
-        counters.clear()
+        forget_compiled()
         model = seeded(make)
         compiled = way(model, backend) if when == "before" else None
         calls = Calls(lambda: (model if compiled is None else compiled)(inputs()))  # noqa: B023
@@ -334,13 +333,11 @@ def generate_phases(model: Any, run: Any, **kwargs: Any) -> tuple[Calls, Any]:
 
 
 def control_phases(run: Any, **kwargs: Any) -> Calls:
-    torch._dynamo.reset()
-    counters.clear()
+    forget_compiled()
     calls = Calls(lambda: run.generate(models.prompt(), max_new_tokens=4, **kwargs), count=2)
     for _ in range(3):
         calls.phase()
-    torch._dynamo.reset()
-    counters.clear()
+    forget_compiled()
     return calls
 
 
