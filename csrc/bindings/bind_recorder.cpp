@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/bind_totals.h"
+#include "bindings/cache_length.h"
 #include "bindings/module.h"
 #include "bindings/request_numbers.h"
 #include "bindings/scope.h"
@@ -97,6 +98,19 @@ void bind_recorder(py::module_& m) {
     }
     return names;
   });
+  m.def(
+      "set_known_cache",
+      [](const py::function& cache_function, const py::function& layer_function) {
+        set_known_cache(cache_function.ptr(), layer_function.ptr());
+      },
+      py::arg("cache_function"), py::arg("layer_function"));
+  m.def(
+      "cache_length",
+      [](const py::object& cache) {
+        bool failed = false;
+        return cache_length(cache.ptr(), failed);
+      },
+      py::arg("cache"));
   m.def("unix_time_ns", &unix_time_ns);
   m.attr("MAX_RECORDERS") = kMaxRecorders;
   if (!add_request_number_types(m.ptr()) || !add_scope_types(m.ptr()) ||

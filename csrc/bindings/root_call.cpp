@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <new>
 
+#include "bindings/cache_length.h"
 #include "bindings/generation_state.h"
 #include "bindings/request_numbers.h"
 #include "bindings/span_call.h"

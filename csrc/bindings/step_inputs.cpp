@@ -6,35 +6,17 @@
 #include <cstring>
 #include <new>
 
+#include "bindings/owned.h"
 #include "core/record.h"
 
 namespace pertoken::bindings {
 
 namespace {
 
-// An owned reference, released at the end of the scope. What is asked of the arguments may run
-// Python code; when the interpreter ends meanwhile, it ends a daemon thread there by unwinding its
-// stack, without the GIL: the reference is then left to the end of the process.
-class Owned {
- public:
-  explicit Owned(PyObject* object) : object_(object) {}
-  ~Owned() {
-    if (object_ != nullptr && PyGILState_Check()) Py_DECREF(object_);
-  }
-  Owned(const Owned&) = delete;
-  Owned& operator=(const Owned&) = delete;
-  PyObject* get() const { return object_; }
-  explicit operator bool() const { return object_ != nullptr; }
-
- private:
-  PyObject* object_;
-};
-
 struct Names {
   PyObject* shape = PyUnicode_InternFromString("shape");
   PyObject* dtype = PyUnicode_InternFromString("dtype");
   PyObject* is_floating_point = PyUnicode_InternFromString("is_floating_point");
-  PyObject* get_seq_length = PyUnicode_InternFromString("get_seq_length");
   PyObject* is_cpu = PyUnicode_InternFromString("is_cpu");
   PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
   PyObject* stride = PyUnicode_InternFromString("stride");
@@ -45,21 +27,6 @@ struct Names {
 const Names& names() {
   static const Names instance;
   return instance;
-}
-
-// The shape as a tuple of up to `limit` sizes; the number of dimensions, -1 when there is none.
-Py_ssize_t read_shape(PyObject* tensor, int64_t* sizes, Py_ssize_t limit) {
-  const Owned shape(PyObject_GetAttr(tensor, names().shape));
-  if (!shape) {
-    discard_error();
-    return -1;
-  }
-  if (!PyTuple_Check(shape.get())) return -1;
-  const Py_ssize_t dims = PyTuple_GET_SIZE(shape.get());
-  for (Py_ssize_t i = 0; i < dims && i < limit; ++i) {
-    sizes[i] = integer_argument(PyTuple_GET_ITEM(shape.get(), i), -1);
-  }
-  return dims;
 }
 
 bool is_floating(PyObject* tensor) {
@@ -177,6 +144,20 @@ void discard_error() {
   Py_XDECREF(traceback);
 }
 
+Py_ssize_t read_shape(PyObject* tensor, int64_t* sizes, Py_ssize_t limit) {
+  const Owned shape(PyObject_GetAttr(tensor, names().shape));
+  if (!shape) {
+    discard_error();
+    return -1;
+  }
+  if (!PyTuple_Check(shape.get())) return -1;
+  const Py_ssize_t dims = PyTuple_GET_SIZE(shape.get());
+  for (Py_ssize_t i = 0; i < dims && i < limit; ++i) {
+    sizes[i] = integer_argument(PyTuple_GET_ITEM(shape.get(), i), -1);
+  }
+  return dims;
+}
+
 ForwardSignature::~ForwardSignature() {
   for (auto& places : places_) {
     for (ArgumentPlace& place : places) Py_DECREF(place.keyword);
@@ -244,27 +225,6 @@ int64_t integer_argument(PyObject* value, int64_t otherwise) {
     return otherwise;
   }
   return number;
-}
-
-int64_t cache_length(PyObject* cache, bool& failed) {
-  if (PyTuple_Check(cache)) {  // the older form: a tuple a layer of (rows, heads, length, width)
-    PyObject* value = cache;
-    while (PyTuple_Check(value) && PyTuple_GET_SIZE(value) > 0) value = PyTuple_GET_ITEM(value, 0);
-    int64_t sizes[4];
-    return read_shape(value, sizes, 4) == 4 ? sizes[2] : -1;
-  }
-  const Owned method(PyObject_GetAttr(cache, names().get_seq_length));
-  if (!method) {  // a recurrent state has no length
-    discard_error();
-    return -1;
-  }
-  const Owned length(PyObject_CallNoArgs(method.get()));
-  if (!length) {
-    discard_error();
-    failed = true;
-    return -1;
-  }
-  return host_integer(length.get(), -1);
 }
 
 int64_t host_integer(PyObject* value, int64_t otherwise) {

@@ -50,8 +50,9 @@ struct InputShape {
 InputShape input_shape(const ForwardSignature& signature, PyObject* args, PyObject* kwargs,
                        bool& failed);
 
-// Tokens in the cache, where the cache knows without reading a device tensor; else -1.
-int64_t cache_length(PyObject* cache, bool& failed);
+// The sizes of the first `limit` dimensions of a tensor; returns how many it has, -1 when it has no
+// shape.
+Py_ssize_t read_shape(PyObject* tensor, int64_t* sizes, Py_ssize_t limit);
 
 // A host integer argument, or `otherwise`.
 int64_t integer_argument(PyObject* value, int64_t otherwise);

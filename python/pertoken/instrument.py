@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pertoken import _native, patch
+from pertoken.known_cache import learn_cache
 from pertoken.selection import has_forward
 
 if TYPE_CHECKING:
@@ -229,6 +230,7 @@ class Instrumentation:
             module: torch.nn.Module, site: int, is_span_when_nested: bool, only_own_generate: bool
         ) -> tuple[Any, Any]:
             places, takes_first = argument_places(module)
+            learn_cache()
             only_of = id(module) if only_own_generate else 0
             rest = (recorder, site, generation_var, places, takes_first)
             nested = (is_span_when_nested, only_of)

@@ -1,0 +1,97 @@
+#include "bindings/cache_length.h"
+
+#include "bindings/owned.h"
+#include "bindings/step_inputs.h"
+
+namespace pertoken::bindings {
+
+namespace {
+
+struct Names {
+  PyObject* get_seq_length = PyUnicode_InternFromString("get_seq_length");
+  PyObject* layers = PyUnicode_InternFromString("layers");
+  PyObject* is_initialized = PyUnicode_InternFromString("is_initialized");
+  PyObject* keys = PyUnicode_InternFromString("keys");
+};
+
+const Names& names() {
+  static const Names instance;
+  return instance;
+}
+
+// Of the process; held for good, as the classes that have them are.
+struct KnownFunctions {
+  PyObject* of_cache = nullptr;
+  PyObject* of_layer = nullptr;
+};
+
+constinit KnownFunctions known;
+
+bool is_method(PyObject* object, PyObject* function) {
+  return PyMethod_Check(object) && PyMethod_GET_FUNCTION(object) == function;
+}
+
+// What the known functions return, without a call into Python: these, in the interpreter's cold
+// code, are most of what a step costs. False where anything is not as expected: then the cache is
+// asked.
+bool read_known(PyObject* cache, PyObject* method, int64_t& length) {
+  if (known.of_cache == nullptr || !is_method(method, known.of_cache)) return false;
+  const Owned layers(PyObject_GetAttr(cache, names().layers));
+  if (!layers || !PyList_Check(layers.get())) return false;
+  if (PyList_GET_SIZE(layers.get()) == 0) {
+    length = 0;
+    return true;
+  }
+  const Owned layer(Py_NewRef(PyList_GET_ITEM(layers.get(), 0)));
+  const Owned layer_method(PyObject_GetAttr(layer.get(), names().get_seq_length));
+  if (!layer_method || !is_method(layer_method.get(), known.of_layer)) return false;
+  const Owned is_initialized(PyObject_GetAttr(layer.get(), names().is_initialized));
+  if (!is_initialized || !PyBool_Check(is_initialized.get())) return false;
+  if (is_initialized.get() == Py_False) {
+    length = 0;
+    return true;
+  }
+  const Owned keys(PyObject_GetAttr(layer.get(), names().keys));
+  constexpr Py_ssize_t kDimensions = 4;  // (rows, heads, length, width)
+  int64_t sizes[kDimensions] = {};
+  if (!keys || read_shape(keys.get(), sizes, kDimensions) != kDimensions) return false;
+  length = sizes[2];
+  for (const int64_t size : sizes) {
+    if (size == 0) length = 0;
+  }
+  return true;
+}
+
+}  // namespace
+
+int64_t cache_length(PyObject* cache, bool& failed) {
+  if (PyTuple_Check(cache)) {  // the older form: a tuple a layer of (rows, heads, length, width)
+    PyObject* value = cache;
+    while (PyTuple_Check(value) && PyTuple_GET_SIZE(value) > 0) value = PyTuple_GET_ITEM(value, 0);
+    int64_t sizes[4];
+    return read_shape(value, sizes, 4) == 4 ? sizes[2] : -1;
+  }
+  const Owned method(PyObject_GetAttr(cache, names().get_seq_length));
+  if (!method) {  // a recurrent state has no length
+    discard_error();
+    return -1;
+  }
+  int64_t known_length = -1;
+  if (read_known(cache, method.get(), known_length)) return known_length;
+  discard_error();
+  const Owned length(PyObject_CallNoArgs(method.get()));
+  if (!length) {
+    discard_error();
+    failed = true;
+    return -1;
+  }
+  return host_integer(length.get(), -1);
+}
+
+void set_known_cache(PyObject* cache_function, PyObject* layer_function) {
+  const Owned before_cache(known.of_cache);
+  const Owned before_layer(known.of_layer);
+  known = {Py_NewRef(cache_function), Py_NewRef(layer_function)};
+}
+
+}  // namespace pertoken::bindings

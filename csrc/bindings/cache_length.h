@@ -1,0 +1,19 @@
+// How many tokens a cache holds, as far as it knows without reading a device tensor. Under the GIL,
+// on the model's thread, in each step of a loop by hand.
+#pragma once
+
+#include <Python.h>
+
+#include <cstdint>
+
+namespace pertoken::bindings {
+
+// -1 unknown; `failed` is set when the cache raised. Never leaves an exception set.
+int64_t cache_length(PyObject* cache, bool& failed);
+
+// Where a cache's get_seq_length is `cache_function` and that of its first layer `layer_function`,
+// neither is called from now on: the length is that of the layer's keys, along the last dimension
+// but one, or 0 without layers, before the layer is initialized, and where a dimension is empty.
+void set_known_cache(PyObject* cache_function, PyObject* layer_function);
+
+}  // namespace pertoken::bindings
