@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import activation_report
 import peers_report
 import tensor_report
 from bars import Results, bytes_text, factor_text, ns_text, percent_text, rate_text, verdicts
@@ -314,6 +315,7 @@ _SECTIONS: tuple[tuple[tuple[str, ...], Callable[..., str]], ...] = (
     (("native_micro",), _native),
     (("store_memory", "stop_latency"), _store),
     (("tensor_stats",), tensor_report.section),
+    (("activations",), activation_report.section),
     (("export_speed",), _export),
     (("micro",), _micro),
 )

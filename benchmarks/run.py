@@ -36,6 +36,7 @@ BENCHMARKS = {
     "stop_latency": "latency of stop() after a million spans",
     "instruction_counts": "instructions a call, by valgrind",
     "tensor_stats": "histograms of tensors, beside torch's and numpy's",
+    "activations": "observing activations, beside hooks with torch",
     "export_speed": "Chrome export, beside torch.profiler's",
     "peers": "other tools on the same work",
     "decode_overhead": "overhead in a decode",

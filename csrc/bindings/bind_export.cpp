@@ -192,6 +192,17 @@ void read_tracks(ColumnSource& source, exporting::TrackColumns& tracks) {
   tracks.size = source.size();
 }
 
+void read_percentiles(ColumnSource& source, size_t processes,
+                      exporting::PercentileColumns& percentiles) {
+  source.plain("time_ns", percentiles.time_ns);
+  source.processes("process", processes, percentiles.process);
+  source.coded("site", percentiles.site);
+  source.plain("p1", percentiles.p1);
+  source.plain("p50", percentiles.p50);
+  source.plain("p99", percentiles.p99);
+  percentiles.size = source.size();
+}
+
 void write_to(const ChromeTrace& trace, const py::object& target) {
   if (PyLong_Check(target.ptr())) {
     exporting::FileDescriptorSink sink(target.cast<int>());
@@ -234,6 +245,8 @@ void write_chrome_trace(const py::dict& tables, const py::sequence& strings,
   read_spans(spans, trace.spans);
   ColumnSource tracks(tables, "tracks", escaped);
   read_tracks(tracks, trace.tracks);
+  ColumnSource percentiles(tables, "percentiles", escaped);
+  read_percentiles(percentiles, processes.size(), trace.percentiles);
   constexpr size_t kMaxRows = std::numeric_limits<uint32_t>::max();
   if (trace.spans.size > kMaxRows || trace.requests.size + trace.steps.size > kMaxRows) {
     throw py::value_error("a trace takes fewer than 2^32 spans, and requests and steps");
@@ -262,7 +275,9 @@ void bind_export(py::module_& m) {
 
 Args:
     tables: columns by name for each of the tables requests, steps, spans and tracks: contiguous
-        numpy arrays of the schema's dtypes; codes between -1 and len(strings) - 1.
+        numpy arrays of the schema's dtypes; codes between -1 and len(strings) - 1. And for
+        percentiles, counters of observed sites: time_ns int64, process and site int32, p1, p50
+        and p99 float64.
     strings: the strings that codes refer to.
     header_json: members of the outermost JSON object, serialised, without its braces.
     processes: the id under which each process is shown, and its name; at least one.

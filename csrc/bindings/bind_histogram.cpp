@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "bindings/host_tensor.h"
 #include "bindings/module.h"
 #include "bindings/without_gil.h"
 #include "core/exp_histogram.h"
@@ -18,9 +19,6 @@ namespace pertoken::bindings {
 namespace {
 
 using Counts = py::array_t<uint64_t, py::array::c_style | py::array::forcecast>;
-
-// Below this the reading takes less time than giving up the GIL may cost.
-constexpr uint64_t kValuesWithoutGil = 32768;
 
 py::tuple tuple_of(const Buckets& buckets) {
   return py::make_tuple(buckets.offset, Counts(static_cast<py::ssize_t>(buckets.counts.size()),

@@ -20,8 +20,12 @@ namespace py = pybind11;
 
 namespace {
 
-std::shared_ptr<Recorder> make_recorder(size_t store_limit_bytes, size_t ring_capacity) {
-  return Recorder::create({.store_limit_bytes = store_limit_bytes, .ring_capacity = ring_capacity});
+std::shared_ptr<Recorder> make_recorder(size_t store_limit_bytes, size_t ring_capacity,
+                                        uint32_t observe_every, uint64_t observe_seed) {
+  return Recorder::create({.store_limit_bytes = store_limit_bytes,
+                           .ring_capacity = ring_capacity,
+                           .observe_every = observe_every,
+                           .observe_seed = observe_seed});
 }
 
 void start(Recorder& recorder) {
@@ -64,7 +68,8 @@ Recorder* recorder_of(PyObject* object) {
 void bind_recorder(py::module_& m) {
   py::class_<Recorder, std::shared_ptr<Recorder>> recorder_class(m, "Recorder");
   recorder_class
-      .def(py::init(&make_recorder), py::arg("store_limit_bytes"), py::arg("ring_capacity"))
+      .def(py::init(&make_recorder), py::arg("store_limit_bytes"), py::arg("ring_capacity"),
+           py::arg("observe_every") = 16, py::arg("observe_seed") = 0)
       .def("start", &start)
       .def("stop", [](Recorder& recorder) { without_gil([&] { recorder.stop(); }); })
       .def("drain", [](Recorder& recorder) { without_gil([&] { recorder.drain(); }); })

@@ -60,12 +60,20 @@ py::dict totals(Recorder& recorder) {
     sites.append(
         py::make_tuple(code, static_cast<int>(site.kind), site.own_ns, py::cast(site.dur_ns)));
   }
+  py::list values;
+  for (const ValueTotals& site : snapshot.values) {
+    const int64_t code = site.site == kOtherSite ? -1 : int64_t{site.site};
+    values.append(py::make_tuple(code, static_cast<int>(site.kind), site.observations,
+                                 py::cast(site.values)));
+  }
   py::list requests;
   for (const RequestTotals& of_labels : snapshot.requests) {
     requests.append(request_totals(of_labels));
   }
   py::dict losses;
   losses["records_dropped"] = snapshot.losses.records_dropped;
+  losses["observations_dropped"] = snapshot.losses.observations_dropped;
+  losses["observations_evicted"] = snapshot.losses.observations_evicted;
   losses["spans_evicted"] = snapshot.losses.spans_evicted;
   losses["steps_evicted"] = snapshot.losses.steps_evicted;
   losses["recording_faults"] = snapshot.losses.recording_faults;
@@ -75,6 +83,7 @@ py::dict totals(Recorder& recorder) {
   py::dict result;
   result["steps"] = steps;
   result["sites"] = sites;
+  result["activations"] = values;
   result["requests"] = requests;
   result["losses"] = losses;
   return result;

@@ -6,6 +6,7 @@ PYBIND11_MODULE(_native, m) {
   pertoken::bindings::bind_build(m);
   pertoken::bindings::bind_clock(m);
   pertoken::bindings::bind_recorder(m);
+  pertoken::bindings::bind_observer(m);
   pertoken::bindings::bind_export(m);
   pertoken::bindings::bind_histogram(m);
 }

@@ -15,6 +15,11 @@ class Owned {
   }
   Owned(const Owned&) = delete;
   Owned& operator=(const Owned&) = delete;
+  void reset(PyObject* object) {
+    PyObject* before = object_;
+    object_ = object;
+    Py_XDECREF(before);
+  }
   PyObject* get() const { return object_; }
   explicit operator bool() const { return object_ != nullptr; }
 

@@ -5,9 +5,11 @@
 
 #include <cstddef>
 #include <new>
+#include <vector>
 
 #include "bindings/cache_length.h"
 #include "bindings/generation_state.h"
+#include "bindings/host_tensor.h"
 #include "bindings/request_numbers.h"
 #include "bindings/span_call.h"
 #include "bindings/step_inputs.h"
@@ -136,6 +138,37 @@ void note_step(GenerationState& state, const StepPlan& plan, bool keep_known, ui
   state.past = known ? plan.past + plan.query_len : kPastUnknown;
 }
 
+PyObject* mask_of(const RootCall& call, PyObject* args, PyObject* kwargs) {
+  return call.signature->find(ArgumentRole::kMask, args, kwargs);
+}
+
+// Before the forward: what runs inside an observed step is to know it by.
+void open_observed(const ObservedStep& observed, const StepPlan& plan, PyObject* mask,
+                   std::vector<ValidRun>& valid, ThreadBuffer& buffer) {
+  buffer.observed.ticks = 0;
+  buffer.observed.weight = 0;
+  if (observed.weight == 0 || is_being_traced()) return;
+  buffer.open_detail |= kDetailActivations;
+  buffer.observed = observed;
+  buffer.observed.rows = buffer.observed.batch_rows = plan.rows;
+  buffer.observed.positions = plan.query_len;
+  if (mask == nullptr || plan.rows < 1) return;
+  if (valid_runs(mask, plan.rows, plan.past, plan.query_len, valid)) {
+    buffer.observed.valid = &valid;
+  }
+}
+
+// After it. `step` is that of what the root itself put out.
+void close_observed(const RootCall& call, ThreadBuffer& buffer, uint32_t step, PyObject* result) {
+  if ((buffer.open_detail & kDetailActivations) == 0) return;
+  const uint32_t outer_step = buffer.open_step;
+  buffer.open_step = step;
+  observe_result(call.base, buffer, result);
+  buffer.open_step = outer_step;
+  buffer.open_detail = 0;
+  buffer.observed.valid = nullptr;
+}
+
 PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyObject* kwargs,
                     ThreadBuffer& buffer) {
   Recorder& recorder = *call.base.recorder;
@@ -155,16 +188,20 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
     const uint32_t parent = buffer.open_seq != 0 ? buffer.open_seq : enclosing(recorder).seq;
     // What a forward of generate() commits here is for the user's step to say.
     if (state != nullptr) note_step(*state, plan, keep_known, kNone32);
+    ObservedStep& observed = step_region->entries[recorder.slot()].observed;
+    std::vector<ValidRun> valid;
+    open_observed(observed, plan, mask_of(call, args, kwargs), valid, buffer);
+    if (buffer.observed.weight != 0) place_told_rows(step_region, buffer.observed, valid);
     PyObject* result =
         timed_call(call.base.inner, args, kwargs, recorder, buffer, call.base.site, parent, step);
+    close_observed(call, buffer, step, result);
+    observed.ticks = buffer.observed.ticks;
     if (state != nullptr) state->last_end_ticks = now_ticks();
     return result;
   }
 
   const uint32_t step = recorder.next_step();
-  PyObject* mask = state == nullptr || state->commits == 0
-                       ? call.signature->find(ArgumentRole::kMask, args, kwargs)
-                       : nullptr;
+  PyObject* mask = state == nullptr || state->commits == 0 ? mask_of(call, args, kwargs) : nullptr;
   if (mask != nullptr && plan.rows > 0) push_padding(plan, mask, buffer, step);
   if (state != nullptr) note_step(*state, plan, keep_known, step);
 
@@ -176,22 +213,25 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
   const uint32_t outer_seq = buffer.open_seq;
   const uint32_t parent_seq = outer_seq != 0 ? outer_seq : enclosing(recorder).seq;
   const uint32_t seq = tls_thread_state->next_seq();
+  const auto kind = static_cast<uint8_t>(plan.kind);
+  const ObservedStep observed = {.weight = recorder.observation_weight(kind), .kind = kind};
+  std::vector<ValidRun> valid;
+  open_observed(observed, plan, mask, valid, buffer);
   const uint64_t pushed_before = buffer.pushed();
-  const uint32_t outer_detail = buffer.open_detail;
   buffer.open_seq = seq;
   buffer.open_step = step;
-  buffer.open_detail = 0;
   PyObject* result = call_inner(call.base.inner, args, kwargs);
   const uint64_t end_ticks = now_ticks();
+  close_observed(call, buffer, step, result);
   buffer.open_seq = outer_seq;
   buffer.open_step = kNone32;
-  buffer.open_detail = outer_detail;
   if (recorder.active()) {
     buffer.push({start_ticks, end_ticks, make_tag(RecordType::kSpan, call.base.site), seq,
                  parent_seq, step});
     const uint32_t flags = (result == nullptr ? kStepFailed : 0) |
                            (buffer.pushed() == pushed_before + 1 ? kStepBare : 0);
-    buffer.push({end_ticks, 0, make_tag(RecordType::kStepEnd, flags), 0, 0, step});
+    buffer.push(
+        {end_ticks, buffer.observed.ticks, make_tag(RecordType::kStepEnd, flags), 0, 0, step});
   }
   if (state != nullptr) {
     state->last_end_ticks = end_ticks;
@@ -239,13 +279,14 @@ int root_init(PyObject* self, PyObject* args, PyObject*) {
   int takes_first_positional = 0;
   int is_span_when_nested = 1;
   unsigned long long only_generate_of = 0;
-  if (!PyArg_ParseTuple(args, "OOIOO!ppK:RootCall", &inner, &recorder, &site, &generation_var,
+  PyObject* observer = nullptr;
+  if (!PyArg_ParseTuple(args, "OOIOO!ppK|O:RootCall", &inner, &recorder, &site, &generation_var,
                         &PyList_Type, &places, &takes_first_positional, &is_span_when_nested,
-                        &only_generate_of)) {
+                        &only_generate_of, &observer)) {
     return -1;
   }
   auto& call = *reinterpret_cast<RootCall*>(self);
-  if (span_call_init(&call.base, inner, recorder, site) < 0) return -1;
+  if (span_call_init(&call.base, inner, recorder, site, observer) < 0) return -1;
   call.generation_var = Py_NewRef(generation_var);
   call.is_span_when_nested = is_span_when_nested != 0;
   call.only_generate_of = only_generate_of;
@@ -284,8 +325,7 @@ void root_dealloc(PyObject* self) {
   PyObject_GC_UnTrack(self);
   auto& call = *reinterpret_cast<RootCall*>(self);
   if (call.base.weakrefs != nullptr) PyObject_ClearWeakRefs(self);
-  Py_CLEAR(call.base.inner);
-  Py_CLEAR(call.base.owner);
+  span_call_release(&call.base);
   Py_CLEAR(call.generation_var);
   delete call.signature;
   PyTypeObject* type = Py_TYPE(self);

@@ -17,13 +17,14 @@ enum class ScopeKind : uint8_t { kRegion, kStep, kRequest };
 // How one scope stands in one recorder. `uid` 0: it has no part in it.
 struct ScopeEntry {
   uint64_t uid;
-  uint32_t parent_seq;  // region: the enclosing span
-  uint32_t saved_seq;   // region: what was open on the thread, when `on_thread`
-  bool on_thread;       // region: opened inside a synchronous call
-  uint32_t step;        // step: its number here
-  uint32_t forwards;    // step: that ran in it
-  uint32_t generation;  // request: its number here
-  uint32_t tokens;      // request: what its step regions have committed so far
+  uint32_t parent_seq;    // region: the enclosing span
+  uint32_t saved_seq;     // region: what was open on the thread, when `on_thread`
+  bool on_thread;         // region: opened inside a synchronous call
+  uint32_t step;          // step: its number here
+  uint32_t forwards;      // step: that ran in it
+  ObservedStep observed;  // step
+  uint32_t generation;    // request: its number here
+  uint32_t tokens;        // request: what its step regions have committed so far
 };
 
 struct Scope {

@@ -1,5 +1,6 @@
 #include "bindings/snapshot_columns.h"
 
+#include "bindings/observation_columns.h"
 #include "bindings/without_gil.h"
 #include "core/string_table.h"
 
@@ -93,6 +94,11 @@ py::dict step_columns(const RecorderSnapshot& snapshot, int64_t origin_ns) {
   column("wall_ns", [&](const StepRow& row) {
     return row.end_ticks == 0 ? -1 : clock.to_ns(row.end_ticks) - clock.to_ns(row.start_ticks);
   });
+  // Ticks are so short that their rate need not be that of the moment.
+  column("observe_ns", [&](const StepRow& row) {
+    return static_cast<int64_t>(static_cast<double>(row.observe_ticks) * 1e9 /
+                                clock.ticks_per_second());
+  });
   // The lengths are those of the first forward; of several, only what the user said holds.
   column("rows", [](const StepRow& row) {
     const bool is_open = (row.detail & (kStepSeveral | kStepRowsDeclared)) == kStepSeveral;
@@ -179,6 +185,7 @@ py::dict snapshot_columns(const RecorderSnapshot& snapshot, uint64_t origin_tick
   result["row_valid"] = row_valid_columns(snapshot);
   result["rows"] = row_columns(snapshot);
   result["row_commits"] = row_commit_columns(snapshot);
+  result["activations"] = observation_columns(snapshot.store);
   result["first_step"] = snapshot.store.first_step;
 
   py::array_t<int64_t> marks_ns(marks.size());
@@ -204,6 +211,8 @@ py::dict snapshot_columns(const RecorderSnapshot& snapshot, uint64_t origin_tick
   losses["collector_faults"] = snapshot.losses.collector_faults;
   losses["spans_evicted"] = snapshot.losses.spans_evicted;
   losses["steps_evicted"] = snapshot.losses.steps_evicted;
+  losses["observations_dropped"] = snapshot.losses.observations_dropped;
+  losses["observations_evicted"] = snapshot.losses.observations_evicted;
   result["losses"] = losses;
 
   py::dict clock;

@@ -13,20 +13,28 @@ PyObject* span_call(PyObject* self, PyObject* args, PyObject* kwargs) {
   ThreadBuffer* buffer = recorder.active() ? recorder.buffer() : nullptr;
   if (buffer == nullptr) return call_inner(call->inner, args, kwargs);
   if (buffer->open_seq != 0) [[likely]] {
-    return timed_call(call->inner, args, kwargs, recorder, *buffer, call->site, buffer->open_seq,
-                      buffer->open_step);
+    PyObject* result = timed_call(call->inner, args, kwargs, recorder, *buffer, call->site,
+                                  buffer->open_seq, buffer->open_step);
+    observe_result(*call, *buffer, result);
+    return result;
   }
   const Enclosing outer = enclosing(recorder);
   return timed_call(call->inner, args, kwargs, recorder, *buffer, call->site, outer.seq,
                     outer.step);
 }
 
-int span_call_init(SpanCall* self, PyObject* inner, PyObject* recorder, unsigned int site) {
+int span_call_init(SpanCall* self, PyObject* inner, PyObject* recorder, unsigned int site,
+                   PyObject* observer) {
   self->recorder = recorder_of(recorder);
   if (self->recorder == nullptr) return -1;
   if (!PyCallable_Check(inner)) {
     PyErr_SetString(PyExc_TypeError, "inner must be callable");
     return -1;
+  }
+  if (observer != nullptr && observer != Py_None) {
+    self->observer = observer_of(observer);
+    if (self->observer == nullptr) return -1;
+    self->observer_owner = Py_NewRef(observer);
   }
   self->inner = Py_NewRef(inner);
   self->owner = Py_NewRef(recorder);
@@ -38,14 +46,21 @@ int span_call_traverse(PyObject* self, visitproc visit, void* arg) {
   auto* call = reinterpret_cast<SpanCall*>(self);
   Py_VISIT(call->inner);
   Py_VISIT(call->owner);
+  Py_VISIT(call->observer_owner);
   Py_VISIT(Py_TYPE(self));
   return 0;
 }
 
-// `owner` stays until the end: it keeps the recorder that a call may still use.
+// The owners stay until the end: they keep the recorder and the observer that a call may still use.
 int span_call_clear(PyObject* self) {
   Py_CLEAR(reinterpret_cast<SpanCall*>(self)->inner);
   return 0;
+}
+
+void span_call_release(SpanCall* self) {
+  Py_CLEAR(self->inner);
+  Py_CLEAR(self->owner);
+  Py_CLEAR(self->observer_owner);
 }
 
 PyObject* span_call_reduce(PyObject*, PyObject*) {
@@ -57,17 +72,17 @@ namespace {
 int init(PyObject* self, PyObject* args, PyObject*) {
   PyObject* inner = nullptr;
   PyObject* recorder = nullptr;
+  PyObject* observer = nullptr;
   unsigned int site = 0;
-  if (!PyArg_ParseTuple(args, "OOI:SpanCall", &inner, &recorder, &site)) return -1;
-  return span_call_init(reinterpret_cast<SpanCall*>(self), inner, recorder, site);
+  if (!PyArg_ParseTuple(args, "OOI|O:SpanCall", &inner, &recorder, &site, &observer)) return -1;
+  return span_call_init(reinterpret_cast<SpanCall*>(self), inner, recorder, site, observer);
 }
 
 void dealloc(PyObject* self) {
   PyObject_GC_UnTrack(self);
   auto* call = reinterpret_cast<SpanCall*>(self);
   if (call->weakrefs != nullptr) PyObject_ClearWeakRefs(self);
-  Py_CLEAR(call->inner);
-  Py_CLEAR(call->owner);
+  span_call_release(call);
   PyTypeObject* type = Py_TYPE(self);
   type->tp_free(self);
   Py_DECREF(type);

@@ -7,8 +7,10 @@
 
 #include <cstdint>
 
+#include "bindings/observer.h"
 #include "bindings/scope.h"
 #include "core/recorder.h"
+#include "core/step_detail.h"
 
 namespace pertoken::bindings {
 
@@ -17,6 +19,8 @@ struct SpanCall {
   PyObject* inner;  // what stood in the slot, or the module's own _call_impl
   PyObject* owner;  // the Python object that keeps the recorder alive
   Recorder* recorder;
+  PyObject* observer_owner;  // the same for the observer; null where the site is not observed
+  Observer* observer;
   PyObject* weakrefs;  // for Python only: what has put the wrapper somewhere does not hold it
   uint32_t site;
 };
@@ -57,6 +61,15 @@ inline PyObject* timed_call(PyObject* inner, PyObject* args, PyObject* kwargs,
   return result;
 }
 
+// Where the site is observed and so is the step, has what the call gave counted. After the end of
+// its span, in the time of the one round it.
+inline void observe_result(const SpanCall& call, ThreadBuffer& buffer, PyObject* result) {
+  if (call.observer == nullptr) [[likely]]
+    return;
+  if ((buffer.open_detail & kDetailActivations) == 0 || result == nullptr) return;
+  call.observer->observe_output(buffer, call.site, result);
+}
+
 PyObject* span_call(PyObject* self, PyObject* args, PyObject* kwargs);
 
 // The recorder that a Python object of type Recorder holds; nullptr with TypeError set if it is
@@ -77,9 +90,11 @@ bool swallow_fault(PyObject* source);
 PyObject* bind_method(PyObject* self, PyObject* instance, PyObject* type);
 
 // Shared by the two types, which begin with the same members.
-int span_call_init(SpanCall* self, PyObject* inner, PyObject* recorder, unsigned int site);
+int span_call_init(SpanCall* self, PyObject* inner, PyObject* recorder, unsigned int site,
+                   PyObject* observer);
 int span_call_traverse(PyObject* self, visitproc visit, void* arg);
 int span_call_clear(PyObject* self);
+void span_call_release(SpanCall* self);
 // As __reduce_ex__: copies and pickles of a wrapper are None, which an empty call slot holds.
 PyObject* span_call_reduce(PyObject* self, PyObject* protocol);
 

@@ -255,4 +255,35 @@ bool valid_tokens(PyObject* mask, int64_t rows, int64_t past, int64_t query_len,
   return true;
 }
 
+bool valid_runs(PyObject* mask, int64_t rows, int64_t past, int64_t query_len,
+                std::vector<ValidRun>& runs) {
+  HostMask host;
+  int64_t sizes[2] = {};
+  if (query_len < 1 || read_shape(mask, sizes, 2) != 2 || !read_mask(mask, rows, host))
+    return false;
+  const bool past_is_covered = past >= 0 && host.columns >= past + query_len;
+  if (!past_is_covered && host.columns != query_len) return false;
+  const int64_t first = past_is_covered ? past : 0;
+  try {
+    for (int64_t row = 0; row < rows; ++row) {
+      int64_t begin = 0;
+      for (int64_t at = 0; at <= query_len; ++at) {
+        if (at < query_len && host.count(row, first + at, first + at + 1) != 0) continue;
+        if (at > begin) runs.push_back({row, row, begin, at});
+        begin = at + 1;
+      }
+    }
+  } catch (const std::bad_alloc&) {
+    runs.clear();
+    return false;
+  }
+  const bool is_whole = static_cast<int64_t>(runs.size()) == rows &&
+                        runs.front().end - runs.front().begin == query_len;
+  if (!is_whole) return true;
+  for (const ValidRun& run : runs) {
+    if (run.end - run.begin != query_len) return true;
+  }
+  return false;
+}
+
 }  // namespace pertoken::bindings

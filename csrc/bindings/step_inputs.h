@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/observed_step.h"
+
 namespace pertoken::bindings {
 
 // Drops what an attribute or a method of an argument raised. An interrupt or an exit that hit
@@ -70,5 +72,10 @@ struct RowTokens {
 // attention takes it. False when it is not of that form, or lies elsewhere.
 bool valid_tokens(PyObject* mask, int64_t rows, int64_t past, int64_t query_len,
                   std::vector<RowTokens>& valid);
+
+// Which positions of the step it leaves valid; false also when it leaves all of them. Only of the
+// form (rows, past + query).
+bool valid_runs(PyObject* mask, int64_t rows, int64_t past, int64_t query_len,
+                std::vector<ValidRun>& runs);
 
 }  // namespace pertoken::bindings

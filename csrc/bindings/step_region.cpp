@@ -160,6 +160,8 @@ uint32_t begin_step_region(Scope* step, Recorder& recorder, ThreadBuffer& buffer
     entry.uid = recorder.uid();
     entry.step = recorder.next_step();
     entry.forwards = 0;
+    const auto kind = static_cast<uint8_t>(step->step_kind);
+    entry.observed = {.weight = recorder.observation_weight(kind), .kind = kind};
     const bool has_rows = step->step_rows != kNone32;
     const uint32_t rows = has_rows ? step->step_rows : lengths.rows;
     const StepRows* told = step_opener(step).rows;
@@ -174,6 +176,15 @@ uint32_t begin_step_region(Scope* step, Recorder& recorder, ThreadBuffer& buffer
   }
   ++entry.forwards;
   return entry.step;
+}
+
+void place_told_rows(const Scope* step, ObservedStep& observed, std::vector<ValidRun>& runs) {
+  const StepRows* told = step_opener(step).rows;
+  if (told == nullptr || observed.batch_rows == told->size()) return;
+  observed.rows = -1;
+  if (observed.batch_rows != 1 || !told->packed_runs(observed.positions, runs)) return;
+  observed.rows = told->size();
+  observed.valid = &runs;
 }
 
 void end_step_region(Scope* scope, bool failed) {
@@ -196,7 +207,8 @@ void end_step_region(Scope* scope, bool failed) {
     const ScopeEntry& entry = scope->entries[slot];
     if (entry.uid != recorder.uid()) return;
     const uint32_t flags = (failed ? kStepFailed : 0) | (entry.forwards > 1 ? kStepSeveral : 0);
-    buffer->push({end_ticks, 0, make_tag(RecordType::kStepEnd, flags), 0, 0, entry.step});
+    buffer->push(
+        {end_ticks, entry.observed.ticks, make_tag(RecordType::kStepEnd, flags), 0, 0, entry.step});
     if (scope->tokens_committed == kNone32) return;
     uint64_t before = 0;
     if (request != nullptr) {

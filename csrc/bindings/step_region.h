@@ -5,6 +5,7 @@
 #include <Python.h>
 
 #include <cstdint>
+#include <vector>
 
 #include "bindings/scope.h"
 #include "core/recorder.h"
@@ -22,6 +23,11 @@ struct StepLengths {
 // been. The lengths are those of the forward that asks first; rows that the user gave come before.
 uint32_t begin_step_region(Scope* step, Recorder& recorder, ThreadBuffer& buffer,
                            const StepLengths& lengths, uint32_t generation) noexcept;
+
+// Where the rows that the user told stand in the tensors of a forward, once `observed` has the
+// forward's own lengths: one each, or one after the other in a packed batch, which fills `runs`.
+// Unknown where neither fits.
+void place_told_rows(const Scope* step, ObservedStep& observed, std::vector<ValidRun>& runs);
 
 // Called when the scope has just been closed.
 void end_step_region(Scope* step, bool failed);

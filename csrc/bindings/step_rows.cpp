@@ -1,6 +1,7 @@
 #include "bindings/step_rows.h"
 
 #include <array>
+#include <new>
 
 namespace pertoken::bindings {
 
@@ -113,6 +114,22 @@ uint32_t StepRows::query_len() const noexcept {
     total += row.query_len;
   }
   return total < kNone32 ? static_cast<uint32_t>(total) : kNone32;
+}
+
+bool StepRows::packed_runs(int64_t positions, std::vector<ValidRun>& runs) const noexcept {
+  if (query_len() == kNone32 || query_len() > positions) return false;
+  try {
+    int64_t at = 0;
+    for (size_t row = 0; row < rows_.size(); ++row) {
+      const int64_t length = rows_[row].query_len;
+      runs.push_back({static_cast<int64_t>(row), 0, at, at + length});
+      at += length;
+    }
+  } catch (const std::bad_alloc&) {
+    runs.clear();
+    return false;
+  }
+  return true;
 }
 
 void StepRows::push(Recorder& recorder, ThreadBuffer& buffer, uint32_t step,

@@ -30,6 +30,10 @@ class StepRows {
   // Tokens fed for all rows together; kNone32 when it is unknown for one.
   uint32_t query_len() const noexcept;
 
+  // Where the rows stand in a packed batch of so many positions, of which the last may be padding.
+  // False when they do not fit, or the length of one is unknown.
+  bool packed_runs(int64_t positions, std::vector<ValidRun>& runs) const noexcept;
+
   // Rows without a request of their own are those of `generation`.
   void push(Recorder& recorder, ThreadBuffer& buffer, uint32_t step, uint32_t generation) const;
   // `committed` a row, kNone32 unknown; `end_ticks` of the step. Empty: what the rows said.

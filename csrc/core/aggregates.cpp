@@ -20,6 +20,14 @@ void Aggregates::add_span(uint32_t site, uint8_t kind, uint64_t dur_ns, uint64_t
   (*totals)->own_ns += own_ns;
 }
 
+void Aggregates::add_values(uint32_t site, uint8_t kind, const ExpHistogram& values) {
+  const bool is_full = values_.size() >= kMaxValueHistograms && !values_.contains({site, kind});
+  const uint32_t shown = is_full ? kOtherSite : site;
+  ValueTotals& totals = values_.try_emplace({shown, kind}, ValueTotals{shown, kind}).first->second;
+  totals.values.merge(values);
+  ++totals.observations;
+}
+
 RequestTotals& Aggregates::requests(uint32_t label_set) {
   const size_t at = std::min(label_set, kOtherLabels);
   if (at >= requests_.size()) requests_.resize(at + 1);
@@ -38,6 +46,7 @@ AggregateSnapshot Aggregates::snapshot() const {
   };
   for (const ByKind& by_kind : sites_) add(by_kind);
   add(other_site_);
+  for (const auto& [key, totals] : values_) snapshot.values.push_back(totals);
   return snapshot;
 }
 

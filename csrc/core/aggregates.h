@@ -5,7 +5,9 @@
 
 #include <array>
 #include <cstdint>
+#include <map>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "core/exp_histogram.h"
@@ -13,11 +15,11 @@
 
 namespace pertoken {
 
-inline constexpr uint8_t kOutsideSteps = kStepKinds;  // the "kind" of a span in no step
-
 // Once so many pairs of site and kind have a histogram, the spans of further ones are counted under
 // kOtherSite, by kind. A histogram of durations takes 4 KB at most, so that all take 130 MB.
 inline constexpr size_t kMaxSiteHistograms = size_t{1} << 15;
+// The same of the values that sites put out, whose histograms take some 10 KB.
+inline constexpr size_t kMaxValueHistograms = size_t{1} << 13;
 inline constexpr uint32_t kOtherSite = kNone32;
 
 // Label sets are numbered from 0 by whoever interns them; what comes after so many is the last one.
@@ -33,6 +35,14 @@ struct SiteTotals {
   uint8_t kind;  // StepKind, or kOutsideSteps
   uint64_t own_ns = 0;
   ExpHistogram dur_ns = ExpHistogram();
+};
+
+// What a site put out in the observed steps of a kind.
+struct ValueTotals {
+  uint32_t site;
+  uint8_t kind;  // StepKind, or kOutsideSteps
+  uint64_t observations = 0;
+  ExpHistogram values = ExpHistogram();
 };
 
 struct StepTotals {
@@ -63,6 +73,7 @@ struct RequestTotals {
 struct AggregateSnapshot {
   std::array<StepTotals, kStepKinds> steps;
   std::vector<SiteTotals> sites;
+  std::vector<ValueTotals> values;
   std::vector<RequestTotals> requests;  // by number of the label set
   // What the bounds of the request tracker have left out.
   uint64_t requests_uncounted = 0;
@@ -72,6 +83,8 @@ struct AggregateSnapshot {
 class Aggregates {
  public:
   void add_span(uint32_t site, uint8_t kind, uint64_t dur_ns, uint64_t own_ns);
+  // Throws std::overflow_error where the values cannot be counted in 64 bits any longer.
+  void add_values(uint32_t site, uint8_t kind, const ExpHistogram& values);
   StepTotals& steps(StepKind kind) { return steps_[static_cast<size_t>(kind)]; }
   RequestTotals& requests(uint32_t label_set);
   AggregateSnapshot snapshot() const;
@@ -84,6 +97,8 @@ class Aggregates {
   std::vector<ByKind> sites_;  // by site; as long as the table of strings, which is bounded
   ByKind other_site_;
   size_t site_histograms_ = 0;
+  // By site and kind, and the same of those beyond the bound under kOtherSite.
+  std::map<std::pair<uint32_t, uint8_t>, ValueTotals> values_;
   std::vector<RequestTotals> requests_;
 };
 

@@ -20,8 +20,10 @@ enum class RecordType : uint8_t {
 
 enum class StepKind : uint8_t { kPrefill, kDecode, kVerify, kDraft, kMixed, kOther };
 inline constexpr int kStepKinds = 6;
+inline constexpr uint8_t kOutsideSteps = kStepKinds;  // the "kind" of what is in no step
 
 inline constexpr uint32_t kNone32 = 0xFFFFFFFFu;  // no step, no generation, unknown length
+inline constexpr int64_t kNoStep = -1;            // the same, where numbers have 64 bits
 inline constexpr uint32_t kSiteMask = 0x00FFFFFFu;
 
 // Bits of a step's detail word (low 24 bits of `tag` in kStepBegin and kStepEnd).
@@ -48,7 +50,7 @@ inline constexpr uint32_t kCommitTotal = 1u << 0;
 //   kSpan      begin        end                       site           own         enclosing   its step
 //   kGap       begin        end, between two steps    site           own         enclosing   next one
 //   kStepBegin begin        rows << 32 | query_len    kind | flags   generation  past        own
-//   kStepEnd   end          0                         flags          0           0           own
+//   kStepEnd   end          ticks spent observing     flags          0           0           own
 //   kCommit    tokens       tokens now                flags          0           0           which
 //              before
 //   kRowValid  row          valid tokens before the   0              0           0           which

@@ -22,7 +22,10 @@ constexpr std::chrono::milliseconds kLongestWait{20};
 }  // namespace
 
 Recorder::Recorder(const RecorderOptions& options, uint64_t uid)
-    : options_(options), uid_(uid), store_(options.store_limit_bytes) {}
+    : options_(options),
+      uid_(uid),
+      observation_rate_(std::max<uint32_t>(options.observe_every, 1), options.observe_seed),
+      store_(options.store_limit_bytes) {}
 
 Recorder::~Recorder() {
   stop();
@@ -124,6 +127,7 @@ size_t Recorder::drain_locked() {
     store_.close_track(buffer.track);
     buffers_.erase(buffers_.begin() + static_cast<std::ptrdiff_t>(i));
   }
+  collect_observations();
   tracker_.end_round();
   store_.evict();
   if (tracks_.size() >= forget_tracks_at_) forget_tracks_locked();
@@ -210,6 +214,7 @@ void Recorder::collect(const Record& record, ThreadBuffer& buffer) {
       StepRow* row = store_.step(step);
       if (row == nullptr || !row->begun) break;
       row->end_ticks = record.start_ticks;
+      row->observe_ticks = record.end_ticks;
       row->detail |= record.detail() & (kStepFailed | kStepBare | kStepSeveral);
       activity_.step_ticks += row->end_ticks - row->start_ticks;
       break;
@@ -246,6 +251,20 @@ void Recorder::collect(const Record& record, ThreadBuffer& buffer) {
   }
 }
 
+// One that cannot be stored is lost and counted; the others are not.
+void Recorder::collect_observations() {
+  for (const Observation& observation : observations_.take()) {
+    const int64_t step =
+        observation.step == kNone32 ? kNoStep : widen(last_step_, observation.step);
+    try {
+      aggregates_.add_values(observation.site, observation.kind, observation.values);
+      store_.add_observation(step, last_step_, observation);
+    } catch (...) {
+      ++collector_faults_;
+    }
+  }
+}
+
 RecorderSnapshot Recorder::snapshot() {
   const std::lock_guard lock(mutex_);
   drain_locked();
@@ -266,7 +285,7 @@ RecorderTotals Recorder::totals() {
   return totals;
 }
 
-RecorderLosses Recorder::losses_locked() const {
+RecorderLosses Recorder::losses_locked() {
   RecorderLosses losses;
   losses.records_dropped = dropped_by_gone_threads_ + unattached_.load(std::memory_order_relaxed);
   for (const auto& buffer : buffers_) {
@@ -276,6 +295,8 @@ RecorderLosses Recorder::losses_locked() const {
   losses.collector_faults = collector_faults_;
   losses.spans_evicted = store_.spans_evicted();
   losses.steps_evicted = store_.steps_evicted();
+  losses.observations_dropped = observations_.dropped();
+  losses.observations_evicted = store_.observations_evicted();
   return losses;
 }
 

@@ -15,6 +15,8 @@
 #include "core/activity.h"
 #include "core/aggregates.h"
 #include "core/clock_calibrator.h"
+#include "core/observation_intake.h"
+#include "core/observation_rate.h"
 #include "core/request_tracker.h"
 #include "core/thread_buffer.h"
 #include "core/trace_store.h"
@@ -24,6 +26,8 @@ namespace pertoken {
 struct RecorderOptions {
   size_t store_limit_bytes = size_t{256} << 20;
   size_t ring_capacity = size_t{1} << 16;  // records a thread
+  uint32_t observe_every = 16;             // steps of a kind, of which one is observed
+  uint64_t observe_seed = 0;               // chooses which
 };
 
 struct TrackInfo {
@@ -38,6 +42,8 @@ struct RecorderLosses {
   uint64_t collector_faults = 0;  // records lost to a fault in the drain thread
   uint64_t spans_evicted = 0;
   uint64_t steps_evicted = 0;
+  uint64_t observations_dropped = 0;  // the collector was too far behind
+  uint64_t observations_evicted = 0;
 };
 
 struct RecorderSnapshot {
@@ -88,6 +94,11 @@ class Recorder {
   // Hot: numbers the steps of the recording. Relaxed: only uniqueness matters.
   uint32_t next_step() noexcept { return next_step_.fetch_add(1, std::memory_order_relaxed); }
 
+  // The weight of a step that begins, 0 when it is not to be observed; once a step.
+  double observation_weight(uint8_t kind) noexcept { return observation_rate_.next(kind); }
+  // Takes observations of any thread and any source.
+  ObservationIntake& observations() noexcept { return observations_; }
+
   // Takes one of kMaxRecorders slots; false when all are taken. Throws std::system_error when no
   // thread can be had.
   bool start();
@@ -133,8 +144,9 @@ class Recorder {
   size_t drain_locked();
   size_t drain_buffer_locked(ThreadBuffer& buffer);
   void collect(const Record& record, ThreadBuffer& buffer);
+  void collect_observations();
   void forget_tracks_locked();
-  RecorderLosses losses_locked() const;
+  RecorderLosses losses_locked();
 
   const RecorderOptions options_;
   const uint64_t uid_;
@@ -144,7 +156,9 @@ class Recorder {
   std::atomic<uint32_t> next_step_{0};
   std::atomic<uint64_t> faults_{0};      // a statistic
   std::atomic<uint64_t> unattached_{0};  // records of threads without a buffer; a statistic
-  bool in_forked_child_ = false;         // written by the child's only thread
+  ObservationRate observation_rate_;
+  ObservationIntake observations_;
+  bool in_forked_child_ = false;  // written by the child's only thread
 
   std::mutex mutex_;  // guards everything below; never taken on the hot path
   std::vector<std::unique_ptr<ThreadBuffer>> buffers_;

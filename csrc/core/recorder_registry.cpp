@@ -37,10 +37,12 @@ struct ForkHandlers {
     for (Recorder* recorder : registry().recorders) {
       recorder->mutex_.lock();
       recorder->tracker_.events().lock();
+      recorder->observations_.lock();
     }
   }
   static void in_parent() {
     for (Recorder* recorder : registry().recorders) {
+      recorder->observations_.unlock();
       recorder->tracker_.events().unlock();
       recorder->mutex_.unlock();
     }
@@ -50,6 +52,7 @@ struct ForkHandlers {
     for (Recorder* recorder : registry().recorders) {
       recorder->active_.store(false, std::memory_order_relaxed);
       recorder->in_forked_child_ = true;
+      recorder->observations_.unlock();
       recorder->tracker_.events().unlock();
       recorder->mutex_.unlock();
     }

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "core/observed_step.h"
 #include "core/own_time.h"
 #include "core/record.h"
 #include "core/spsc_ring.h"
@@ -35,6 +36,7 @@ struct ThreadBuffer {
   uint32_t open_seq = 0;  // innermost open span, 0 when none
   uint32_t open_step = kNone32;
   uint32_t open_detail = 0;  // of the open step, see step_detail.h
+  ObservedStep observed;     // the open step, where kDetailActivations says so
 
   // Written by the owning thread, read by the collector; a statistic, so relaxed on both sides.
   std::atomic<uint64_t> dropped{0};

@@ -129,8 +129,23 @@ void TraceStore::add_row_commit(const RowCommit& commit) {
   bytes_ += sizeof(RowCommit);
 }
 
+void TraceStore::add_observation(int64_t step, int64_t newest_step,
+                                 const Observation& observation) {
+  if (step != kNoStep && step < first_step_) {
+    ++observations_late_;
+    return;
+  }
+  bytes_ += observations_.add(step, newest_step, observation);
+}
+
 void TraceStore::evict() {
-  while (bytes_ > limit_bytes_ && !(chunks_.empty() && steps_.empty())) {
+  while (bytes_ > limit_bytes_) {
+    if (chunks_.empty() && steps_.empty()) {
+      const size_t freed = observations_.evict_oldest();
+      bytes_ -= freed;
+      if (freed == 0) return;
+      continue;
+    }
     const bool steps_are_older =
         chunks_.empty() || (chunks_.front()->last_step() == kNoStep && !steps_.empty() &&
                             steps_.front().start_ticks < chunks_.front()->at(0).start_ticks);
@@ -169,6 +184,7 @@ void TraceStore::evict_steps_below(int64_t first) {
     row_commits_.pop_front();
     bytes_ -= sizeof(RowCommit);
   }
+  bytes_ -= observations_.evict_below(first_step_);
 }
 
 void TraceStore::drop_front_chunk() {
@@ -191,6 +207,11 @@ StoreSnapshot TraceStore::snapshot() const {
   snapshot.row_valid.assign(row_valid_.begin(), row_valid_.end());
   snapshot.rows.assign(rows_.begin(), rows_.end());
   snapshot.row_commits.assign(row_commits_.begin(), row_commits_.end());
+  snapshot.observations = observations_.snapshot();
+  // Of steps that were observed by several threads at once, some may be held on to.
+  std::erase_if(snapshot.observations, [this](const auto& observation) {
+    return observation->step != kNoStep && observation->step < first_step_;
+  });
   return snapshot;
 }
 

@@ -15,11 +15,10 @@
 #include <utility>
 #include <vector>
 
+#include "core/observation_store.h"
 #include "core/record.h"
 
 namespace pertoken {
-
-inline constexpr int64_t kNoStep = -1;
 
 // A span with its numbers widened to 64 bits. `seq` counts the spans of its track from 1.
 struct StoredSpan {
@@ -86,6 +85,7 @@ struct StepRow {
   uint32_t committed_before = 0;  // tokens of each row, by earlier steps of the generation
   uint32_t generation = kNone32;
   int32_t track = -1;
+  uint64_t observe_ticks = 0;                                 // of its time, what observing took
   uint32_t detail = static_cast<uint32_t>(StepKind::kOther);  // kind and flags, see record.h
   bool committed_is_total = false;
   bool begun = false;  // false: only a gap in the numbers
@@ -123,6 +123,8 @@ struct StoreSnapshot {
   std::vector<RowValid> row_valid;
   std::vector<StoredRow> rows;
   std::vector<RowCommit> row_commits;
+  // Of steps that are held, and of none.
+  std::vector<std::shared_ptr<const StoredObservation>> observations;
   int64_t first_step = 0;  // steps below it are gone, and so are their spans
 };
 
@@ -138,6 +140,8 @@ class TraceStore {
   void add_row_valid(const RowValid& row);
   void add_row(const StoredRow& row);
   void add_row_commit(const RowCommit& commit);
+  // `step` is that of the observation, widened.
+  void add_observation(int64_t step, int64_t newest_step, const Observation& observation);
   // Of which any span or step is held.
   std::unordered_set<int32_t> tracks() const;
   // No more spans of this track will come.
@@ -149,6 +153,7 @@ class TraceStore {
   size_t bytes() const { return bytes_; }
   int64_t first_step() const { return first_step_; }
   uint64_t steps_evicted() const { return steps_evicted_; }
+  uint64_t observations_evicted() const { return observations_.evicted() + observations_late_; }
   // Spans that were stored and are no longer part of a snapshot.
   uint64_t spans_evicted() const;
   // The earliest start of a step still held; `otherwise` when there is none. Looks at all steps.
@@ -185,6 +190,8 @@ class TraceStore {
   std::deque<RowValid> row_valid_;
   std::deque<StoredRow> rows_;
   std::deque<RowCommit> row_commits_;
+  ObservationStore observations_;
+  uint64_t observations_late_ = 0;  // that came when their step had gone
 };
 
 }  // namespace pertoken

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <string>
 
+#include "export/percentile_events.h"
 #include "export/span_events.h"
 #include "export/step_events.h"
 #include "export/trace_rows.h"
@@ -40,6 +41,7 @@ bool write_chrome_trace(const ChromeTrace& trace, Sink& sink) {
   const int64_t last_ns = last_time_ns(trace);
   StepEvents(trace, last_ns, rows, out).write();
   SpanEvents(trace, last_ns, rows, out).write();
+  write_percentiles(trace, out);
   out.append("\n]}\n");
   return out.flush();
 }

@@ -77,6 +77,17 @@ struct TrackColumns {
   const int32_t* name = nullptr;
 };
 
+// Of what sites put out: computed by the caller.
+struct PercentileColumns {
+  size_t size = 0;
+  const int64_t* time_ns = nullptr;
+  const int32_t* process = nullptr;
+  const int32_t* site = nullptr;
+  const double* p1 = nullptr;
+  const double* p50 = nullptr;
+  const double* p99 = nullptr;
+};
+
 // A process as it is shown: ids of processes on several hosts may be equal, those shown are not.
 struct TraceProcess {
   int64_t pid;
@@ -88,6 +99,7 @@ struct ChromeTrace {
   StepColumns steps;
   SpanColumns spans;
   TrackColumns tracks;
+  PercentileColumns percentiles;
   const EscapedStrings* strings = nullptr;
   std::string_view header_json;  // members of the outermost object: `"schemaVersion": 1, ...`
   // At least one. The processes of requests and steps are numbers of these; tracks whose pid is

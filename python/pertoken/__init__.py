@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pertoken.clock_sync import synchronize_clocks
     from pertoken.histogram import Histogram
     from pertoken.merging import merge
+    from pertoken.observing import observe
     from pertoken.overhead_measurement import measure_overhead
     from pertoken.recording import Recording, profile
     from pertoken.result import Profile
@@ -57,6 +58,7 @@ __all__ = [
     "load",
     "measure_overhead",
     "merge",
+    "observe",
     "profile",
     "request",
     "span",
@@ -74,6 +76,7 @@ _HOMES = {
     "load": "storage",
     "measure_overhead": "overhead_measurement",
     "merge": "merging",
+    "observe": "observing",
     "profile": "recording",
     "request": "scopes",
     "span": "scopes",

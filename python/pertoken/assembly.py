@@ -47,6 +47,7 @@ def assemble(recording: Recording) -> Profile:
     raw = recording.recorder.snapshot(origin_ticks, np.array(marks, dtype=np.uint64))
     if running:
         _cut(raw, int(raw["marks_ns"][2 * len(entries)]))
+    _cut_observations(raw)
     strings = StringTable()
     sequences = Sequences(raw, generations)
     count = len(entries)
@@ -62,6 +63,8 @@ def assemble(recording: Recording) -> Profile:
         "step_rows": _step_rows(sequences, strings),
         "tokens": sequences.tokens(),
         "spans": _spans(raw, strings),
+        "activations": _activations(raw, strings),
+        "activation_buckets": raw["activations"]["buckets"],
         "tracks": _tracks(raw["tracks"], strings),
         "processes": own_process(meta, losses, strings),
     }
@@ -75,6 +78,19 @@ def _cut(raw: dict[str, Any], now_ns: int) -> None:
         begun = table["start_ns"] <= now_ns
         if not begun.all():
             raw[name] = {column: values[begun] for column, values in table.items()}
+
+
+def _cut_observations(raw: dict[str, Any]) -> None:
+    """Leaves out what was observed in steps that are not there: cut, or their records dropped."""
+    columns, buckets = raw["activations"]["observations"], raw["activations"]["buckets"]
+    held = (columns["step"] < 0) | np.isin(columns["step"], raw["steps"]["step"])
+    if held.all():
+        return
+    of_held = np.isin(buckets["observation"], columns["observation"][held])
+    raw["activations"] = {
+        "observations": {name: values[held] for name, values in columns.items()},
+        "buckets": {name: values[of_held] for name, values in buckets.items()},
+    }
 
 
 def _requests(
@@ -133,6 +149,7 @@ def _steps(raw: Columns, sequences: Sequences, detail: str, strings: StringTable
         "detail": np.full(count, strings.code(detail), dtype=np.int32),
         "sample_weight": np.ones(count, dtype=np.float64),
         "thread": raw["track"].astype(np.int32),
+        "observe_ns": raw["observe_ns"],
         "error": error_codes[raw["failed"]],
         "process": np.zeros(count, dtype=np.int32),
     }
@@ -165,6 +182,17 @@ def _spans(raw: dict[str, Any], strings: StringTable) -> Columns:
         "dur_ns": spans["dur_ns"],
         "device": np.full(len(spans["span"]), -1, dtype=np.int32),
     }
+
+
+def _activations(raw: dict[str, Any], strings: StringTable) -> Columns:
+    columns: Columns = raw["activations"]["observations"]
+    sites = columns["site"]
+    codes = np.zeros(len(raw["sites"]), dtype=np.int32)
+    for site in np.unique(sites).tolist():
+        codes[site] = strings.code(raw["sites"][site][1])
+    formats = strings.codes(list(_native.FLOAT_FORMATS))
+    own = {name: values for name, values in columns.items() if name != "format"}
+    return {**own, "site": codes[sites], "dtype": formats[columns["format"]]}
 
 
 def _tracks(tracks: list[tuple[int, int, str]], strings: StringTable) -> Columns:

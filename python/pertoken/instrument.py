@@ -210,8 +210,10 @@ class Instrumentation:
         inner_roots: dict[str, torch.nn.Module],
         recorder: Any,
         generation_var: Any,
+        observed: dict[str, torch.nn.Module],
+        observer: Any,
     ) -> None:
-        """Wraps the root and every selected module.
+        """Wraps the root and every selected or observed module.
 
         Args:
             model: what the user gave, the root or what ``torch.compile(root)`` returned.
@@ -219,27 +221,30 @@ class Instrumentation:
             inner_roots: modules whose calls are steps where no call of the root is round them.
             recorder: the native recorder.
             generation_var: holds the state of the running ``generate()``.
+            observed: modules whose outputs are observed, by name, "" the root.
+            observer: the native observer.
         """
         import torch
 
         root = unwrap_compiled(model)
+        modules = {**modules, **{name: module for name, module in observed.items() if name}}
         self.names = list(modules)
         self._root_name = type(root).__name__
 
         def make_root(
-            module: torch.nn.Module, site: int, is_span_when_nested: bool, only_own_generate: bool
+            name: str, module: torch.nn.Module, site: int, is_span: bool, only_own_generate: bool
         ) -> tuple[Any, Any]:
             places, takes_first = argument_places(module)
             learn_cache()
             only_of = id(module) if only_own_generate else 0
             rest = (recorder, site, generation_var, places, takes_first)
-            nested = (is_span_when_nested, only_of)
+            nested = (is_span, only_of, observer if name in observed else None)
             return (
                 lambda inner: _native.RootCall(inner, *rest, *nested),
                 lambda inner: ForwardRootCall(inner, *rest, *nested),
             )
 
-        root_makers = make_root(root, _native.intern_module(self._root_name), True, False)
+        root_makers = make_root("", root, _native.intern_module(self._root_name), True, False)
         self._wrap("", root, *root_makers)
         if model is not root and calls_pass_by(model, root):
             self._wrap("", model, *root_makers)
@@ -249,14 +254,17 @@ class Instrumentation:
             site = _native.intern_module(name)
             if name in inner_roots:
                 self._wrap(
-                    name, module, *make_root(module, site, name in modules, len(inner_roots) > 1)
+                    name,
+                    module,
+                    *make_root(name, module, site, name in modules, len(inner_roots) > 1),
                 )
             else:
+                rest = (recorder, site, observer if name in observed else None)
                 self._wrap(
                     name,
                     module,
-                    partial(_make_span_call, _native.SpanCall, recorder, site),
-                    partial(_make_span_call, ForwardCall, recorder, site),
+                    partial(_make_span_call, _native.SpanCall, rest),
+                    partial(_make_span_call, ForwardCall, rest),
                 )
         # module.compile() writes into the slot; we go back on top of what it put there.
         self._hook_class(torch.nn.Module, "compile", self._before_compile, self._after_compile)
@@ -325,8 +333,8 @@ class Instrumentation:
         patch.put_back_on_top(*token)
 
 
-def _make_span_call(cls: Any, recorder: Any, site: int, inner: Any) -> Any:
-    return cls(inner, recorder, site)
+def _make_span_call(cls: Any, rest: tuple[Any, ...], inner: Any) -> Any:
+    return cls(inner, *rest)
 
 
 def _before_copy(args: tuple[Any, ...], kwargs: Any) -> Any:

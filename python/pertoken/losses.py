@@ -28,6 +28,9 @@ def describe_losses(recording: Recording, raw: dict[str, Any]) -> dict[str, Any]
         faults["inputs of forward not understood"] = native["recording_faults"]
     if native["collector_faults"]:
         faults["records that could not be stored"] = native["collector_faults"]
+    skipped = dict(recording.observing.skipped)
+    if native["observations_dropped"]:
+        skipped["the collector was too far behind"] = native["observations_dropped"]
     inlined, compiled_steps = _inlined_modules(recording, raw)
     overwritten = sorted(recording.instrumentation.overwritten)
     reasons = []
@@ -64,6 +67,8 @@ def describe_losses(recording: Recording, raw: dict[str, Any]) -> dict[str, Any]
         "spans_evicted": native["spans_evicted"],
         "steps_evicted": native["steps_evicted"],
         "requests_evicted": recording.log.evicted,
+        "observations_evicted": native["observations_evicted"],
+        "observations_skipped": skipped,
         "clock_error_ns": -1 if bound is None else bound,
         "faults": faults,
         "inlined_modules": inlined,

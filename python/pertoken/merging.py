@@ -2,10 +2,10 @@
 
 What a column holds is declared in the schema, and decides what happens to it:
 
-- Ids of requests, steps and spans become ``process * 2**44 + id``. They never collide, keep their
-  order, stay what they were for process 0, and give process and original id back by a division. A
-  process keeps its number's distance to the others when a merged profile is merged again, so that
-  merging is associative.
+- Ids of requests, steps, spans and observations become ``process * 2**44 + id``. They never
+  collide, keep their order, stay what they were for process 0, and give process and original id
+  back by a division. A process keeps its number's distance to the others when a merged profile is
+  merged again, so that merging is associative.
 - Tracks and processes are numbered on.
 - Moments are brought onto the axis by `clock_alignment`; durations go with the moments they belong
   to, so that what nested still nests.
@@ -33,7 +33,7 @@ from pertoken.table import Array, Table
 from pertoken.totals import Totals
 from pertoken.version import __version__
 
-_ROW_IDS = ("request", "step", "span")
+_ROW_IDS = ("request", "step", "span", "observation")
 _IDENTITY = ("host", "pid", "boot_origin_ns", "unix_origin_ns")
 _OWN_KEYS = ("format_version", "pertoken_version", "processes")
 

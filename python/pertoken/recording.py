@@ -20,6 +20,7 @@ from pertoken.fault_log import FaultLog
 from pertoken.generation import GenerateWatch, inner_roots
 from pertoken.identity import Ranks, group_ranks
 from pertoken.instrument import Instrumentation, unwrap_compiled
+from pertoken.observing import Observing, OutputChoice, checked_every, new_seed
 from pertoken.patch import change_lock
 from pertoken.request_log import RequestLog
 from pertoken.result import Profile
@@ -48,6 +49,10 @@ def profile(
     modules: ModuleSelection = "layers",
     memory_limit_bytes: int = 256 << 20,
     log_interval_s: float | None = None,
+    activations: ModuleSelection | None = None,
+    activation_every: int = 16,
+    activation_rows: bool = False,
+    activation_output: OutputChoice | None = None,
 ) -> Recording:
     """Records every step of a model, as a context manager or as a decorator.
 
@@ -61,16 +66,29 @@ def profile(
             are counted in ``losses``. Totals since the start are not affected.
         log_interval_s: how often to log the line of `Recording.status()`, through the logger
             ``pertoken`` at INFO, in seconds; None: never.
+        activations: the modules whose outputs are counted into histograms: ``"layers"``, patterns
+            or a predicate, as of `modules`, or ``"root"``, what the model itself gives. They get
+            spans, too. None: none.
+        activation_every: of the steps of each kind, the first is observed, and then one of so many,
+            at a random place among them; 1: every step.
+        activation_rows: whether each row of a batch is observed by itself, so that an observation
+            belongs to one request.
+        activation_output: what is observed of an output that is more than a tensor: a position, the
+            name of a field, or ``f(output) -> tensor``; None: the first floating-point tensor.
 
     Raises:
-        SelectionError: `model` is not a module, `modules` selects nothing, or a number is out of
-            its range.
+        SelectionError: `model` is not a module, `modules` or `activations` selects nothing, or a
+            number is out of its range.
     """
     return Recording(
         model,
         modules=modules,
         memory_limit_bytes=memory_limit_bytes,
         log_interval_s=log_interval_s,
+        activations=activations,
+        activation_every=activation_every,
+        activation_rows=activation_rows,
+        activation_output=activation_output,
     )
 
 
@@ -90,6 +108,10 @@ class Recording:
         memory_limit_bytes: int,
         log_interval_s: float | None = None,
         holds_model: bool = True,
+        activations: ModuleSelection | None = None,
+        activation_every: int = 16,
+        activation_rows: bool = False,
+        activation_output: OutputChoice | None = None,
     ) -> None:
         torch_module = sys.modules.get("torch")
         if torch_module is None or not isinstance(model, torch_module.nn.Module):
@@ -107,8 +129,11 @@ class Recording:
             )
         self.memory_limit_bytes = memory_limit_bytes
         self.enabled = os.environ.get("PERTOKEN", "") != "0"
+        # They are selected from again at each start.
         if isinstance(modules, Iterable) and not isinstance(modules, str):
-            modules = list(modules)  # selected from again at each start
+            modules = list(modules)
+        if isinstance(activations, Iterable) and not isinstance(activations, str):
+            activations = list(activations)
         self._modules = modules
         selected, self.detail = select_modules(unwrap_compiled(model), self._modules)
         self._holds_model = holds_model
@@ -123,7 +148,14 @@ class Recording:
         self.stopped_ticks = 0  # 0 while it runs
         self._earlier_ns = 0  # for how long it ran before it was last started
         self._running_since_ns = 0  # by the monotonic clock; 0: it does not run
-        self.recorder = _native.Recorder(memory_limit_bytes * 7 // 8, _RING_RECORDS)
+        self.recorder = _native.Recorder(
+            memory_limit_bytes * 7 // 8,
+            _RING_RECORDS,
+            observe_every=checked_every(activation_every),
+            observe_seed=new_seed(),
+        )
+        self.observing = Observing(self.recorder, activations, activation_rows, activation_output)
+        self.observing.select(unwrap_compiled(model))
         self.log = RequestLog(
             max(1024, memory_limit_bytes // 8 // _BYTES_A_REQUEST),
             self.recorder,
@@ -142,6 +174,7 @@ class Recording:
             self.generate_watch,
             self.recorder,
             self._status_log,
+            self.observing,
         )
 
     def start(self) -> None:
@@ -160,6 +193,7 @@ class Recording:
                 raise RecordingStateError("the model of this recording does not exist any longer")
             root = unwrap_compiled(model)
             selected = self._selected or select_modules(root, self._modules)[0]
+            observed = self.observing.select(root)
             if not self.origin_ticks:
                 self.origin_ticks, self.origin_unix_ns = _native.now_ticks(), _native.unix_time_ns()
             _start(self.recorder)
@@ -182,7 +216,10 @@ class Recording:
                     inner,
                     self.recorder,
                     self.generate_watch.generation_var,
+                    observed,
+                    self.observing.observer,
                 )
+                self.observing.start()
             except BaseException:
                 self.stop()
                 raise
@@ -199,6 +236,7 @@ class Recording:
                 return
             self.instrumentation.remove()
             self.generate_watch.remove()
+            self.observing.stop()
             self.recorder.stop()
             self.stopped_ticks = _native.now_ticks()
             self._earlier_ns, self._running_since_ns = self.recorded_ns, 0
@@ -304,9 +342,11 @@ def _abandon(
     watch: GenerateWatch,
     recorder: Any,
     status_log: list[StatusLog],
+    observing: Observing,
 ) -> None:
     """Stops what a recording that is gone, or the end of the process, has left running."""
     recorder.stop()
+    observing.stop()
     for log in status_log:
         log.end()
 

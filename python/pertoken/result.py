@@ -20,7 +20,9 @@ from pertoken.strings import StringTable
 from pertoken.table import Array, Table, TableError
 
 if TYPE_CHECKING:
+    from pertoken.analysis.activation_health import FirstNonfinite
     from pertoken.analysis.stragglers import Stragglers
+    from pertoken.histogram import Histogram
     from pertoken.summary import Summary
     from pertoken.totals import Totals
 
@@ -142,6 +144,16 @@ class Profile:
         return self._tables["spans"]
 
     @property
+    def activations(self) -> Table:
+        """One row an observation: the values of one site in one step, or in one row of it."""
+        return self._tables["activations"]
+
+    @property
+    def activation_buckets(self) -> Table:
+        """One row a filled bucket of an observation's histogram."""
+        return self._tables["activation_buckets"]
+
+    @property
     def tracks(self) -> Table:
         """One row a thread."""
         return self._tables["tracks"]
@@ -185,6 +197,37 @@ class Profile:
         from pertoken.analysis.stragglers import find_stragglers
 
         return find_stragglers(self, least_share=least_share)
+
+    def histogram(
+        self, site: str, *, step: int | None = None, request: int | None = None
+    ) -> Histogram:
+        """Merge what a site put out into one histogram.
+
+        Its counts are of the values that were seen. At a rate, the first step of a kind is seen for
+        sure and others stand for `weight` of them each: to compare kinds of step, or to estimate
+        how many values there were, weight the rows of `activations` instead.
+
+        Args:
+            site: the module's name, or that given to `pertoken.observe`.
+            step: of this step alone.
+            request: of this request alone: the rows that were its own (`activation_rows`), and the
+                steps that served nobody else.
+
+        Raises:
+            SelectionError: the site was not observed at all.
+        """
+        from pertoken.analysis.activation_values import site_histogram
+
+        return site_histogram(self, site, step, request)
+
+    def first_nonfinite(self) -> FirstNonfinite | None:
+        """Find the first site and token where a NaN or an infinity was seen; None where none was.
+
+        A module's output counts before that of the module round it.
+        """
+        from pertoken.analysis.activation_health import first_nonfinite
+
+        return first_nonfinite(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the profile to a file that `pertoken.load` reads.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 STEP_KINDS = ("prefill", "decode", "verify", "draft", "mixed", "other")
 SPAN_CATEGORIES = ("module", "region", "generate")
@@ -26,7 +26,8 @@ ID_BITS = 44
 class Column:
     """One column: its numpy dtype, whether it holds string codes, and what it means.
 
-    `ids_of` names what the column's integers are ids of: request, step, span, track or process.
+    `ids_of` names what the column's integers are ids of: request, step, span, observation, track or
+    process.
     `moment` marks a time on the profile's axis. `begins_at` and `ends_at` mark a duration and name
     the moment of the same row at which it begins or ends; a duration with neither was measured by
     another clock. `optional` says that -1 stands for an absent moment. `since` is the format
@@ -50,8 +51,8 @@ def _coded(name: str, meaning: str, since: int = 1) -> Column:
     return Column(name, "int32", meaning, coded=True, since=since)
 
 
-def _id(name: str, of: str, meaning: str) -> Column:
-    return Column(name, "int64", meaning, ids_of=of)
+def _id(name: str, of: str, meaning: str, since: int = 1) -> Column:
+    return Column(name, "int64", meaning, ids_of=of, since=since)
 
 
 def _track(name: str, meaning: str) -> Column:
@@ -118,6 +119,13 @@ TABLES: dict[str, tuple[Column, ...]] = {
         _coded("detail", "what was recorded inside it: root, layers, all or custom"),
         Column("sample_weight", "float64", "1 / the probability that it was recorded"),
         _track("thread", "the track it ran on (see tracks)"),
+        Column(
+            "observe_ns",
+            "int64",
+            "of its wall_ns, what observing took; 0 of most",
+            since=3,
+            before=0,
+        ),
         _coded("error", "'exception' when the forward raised, else empty"),
         _process(),
     ),
@@ -153,6 +161,30 @@ TABLES: dict[str, tuple[Column, ...]] = {
         _moment("start_ns", "when it began"),
         Column("dur_ns", "int64", "how long it took", begins_at="start_ns"),
         Column("device", "int32", "-1 the host, else the index of the GPU"),
+    ),
+    "activations": (
+        _id("observation", "observation", "id of the observation, stable", since=3),
+        _id("step", "step", "the step it was made in; -1 outside any", since=3),
+        Column("row", "int32", "the row of the step's batch; -1 all rows", since=3),
+        _coded("site", "module name, or the name given to observe()", since=3),
+        _coded("dtype", "what the values were: float32, bfloat16, ...", since=3),
+        Column("scale", "int32", "of its buckets: base = 2^(2^-scale)", since=3),
+        Column("count", "int64", "finite values, zeros included", since=3),
+        Column("zeros", "int64", "values equal to 0", since=3),
+        Column("nans", "int64", "values that are not a number", since=3),
+        Column("pos_infs", "int64", "values of plus infinity", since=3),
+        Column("neg_infs", "int64", "values of minus infinity", since=3),
+        Column("min", "float64", "the least finite value; NaN of none", since=3),
+        Column("max", "float64", "the greatest finite value; NaN of none", since=3),
+        Column("sum", "float64", "sum of the finite values", since=3),
+        Column("sum_sq", "float64", "sum of their squares", since=3),
+        Column("weight", "float64", "1 / the probability that its step was observed", since=3),
+    ),
+    "activation_buckets": (
+        _id("observation", "observation", "the observation", since=3),
+        Column("sign", "int32", "1: of values above 0; -1: below", since=3),
+        Column("index", "int32", "i: sizes in (base^i, base^(i+1)]", since=3),
+        Column("count", "int64", "values in it, at least 1", since=3),
     ),
     "tracks": (
         _track("track", "number of the track"),

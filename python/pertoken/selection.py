@@ -27,11 +27,12 @@ _HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output|head|score|classifier|cls|p
 
 
 def select_modules(
-    model: torch.nn.Module, modules: ModuleSelection
+    model: torch.nn.Module, modules: ModuleSelection, argument: str = "modules"
 ) -> tuple[dict[str, torch.nn.Module], str]:
     """The modules that `modules` names, by their full name, without the root, and what was meant.
 
-    Containers such as ``ModuleList`` are never called, and so never selected.
+    Containers such as ``ModuleList`` are never called, and so never selected. `argument` is what
+    the selection is called where it was given.
 
     Returns:
         A dict from name to module, each module once under its first name, and one of ``root``,
@@ -50,21 +51,21 @@ def select_modules(
         if modules == "layers":
             chosen = _layers(model, named)
             return {name: named[name] for name in named if name in chosen}, "layers"
-        return _matching(model, named, [modules]), "custom"
+        return _matching(model, named, [modules], argument), "custom"
     if callable(modules):
         picked = {name: module for name, module in named.items() if modules(name, module)}
         if not any(map(has_forward, picked.values())):
             raise SelectionError(
                 f"the predicate selects none of the {len(named)} modules; for the model alone "
-                "give modules='root'"
+                f"give {argument}='root'"
             )
         return {name: module for name, module in picked.items() if has_forward(module)}, "custom"
     if isinstance(modules, Iterable):
         patterns = list(modules)
         if patterns and all(isinstance(pattern, str) for pattern in patterns):
-            return _matching(model, named, patterns), "custom"
+            return _matching(model, named, patterns, argument), "custom"
     raise SelectionError(
-        f"modules={modules!r}: give 'root', 'layers', 'all', a glob pattern such as "
+        f"{argument}={modules!r}: give 'root', 'layers', 'all', a glob pattern such as "
         "'model.layers.*.mlp', a list of patterns, or a predicate f(name, module) -> bool"
     )
 
@@ -79,7 +80,9 @@ def has_forward(module: torch.nn.Module) -> bool:
     return own is not torch.nn.Module.forward
 
 
-def _matching(model: torch.nn.Module, named: dict[str, Any], patterns: list[str]) -> dict[str, Any]:
+def _matching(
+    model: torch.nn.Module, named: dict[str, Any], patterns: list[str], argument: str
+) -> dict[str, Any]:
     """Those of which some name matches some pattern: a shared module has several names."""
     names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     chosen: set[int] = set()
@@ -88,13 +91,13 @@ def _matching(model: torch.nn.Module, named: dict[str, Any], patterns: list[str]
         called = [name for name in found if has_forward(model.get_submodule(name))]
         if found and not called:
             raise SelectionError(
-                f"modules={pattern!r} matches only containers, which are never called themselves; "
-                f"for what is in them give '{found[0]}.*'"
+                f"{argument}={pattern!r} matches only containers, which are never called "
+                f"themselves; for what is in them give '{found[0]}.*'"
             )
         if not found:
             examples = ", ".join(list(named)[:4]) or "none, the model has no submodules"
             raise SelectionError(
-                f"modules={pattern!r} matches no module; the model's names are: {examples}, ..."
+                f"{argument}={pattern!r} matches no module; the model's names are: {examples}, ..."
             )
         chosen |= {id(model.get_submodule(name)) for name in called}
     return {name: module for name, module in named.items() if id(module) in chosen}

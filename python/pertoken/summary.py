@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pertoken.analysis import latency
+from pertoken.analysis.activation_health import first_nonfinite, unhealthy_sites
 from pertoken.analysis.distribution import Distribution
 from pertoken.analysis.row_index import rows_of
 from pertoken.analysis.since_start import since_start
@@ -104,6 +107,7 @@ class Summary:
                 ]
                 for kind, ranked in hottest.items()
             },
+            "activations": _activations(profile),
             "processes": _processes(profile),
             "stragglers": find_stragglers(profile).as_dict() if merged else None,
             "since_start": since_start(profile),
@@ -122,7 +126,10 @@ class Summary:
         {count, time, tokens_in_per_s, tokens_committed_per_s}; ``slowest_tokens``, a list of
         {step, request, request_id, row, position, kind, tokens, itl_ns, median_itl_ns, extra_ns,
         contributors: [{site, category, own_ns, median_ns, extra_ns}]}; ``hottest_sites`` by kind, a
-        list of {site, category, share, self_ns_per_step, calls_per_step}; ``processes``, a
+        list of {site, category, share, self_ns_per_step, calls_per_step}; ``activations``, None
+        where nothing was observed: {observations, sites, first_nonfinite: None or {site, step,
+        token}, unhealthy_sites: [{site, observations, nans, infs, saturated, dead}]} (see
+        `SiteHealth`); ``processes``, a
         list of {process, name, start_ns, end_ns, clock_basis, clock_offset_ns, clock_error_ns};
         ``stragglers`` as of `Stragglers.as_dict`, None unless the profile was merged;
         ``since_start``, None unless something was evicted: counts and latencies of the whole run by
@@ -173,6 +180,19 @@ class Summary:
         from pertoken.summary_html import summary_html
 
         return summary_html(self._data)
+
+
+def _activations(profile: Profile) -> dict[str, Any] | None:
+    observed = profile.activations
+    if not len(observed):
+        return None
+    first = first_nonfinite(profile)
+    return {
+        "observations": len(observed),
+        "sites": len(np.unique(observed.codes("site"))),
+        "first_nonfinite": None if first is None else first._asdict(),
+        "unhealthy_sites": [asdict(site) for site in unhealthy_sites(profile)],
+    }
 
 
 def _plain(distribution: Distribution | None) -> dict[str, int] | None:

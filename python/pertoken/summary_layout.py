@@ -18,6 +18,7 @@ from pertoken.quantity import (
     share_text,
     size_text,
 )
+from pertoken.summary_activations import activation_block
 from pertoken.summary_block import Block, site_text, step_text
 from pertoken.summary_processes import process_blocks
 
@@ -29,7 +30,7 @@ _LEAST_SHARE_OF_EXTRA = 0.05
 def summary_blocks(data: Mapping[str, Any]) -> tuple[Block, ...]:
     """Put the data of a summary into words."""
     blocks = [_header(data), *process_blocks(data), _latencies(data), _slowest(data)]
-    blocks += [_hottest(data), _losses(data)]
+    blocks += [_hottest(data), activation_block(data), _losses(data)]
     return tuple(block for block in blocks if block.lines or block.rows)
 
 
@@ -175,12 +176,15 @@ def _losses(data: Mapping[str, Any]) -> Block:
         ("spans_evicted", "span", "evicted, the oldest first, to keep within the memory bound"),
         ("steps_evicted", "step", "evicted, the oldest first, to keep within the memory bound"),
         ("requests_evicted", "request", "evicted, the oldest first, to keep within the bound"),
+        ("observations_evicted", "observation", "evicted with their steps"),
     ):
         count = losses.get(key) or 0
         if count:
             lines.append(f"{plural_text(count, noun)} {'was' if count == 1 else 'were'} {what}.")
     for reason, count in (losses.get("faults") or {}).items():
         lines.append(f"{plural_text(count or 0, 'fault')} while recording: {name_text(reason)}.")
+    for reason, count in (losses.get("observations_skipped") or {}).items():
+        lines.append(f"{plural_text(count or 0, 'observation')} skipped: {name_text(reason)}.")
     inlined = losses.get("inlined_modules") or ()
     if inlined:
         lines.append(

@@ -73,6 +73,19 @@ class SiteTotals:
 
 
 @dataclass(frozen=True)
+class ActivationTotals:
+    """What one site put out in the observed steps of one kind.
+
+    Attributes:
+        observations: how many there were.
+        values: the values in them, not weighted.
+    """
+
+    observations: int = 0
+    values: Histogram = field(default_factory=Histogram)
+
+
+@dataclass(frozen=True)
 class RequestTotals:
     """The requests of one label set. Latencies are of those that ended without an exception.
 
@@ -116,6 +129,7 @@ class Totals:
         recorded_ns: for how long they ran, all together, pauses excluded.
         steps: by kind, those that occurred.
         sites: by site, kind of step and category.
+        activations: by site, kind of step and category: those that were observed.
         requests: by label set; `()` is that of requests without labels.
         losses: counts of what is missing: `records_dropped` are missing here as well, while evicted
             spans, steps and requests are missing from profiles only.
@@ -125,11 +139,12 @@ class Totals:
     recorded_ns: int = 0
     steps: Mapping[str, StepTotals] = field(default_factory=dict)
     sites: Mapping[SiteKey, SiteTotals] = field(default_factory=dict)
+    activations: Mapping[SiteKey, ActivationTotals] = field(default_factory=dict)
     requests: Mapping[LabelSet, RequestTotals] = field(default_factory=dict)
     losses: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "sites", "requests", "losses"):
+        for name in ("steps", "sites", "activations", "requests", "losses"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     @property

@@ -16,6 +16,7 @@ from pertoken.histogram_exchange import Buckets, HistogramParts
 from pertoken.schema import SPAN_CATEGORIES, STEP_KINDS
 from pertoken.totals import (
     OUTSIDE,
+    ActivationTotals,
     RequestTotals,
     SiteKey,
     SiteTotals,
@@ -25,9 +26,17 @@ from pertoken.totals import (
 
 T = TypeVar("T")
 
+# What totals of older versions do not have.
+_ADDED_LATER: dict[str, Any] = {"activations": []}
 _LARGEST_COUNT = (1 << 64) - 1
 _LARGEST_OFFSET = 1 << 30
 _MOMENTS = ("sum", "sum_sq", "min", "max")
+_NOT_FINITE = ("nans", "pos_infs", "neg_infs")
+_NO_REST: dict[str, Any] = {
+    **dict.fromkeys(_NOT_FINITE, 0),
+    "negative_offset": 0,
+    "negative_bucket_counts": [],
+}
 
 
 def totals_to_dict(totals: Totals) -> dict[str, Any]:
@@ -36,7 +45,8 @@ def totals_to_dict(totals: Totals) -> dict[str, Any]:
         "recordings": totals.recordings,
         "recorded_ns": totals.recorded_ns,
         "steps": {kind: _fields_of(steps) for kind, steps in totals.steps.items()},
-        "sites": [{**key._asdict(), **_fields_of(site)} for key, site in totals.sites.items()],
+        "sites": _sites_of(totals.sites),
+        "activations": _sites_of(totals.activations),
         "requests": [
             {"labels": dict(labels), **_fields_of(requests)}
             for labels, requests in totals.requests.items()
@@ -47,14 +57,9 @@ def totals_to_dict(totals: Totals) -> dict[str, Any]:
 
 def totals_from_dict(data: object) -> Totals:
     """Totals from plain data; see `Totals.from_dict`."""
+    if isinstance(data, Mapping):
+        data = {**_ADDED_LATER, **data}
     content = _mapping(data, "totals", tuple(field.name for field in fields(Totals)))
-    sites: dict[SiteKey, SiteTotals] = {}
-    for entry in _list(content["sites"], "sites"):
-        names, values = _split(entry, "an entry of sites", SiteKey._fields)
-        key = SiteKey(*(_text(names[name], f"sites.{name}") for name in SiteKey._fields))
-        if key.kind not in (*STEP_KINDS, OUTSIDE) or key.category not in (*SPAN_CATEGORIES, ""):
-            raise TotalsError(f"totals have a site of an unknown kind: {str(key)[:200]}")
-        sites[key] = _object_of(SiteTotals, values, "sites")
     requests = {}
     for entry in _list(content["requests"], "requests"):
         names, values = _split(entry, "an entry of requests", ("labels",))
@@ -69,13 +74,29 @@ def totals_from_dict(data: object) -> Totals:
         steps=_by_kind(
             content["steps"], "steps", lambda value: _object_of(StepTotals, value, "steps")
         ),
-        sites=sites,
+        sites=_by_site(content["sites"], "sites", SiteTotals),
+        activations=_by_site(content["activations"], "activations", ActivationTotals),
         requests=requests,
         losses={
             _text(name, "losses"): _count(count, "losses")
             for name, count in _mapping(content["losses"], "losses").items()
         },
     )
+
+
+def _sites_of(totals: Mapping[SiteKey, Any]) -> list[dict[str, Any]]:
+    return [{**key._asdict(), **_fields_of(of_site)} for key, of_site in totals.items()]
+
+
+def _by_site(data: object, label: str, cls: type[T]) -> dict[SiteKey, T]:
+    sites: dict[SiteKey, T] = {}
+    for entry in _list(data, label):
+        names, values = _split(entry, f"an entry of {label}", SiteKey._fields)
+        key = SiteKey(*(_text(names[name], f"{label}.{name}") for name in SiteKey._fields))
+        if key.kind not in (*STEP_KINDS, OUTSIDE) or key.category not in (*SPAN_CATEGORIES, ""):
+            raise TotalsError(f"totals have a site of an unknown kind: {str(key)[:200]}")
+        sites[key] = _object_of(cls, values, label)
+    return sites
 
 
 def _fields_of(value: Any) -> dict[str, Any]:
@@ -91,16 +112,21 @@ def _plain(value: Any) -> Any:
 
 
 def _histogram_to_dict(histogram: Histogram) -> dict[str, Any]:
-    """Durations are neither negative nor infinite, so that the rest is not there."""
-    if not histogram.count:
-        return {}
+    """Durations are neither negative nor infinite, so that what is of these is mostly not there."""
     offset, counts = histogram.positive
+    below, negative = histogram.negative
+    rest: dict[str, Any] = {name: n for name in _NOT_FINITE if (n := getattr(histogram, name))}
+    if len(negative):
+        rest |= {"negative_offset": below, "negative_bucket_counts": negative.tolist()}
+    if not histogram.count and not rest:
+        return {}
     moments = {name: getattr(histogram, name) for name in _MOMENTS}
     return {
         "scale": histogram.scale,
         "zeros": histogram.zeros,
         "offset": offset,
         "bucket_counts": counts.tolist(),
+        **rest,
         **{name: None if math.isnan(value) else value for name, value in moments.items()},
     }
 
@@ -108,24 +134,28 @@ def _histogram_to_dict(histogram: Histogram) -> dict[str, Any]:
 def _histogram_from_dict(data: object, label: str) -> Histogram:
     if data == {}:
         return Histogram()
-    content = _mapping(data, label, ("scale", "zeros", "offset", "bucket_counts", *_MOMENTS))
-    counts = [_count(count, label) for count in _list(content["bucket_counts"], label)]
+    if isinstance(data, Mapping):
+        data = {**_NO_REST, **data}
+    content = _mapping(
+        data, label, ("scale", "zeros", "offset", "bucket_counts", *_NO_REST, *_MOMENTS)
+    )
     parts = HistogramParts(
         scale=_integer(content["scale"], label, _LARGEST_OFFSET),
-        positive=Buckets(
-            _integer(content["offset"], label, _LARGEST_OFFSET), np.array(counts, np.uint64)
-        ),
-        negative=Buckets(0, np.zeros(0, np.uint64)),
+        positive=_buckets(content["offset"], content["bucket_counts"], label),
+        negative=_buckets(content["negative_offset"], content["negative_bucket_counts"], label),
         zeros=_count(content["zeros"], label),
-        nans=0,
-        pos_infs=0,
-        neg_infs=0,
+        **{name: _count(content[name], label) for name in _NOT_FINITE},
         **{name: _moment(content[name], label) for name in _MOMENTS},
     )
     try:
         return from_parts(parts)
     except HistogramError as error:
         raise TotalsError(f"{label} of totals holds an impossible histogram: {error}") from error
+
+
+def _buckets(offset: object, counts: object, label: str) -> Buckets:
+    numbers = [_count(count, label) for count in _list(counts, label)]
+    return Buckets(_integer(offset, label, _LARGEST_OFFSET), np.array(numbers, np.uint64))
 
 
 def _moment(value: object, label: str) -> float:

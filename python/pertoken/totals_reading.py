@@ -10,6 +10,7 @@ from pertoken.schema import SPAN_CATEGORIES, STEP_KINDS
 from pertoken.totals import (
     OTHER,
     OUTSIDE,
+    ActivationTotals,
     LabelSet,
     RequestTotals,
     SiteKey,
@@ -29,11 +30,11 @@ def read_totals(recording: Recording) -> Totals:
     recording.log.close_ended_runs()
     native = recording.recorder.totals()
     names = _native.site_names()
-    sites: dict[SiteKey, SiteTotals] = {}
-    for code, kind, own_ns, dur_ns in native["sites"]:
+
+    def key_of(code: int, kind: int) -> SiteKey:
         category, name = names[code] if code >= 0 else (-1, OTHER)
-        key = SiteKey(name, _KINDS[kind], SPAN_CATEGORIES[category] if code >= 0 else "")
-        sites[key] = SiteTotals(own_ns, from_native(dur_ns))
+        return SiteKey(name, _KINDS[kind], SPAN_CATEGORIES[category] if code >= 0 else "")
+
     label_sets = recording.log.label_sets.by_number()
     requests: dict[LabelSet, RequestTotals] = {}
     for number, of_labels in enumerate(native["requests"]):
@@ -43,11 +44,19 @@ def read_totals(recording: Recording) -> Totals:
         recordings=1,
         recorded_ns=recording.recorded_ns,
         steps={_KINDS[kind]: StepTotals(**_values(row)) for kind, row in native["steps"].items()},
-        sites=sites,
+        sites={
+            key_of(code, kind): SiteTotals(own_ns, from_native(dur_ns))
+            for code, kind, own_ns, dur_ns in native["sites"]
+        },
+        activations={
+            key_of(code, kind): ActivationTotals(observations, from_native(values))
+            for code, kind, observations, values in native["activations"]
+        },
         requests=requests,
         losses={
             **native["losses"],
             "requests_evicted": recording.log.evicted,
+            "observations_skipped": sum(recording.observing.skipped.values()),
             "faults": sum(recording.faults.values()),
         },
     )

@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 import pertoken
-from pertoken.errors import MergeError, PertokenError
+from pertoken.analysis.activation_values import site_percentiles
+from pertoken.errors import HistogramError, MergeError, PertokenError
 from pertoken.result import Profile
 from pertoken.summary_layout import summary_blocks
 from pertoken.summary_text import plain_text
@@ -112,6 +113,10 @@ def check_views(profile: Profile, scratch: Path) -> None:
         repr(profile.totals)
         json.dumps(profile.totals.to_dict())
     profile.stragglers()
+    profile.first_nonfinite()
+    for site in profile.activations["site"][:1].tolist():
+        with contextlib.suppress(HistogramError):
+            profile.histogram(site)
     with contextlib.suppress(MergeError):
         pertoken.merge([profile])
     summary = profile.summary()
@@ -139,6 +144,7 @@ def check_trace(profile: Profile, trace: bytes) -> None:
     slices += int((finished & decode).sum())
     counters = int((steps["context_len"] != -1).sum())
     counters += int((finished & (steps["tokens_committed"] != -1)).sum())
+    counters += len(site_percentiles(profile)["time_ns"])
     phases = [event["ph"] for event in content["traceEvents"]]
     assert (phases.count("X"), phases.count("C")) == (slices, counters)
     assert set(phases) <= {"X", "C", "M"}

@@ -2,6 +2,7 @@
 // a reader counts on. Built with -fsanitize=fuzzer where clang has it; with any compiler,
 // replay.cpp gives it a main() that runs files. The input is described at FuzzedProfile.
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -71,6 +72,7 @@ class FuzzedProfile {
     read_steps(rows());
     read_spans(rows());
     read_tracks(rows());
+    read_percentiles(rows());
   }
 
   const ChromeTrace& trace() const { return trace_; }
@@ -84,6 +86,7 @@ class FuzzedProfile {
       if (finished && trace_.steps.tokens_committed[i] != -1) ++expected.counters;
       if (trace_.steps.context_len[i] != -1) ++expected.counters;
     }
+    expected.counters += trace_.percentiles.size;
     return expected;
   }
 
@@ -189,10 +192,28 @@ class FuzzedProfile {
     tracks.name = codes(size);
   }
 
+  const double* numbers(size_t size) {
+    std::vector<double>& column = real_.emplace_back(size);
+    for (double& value : column) value = std::bit_cast<double>(in_.integer());
+    return column.data();
+  }
+
+  void read_percentiles(size_t size) {
+    PercentileColumns& percentiles = trace_.percentiles;
+    percentiles.size = size;
+    percentiles.time_ns = integers(size);
+    percentiles.process = processes(size);
+    percentiles.site = codes(size);
+    percentiles.p1 = numbers(size);
+    percentiles.p50 = numbers(size);
+    percentiles.p99 = numbers(size);
+  }
+
   Input in_;
   EscapedStrings strings_;
   std::vector<std::vector<int64_t>> wide_;
   std::vector<std::vector<int32_t>> narrow_;
+  std::vector<std::vector<double>> real_;
   std::vector<std::string> label_names_;
   std::vector<std::string> process_names_;
   std::string root_;

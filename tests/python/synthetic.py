@@ -163,10 +163,13 @@ def synthetic_profile(
                 detail="layers",
                 sample_weight=1.0,
                 thread=0,
+                observe_ns=0,
                 error="",
                 process=0,
             )
             ttft_ns = commit_ns - start_ns if index == 0 else ttft_ns
+            for site in names:
+                _observe(columns, step, site)
             for row in range(rows):
                 columns.add(
                     "step_rows",
@@ -215,6 +218,33 @@ def synthetic_profile(
     strings = StringTable(columns.strings)
     arrays = {**columns.arrays(), "processes": own_process(meta, losses, strings)}
     return Profile.from_columns(arrays, strings.strings, meta, losses)
+
+
+def _observe(columns: _Columns, step: int, site: str) -> None:
+    observation = len(columns.rows["activations"])
+    for sign, index, count in ((1, -3, 4), (1, 2, 1), (-1, 0, 2)):
+        columns.add(
+            "activation_buckets", observation=observation, sign=sign, index=index, count=count
+        )
+    columns.add(
+        "activations",
+        observation=observation,
+        step=step,
+        row=-1,
+        site=site,
+        dtype="float32",
+        scale=3,
+        count=8,
+        zeros=1,
+        nans=0,
+        pos_infs=0,
+        neg_infs=0,
+        min=-1.05,
+        max=1.25,
+        sum=2.5,
+        sum_sq=7.0,
+        weight=1.0 if step == 0 else 16.0,
+    )
 
 
 def _forward(
@@ -287,6 +317,8 @@ def synthetic_losses() -> dict[str, Any]:
         "spans_evicted": 0,
         "steps_evicted": 0,
         "requests_evicted": 0,
+        "observations_evicted": 0,
+        "observations_skipped": {},
         "clock_error_ns": 40,
         "faults": {},
         "inlined_modules": [],

@@ -24,7 +24,7 @@ BENCHMARKS = ROOT / "benchmarks"
 # In one process, to load torch once; the first one forks, so it comes before any thread.
 PARTS = (
     "peers", "decode_overhead", "call_cost", "store_memory", "stop_latency", "export_speed",
-    "tensor_stats",
+    "tensor_stats", "activations",
 )  # fmt: skip
 RUN = """
 import importlib, json, sys
@@ -98,6 +98,16 @@ def test_the_page_shows_every_tensor_and_its_bars(measured: dict[str, Any], modu
             assert f"\n| {kind} | {name} | " in page
     expected = 4 + 2 * len(set(tensors["instruction_sets"]) & {"avx2", "avx512"})
     assert len(list(module("bars").verdicts(document))) == expected
+
+
+def test_the_page_shows_what_observing_adds(measured: dict[str, Any], module: Any) -> None:
+    report = module("report")
+    activations = measured["activations"]
+    document = {**_newest(report), "benchmarks": {"activations": activations}}
+    page = report.render(document, "x.json")
+    for name in activations["variants"]:
+        assert f"\n| {name} | " in page
+    assert activations["sites"] == 14 and activations["observe_ns_a_site"] > 0
 
 
 def test_a_page_of_a_part_of_the_benchmarks_leaves_out_the_rest(

@@ -52,7 +52,8 @@ def rows_of_process(profile: Profile, table: str, process: int) -> Profile | Any
     found = profile.tables[table]
     if "process" in found:
         return found.where(found["process"] == process)
-    key = "span" if table == "spans" else "step"
+    keys = {"spans": "span", "activations": "observation", "activation_buckets": "observation"}
+    key = keys.get(table, "step")
     return found.where(found[key] >> ID_BITS == process)
 
 
@@ -68,7 +69,7 @@ def test_rows_ids_and_texts_of_each_process_are_there_and_lead_back() -> None:
             assert len(own) == len(original)
             for column in declared:
                 values, expected = own[column.name], original[column.name]
-                if column.ids_of in ("request", "step", "span"):
+                if column.ids_of in ("request", "step", "span", "observation"):
                     known = values[values >= 0]
                     assert (known >> ID_BITS == process).all()
                     values = own_ids(values)
@@ -267,7 +268,7 @@ def test_what_cannot_be_merged_is_refused_with_a_reason() -> None:
 @pytest.mark.parametrize("name", list(schema.TABLES))
 def test_columns_say_what_they_hold(name: str) -> None:
     """By their names: a new column that holds ids or moments cannot slip through a merge."""
-    ids = {"request", "step", "span", "track", "process", "parent", "thread"}
+    ids = {"request", "step", "span", "observation", "track", "process", "parent", "thread"}
     moments = {"start_ns", "end_ns", "commit_ns"}
     declared = {column.name: column for column in schema.TABLES[name]}
     for column in declared.values():
@@ -277,31 +278,45 @@ def test_columns_say_what_they_hold(name: str) -> None:
             assert declared[anchor].moment
     lasting = {c for c in declared if c.endswith("_ns")} - moments
     unanchored = {c for c in lasting if not (declared[c].begins_at or declared[c].ends_at)}
-    assert unanchored <= {"gpu_ns", "clock_offset_ns", "clock_error_ns"}
+    assert unanchored <= {"gpu_ns", "observe_ns", "clock_offset_ns", "clock_error_ns"}
 
 
-def members_of_format_1() -> Members:
-    """A file as the first format version had it: without processes."""
+def members_of_format(version: int) -> Members:
+    """A file as that format version had it: without what came later."""
     import json
 
     members = dict(saved_members())
     manifest = json.loads(members["manifest.json"])
-    manifest["format_version"] = 1
-    del manifest["tables"]["processes"], manifest["totals"]
+    manifest["format_version"] = version
     for name, declared in schema.TABLES.items():
         for column in declared:
-            if column.since > 1:
+            if column.since > version:
                 manifest["tables"].get(name, {"columns": {}})["columns"].pop(column.name, None)
                 del members[f"tables/{name}/{column.name}.npy"]
-    for key in ("boot_id", "synchronized"):
-        del manifest["meta"]["clock"][key]
+    manifest["tables"] = {
+        name: table for name, table in manifest["tables"].items() if table["columns"]
+    }
+    if version == 1:
+        del manifest["totals"], manifest["meta"]["clock"]["boot_id"]
+        del manifest["meta"]["clock"]["synchronized"]
     members["manifest.json"] = json.dumps(manifest).encode()
     return list(members.items())
 
 
+def test_files_of_the_second_format_version_load_and_merge(tmp_path: Path) -> None:
+    path = tmp_path / "old.pertoken"
+    path.write_bytes(pack(members_of_format(2)))
+    old = pertoken.load(path)
+    assert len(old.activations) == len(old.activation_buckets) == 0
+    assert set(old.steps["observe_ns"].tolist()) == {0}
+    assert old.first_nonfinite() is None
+    merged = pertoken.merge([old, recorded(1)])
+    assert len(merged.activations) == len(recorded(1).activations)
+
+
 def test_files_of_the_first_format_version_load_and_merge(tmp_path: Path) -> None:
     path = tmp_path / "old.pertoken"
-    path.write_bytes(pack(members_of_format_1()))
+    path.write_bytes(pack(members_of_format(1)))
     old = pertoken.load(path)
     assert set(old.steps["process"].tolist()) == {0}
     assert old.processes["pid"].tolist() == [4242]

@@ -31,6 +31,7 @@ def report() -> Iterator[ModuleType]:
             "bars",
             "peers_report",
             "tensor_report",
+            "activation_report",
             "bar_chart",
             "page_parts",
         ):

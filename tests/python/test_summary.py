@@ -185,6 +185,7 @@ def test_every_rendering_shows_every_cell(monkeypatch: pytest.MonkeyPatch) -> No
         "Latency",
         "Slowest",
         "Hottest",
+        "Activations",
         "Losses",
     ]
     for name, text in renderings(summary, monkeypatch).items():

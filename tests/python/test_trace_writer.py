@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pertoken import _native
+from pertoken.analysis.activation_values import site_percentiles
 from synthetic import synthetic_profile
 
 
@@ -19,6 +20,7 @@ def native_arguments(target: object) -> dict[str, Any]:
         name: {c: t.codes(c) if c in t.coded else t[c] for c in t.columns}
         for name, t in profile.tables.items()
     }
+    tables["percentiles"] = site_percentiles(profile)
     return {
         "tables": tables,
         "strings": profile.requests.strings,

@@ -17,6 +17,8 @@ What a trace holds, so that a reader can count on it:
 - Two counters (``ph: C``): ``context_len``, with the series ``tokens``, at the start of each step
   for which it is known; and ``tokens``, with the series ``committed``, the tokens committed so far
   in this profile, at the end of each finished step for which they are known.
+- A counter ``values of <site>`` for each observed site, with the series ``p1``, ``p50`` and
+  ``p99`` of what it put out in a step, all rows together, at the start of the step.
 - What was still running is shown up to the profile's last moment, with ``unfinished`` in its args.
 - ``pertoken`` on the outermost level holds the profile's meta and losses.
 """
@@ -33,6 +35,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from pertoken import _native
+from pertoken.analysis.activation_values import site_percentiles
 from pertoken.errors import system_errors
 from pertoken.processes import names_of_processes
 from pertoken.whole_file import written_aside
@@ -79,6 +82,7 @@ def _write(profile: Profile, name: str, target: object) -> None:
     tables = {
         table: _columns(profile.tables[table]) for table in ("requests", "steps", "spans", "tracks")
     }
+    tables["percentiles"] = site_percentiles(profile)
     processes = [(_integer(meta, "pid"), "python")]
     if len(profile.processes) > 1:
         processes = _shown_processes(profile)

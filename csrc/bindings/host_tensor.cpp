@@ -1,0 +1,196 @@
+#include "bindings/host_tensor.h"
+
+#include "bindings/owned.h"
+#include "bindings/step_inputs.h"
+
+namespace pertoken::bindings {
+
+namespace {
+
+constexpr int kDeepestOutput = 4;
+
+// Borrowed for ever: types, dtypes and functions of torch live as long as the process.
+struct Torch {
+  PyTypeObject* tensor_type = nullptr;
+  PyTypeObject* parameter_type = nullptr;
+  PyObject* formats = nullptr;
+  PyObject* strided = nullptr;
+  PyObject* get_tracing_state = nullptr;
+} torch;
+
+struct Names {
+  PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
+  PyObject* dtype = PyUnicode_InternFromString("dtype");
+  PyObject* is_cpu = PyUnicode_InternFromString("is_cpu");
+  PyObject* is_floating_point = PyUnicode_InternFromString("is_floating_point");
+  PyObject* is_neg = PyUnicode_InternFromString("is_neg");
+  PyObject* is_nested = PyUnicode_InternFromString("is_nested");
+  PyObject* layout = PyUnicode_InternFromString("layout");
+  PyObject* nbytes = PyUnicode_InternFromString("nbytes");
+  PyObject* shape = PyUnicode_InternFromString("shape");
+  PyObject* storage_offset = PyUnicode_InternFromString("storage_offset");
+  PyObject* stride = PyUnicode_InternFromString("stride");
+  PyObject* untyped_storage = PyUnicode_InternFromString("untyped_storage");
+};
+
+const Names& names() {
+  static const Names instance;
+  return instance;
+}
+
+// The number of the format of a dtype, -1 for others.
+int format_of(PyObject* dtype) {
+  PyObject* number = PyDict_GetItemWithError(torch.formats, dtype);
+  if (number == nullptr) discard_error();
+  return number == nullptr ? -1 : static_cast<int>(integer_argument(number, -1));
+}
+
+bool is_floating(PyObject* tensor) {
+  const Owned dtype(PyObject_GetAttr(tensor, names().dtype));
+  if (dtype && format_of(dtype.get()) >= 0) return true;
+  const Owned floating(dtype ? PyObject_GetAttr(dtype.get(), names().is_floating_point) : nullptr);
+  if (!floating) discard_error();
+  return floating.get() == Py_True;
+}
+
+PyObject* find_floating(PyObject* output, int depth) {
+  if (PyObject_TypeCheck(output, torch.tensor_type)) {
+    return is_floating(output) ? Py_NewRef(output) : nullptr;
+  }
+  if (depth == kDeepestOutput) return nullptr;
+  if (PyTuple_Check(output) || PyList_Check(output)) {
+    // Asking a tensor may run Python code, which may change a list.
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(output); ++i) {
+      const Owned item(Py_NewRef(PySequence_Fast_GET_ITEM(output, i)));
+      if (PyObject* found = find_floating(item.get(), depth + 1)) return found;
+    }
+  } else if (PyDict_Check(output)) {
+    const Owned items(PyDict_Values(output));
+    if (!items) discard_error();
+    if (items) return find_floating(items.get(), depth + 1);
+  }
+  return nullptr;
+}
+
+bool attribute_is(PyObject* object, PyObject* name, PyObject* expected) {
+  const Owned value(PyObject_GetAttr(object, name));
+  if (!value) discard_error();
+  return value.get() == expected;
+}
+
+bool method_integer(PyObject* object, PyObject* name, int64_t& number) {
+  const Owned value(PyObject_CallMethodNoArgs(object, name));
+  if (!value) discard_error();
+  if (!value || !PyLong_CheckExact(value.get())) return false;
+  number = static_cast<int64_t>(PyLong_AsUnsignedLongLongMask(value.get()));
+  return true;
+}
+
+bool read_integers(PyObject* tuple, int64_t* numbers, Py_ssize_t count) {
+  if (tuple == nullptr) discard_error();
+  if (tuple == nullptr || !PyTuple_Check(tuple) || PyTuple_GET_SIZE(tuple) != count) return false;
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyObject* number = PyTuple_GET_ITEM(tuple, i);
+    if (!PyLong_Check(number)) return false;
+    numbers[i] = integer_argument(number, 0);
+  }
+  return true;
+}
+
+// The memory from the first value to the last, as the strides say, lies in the storage.
+bool is_in_storage(PyObject* tensor, const TensorView& view, int64_t item_bytes) {
+  int64_t last_byte = 0;
+  int64_t held_bytes = 0;
+  if (!method_integer(tensor, names().storage_offset, last_byte)) return false;
+  const Owned storage(PyObject_CallMethodNoArgs(tensor, names().untyped_storage));
+  if (!storage) discard_error();
+  if (!storage || !method_integer(storage.get(), names().nbytes, held_bytes)) return false;
+  last_byte = (last_byte + 1) * item_bytes;
+  for (int i = 0; i < view.dims; ++i) {
+    const auto dim = static_cast<size_t>(i);
+    if (view.shape[dim] == 0) return true;
+    last_byte += (view.shape[dim] - 1) * view.strides_bytes[dim];
+  }
+  return view.data != nullptr && last_byte <= held_bytes;
+}
+
+}  // namespace
+
+void learn_torch(PyObject* tensor_type, PyObject* parameter_type, PyObject* formats,
+                 PyObject* strided, PyObject* get_tracing_state) {
+  if (torch.tensor_type != nullptr) return;
+  torch.parameter_type = reinterpret_cast<PyTypeObject*>(Py_NewRef(parameter_type));
+  torch.formats = Py_NewRef(formats);
+  torch.strided = Py_NewRef(strided);
+  torch.get_tracing_state = Py_NewRef(get_tracing_state);
+  torch.tensor_type = reinterpret_cast<PyTypeObject*>(Py_NewRef(tensor_type));
+}
+
+bool is_being_traced() {
+  if (torch.tensor_type == nullptr) return false;
+  const Owned state(PyObject_CallNoArgs(torch.get_tracing_state));
+  if (!state) discard_error();
+  return state && state.get() != Py_None;
+}
+
+PyObject* first_floating_tensor(PyObject* output) {
+  return torch.tensor_type == nullptr ? nullptr : find_floating(output, 0);
+}
+
+bool view_of_memory(PyObject* memory, TensorView& view) {
+  const Owned address(PyObject_GetAttrString(memory, "address"));
+  const Owned format(address ? PyObject_GetAttrString(memory, "format") : nullptr);
+  const Owned shape(format ? PyObject_GetAttrString(memory, "shape") : nullptr);
+  const Owned strides(shape ? PyObject_GetAttrString(memory, "strides_bytes") : nullptr);
+  if (!strides) discard_error();
+  if (!strides || !PyTuple_Check(shape.get())) return false;
+  const Py_ssize_t dims = PyTuple_GET_SIZE(shape.get());
+  const int64_t number = integer_argument(format.get(), -1);
+  if (dims > kMaxDims || number < 0 || number >= kFloatFormats) return false;
+  if (!read_integers(shape.get(), view.shape.data(), dims) ||
+      !read_integers(strides.get(), view.strides_bytes.data(), dims)) {
+    return false;
+  }
+  view.dims = static_cast<int>(dims);
+  view.format = static_cast<FloatFormat>(number);
+  view.data = static_cast<const std::byte*>(PyLong_AsVoidPtr(address.get()));
+  discard_error();
+  return true;
+}
+
+bool view_host_tensor(PyObject* tensor, TensorView& view) {
+  if (torch.tensor_type == nullptr) return false;
+  // A subclass may mean something else by its attributes.
+  if (!Py_IS_TYPE(tensor, torch.tensor_type) && !Py_IS_TYPE(tensor, torch.parameter_type)) {
+    return false;
+  }
+  const Names& name = names();
+  if (!attribute_is(tensor, name.is_cpu, Py_True) ||
+      !attribute_is(tensor, name.layout, torch.strided) ||
+      !attribute_is(tensor, name.is_nested, Py_False)) {
+    return false;
+  }
+  const Owned is_negated(PyObject_CallMethodNoArgs(tensor, name.is_neg));
+  const Owned dtype(is_negated ? PyObject_GetAttr(tensor, name.dtype) : nullptr);
+  if (!dtype) discard_error();
+  if (!dtype || is_negated.get() != Py_False) return false;
+  const int format = format_of(dtype.get());
+  if (format < 0 || format >= kFloatFormats) return false;
+  view.format = static_cast<FloatFormat>(format);
+
+  const Owned shape(PyObject_GetAttr(tensor, name.shape));
+  const Py_ssize_t dims = shape && PyTuple_Check(shape.get()) ? PyTuple_GET_SIZE(shape.get()) : -1;
+  if (dims > kMaxDims || !read_integers(shape.get(), view.shape.data(), dims)) return false;
+  view.dims = static_cast<int>(dims);
+  const Owned strides(PyObject_CallMethodNoArgs(tensor, name.stride));
+  if (!read_integers(strides.get(), view.strides_bytes.data(), dims)) return false;
+  const int64_t item_bytes = bytes_of(view.format);
+  for (size_t i = 0; i < static_cast<size_t>(dims); ++i) view.strides_bytes[i] *= item_bytes;
+
+  int64_t address = 0;
+  if (!method_integer(tensor, name.data_ptr, address)) return false;
+  view.data = reinterpret_cast<const std::byte*>(address);  // NOLINT(performance-no-int-to-ptr)
+  return is_in_storage(tensor, view, item_bytes);
+}
+
+}  // namespace pertoken::bindings

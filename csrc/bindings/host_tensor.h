@@ -1,0 +1,35 @@
+// Finds the tensor in what a module returned, and where its values lie in host memory, without a
+// line of Python and without a link to torch. Under the GIL. Never leaves an exception set.
+#pragma once
+
+#include <Python.h>
+
+#include "core/tensor_view.h"
+
+namespace pertoken::bindings {
+
+// Below this the reading takes less time than giving up the GIL may cost.
+inline constexpr uint64_t kValuesWithoutGil = 32768;
+
+// What torch calls things; told once, when a recording of a model is made. `formats` is a dict from
+// dtypes to numbers of FloatFormat, `get_tracing_state` says whether shapes are being traced.
+// Keeps references. Until then nothing is a tensor.
+void learn_torch(PyObject* tensor_type, PyObject* parameter_type, PyObject* formats,
+                 PyObject* strided, PyObject* get_tracing_state);
+
+// Whether torch.jit.trace runs on this thread: what is asked of a tensor then becomes part of the
+// traced graph.
+bool is_being_traced();
+
+// The first floating-point tensor of an output: itself, or in tuples, lists and mappings, in order.
+// A new reference; nullptr when there is none.
+PyObject* first_floating_tensor(PyObject* output);
+
+// Whether the values of a plain tensor can be read where it says that they are; fills `view` if so.
+// False also for what only Python knows how to read, or why not.
+bool view_host_tensor(PyObject* tensor, TensorView& view);
+
+// The same of what Python found out, a TensorMemory.
+bool view_of_memory(PyObject* memory, TensorView& view);
+
+}  // namespace pertoken::bindings

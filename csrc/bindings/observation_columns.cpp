@@ -1,0 +1,77 @@
+#include "bindings/observation_columns.h"
+
+#include <pybind11/numpy.h>
+
+namespace pertoken::bindings {
+
+namespace py = pybind11;
+
+namespace {
+
+py::dict own_columns(const StoreSnapshot& store) {
+  const auto length = static_cast<py::ssize_t>(store.observations.size());
+  py::dict columns;
+  const auto column = [&]<typename Number>(const char* name, Number, auto&& value) {
+    py::array_t<Number> array(length);
+    auto* out = array.mutable_data();
+    for (const auto& observation : store.observations) {
+      *out++ = static_cast<Number>(value(*observation));
+    }
+    columns[name] = array;
+  };
+  using Stored = StoredObservation;
+  column("observation", int64_t{}, [](const Stored& of) { return of.id; });
+  column("step", int64_t{}, [](const Stored& of) { return of.step; });
+  column("row", int32_t{}, [](const Stored& of) { return of.row; });
+  column("site", int32_t{}, [](const Stored& of) { return of.site; });
+  column("format", int32_t{}, [](const Stored& of) { return static_cast<int>(of.format); });
+  column("scale", int32_t{}, [](const Stored& of) { return of.scale; });
+  column("count", int64_t{}, [](const Stored& of) { return of.count; });
+  column("zeros", int64_t{}, [](const Stored& of) { return of.zeros; });
+  column("nans", int64_t{}, [](const Stored& of) { return of.nans; });
+  column("pos_infs", int64_t{}, [](const Stored& of) { return of.pos_infs; });
+  column("neg_infs", int64_t{}, [](const Stored& of) { return of.neg_infs; });
+  column("min", double{}, [](const Stored& of) { return of.min; });
+  column("max", double{}, [](const Stored& of) { return of.max; });
+  column("sum", double{}, [](const Stored& of) { return of.sum; });
+  column("sum_sq", double{}, [](const Stored& of) { return of.sum_sq; });
+  column("weight", double{}, [](const Stored& of) { return of.weight; });
+  return columns;
+}
+
+py::dict bucket_columns(const StoreSnapshot& store) {
+  size_t filled = 0;
+  for (const auto& observation : store.observations) filled += observation->filled_buckets();
+  const auto length = static_cast<py::ssize_t>(filled);
+  py::array_t<int64_t> ids(length), counts(length);
+  py::array_t<int32_t> signs(length), indices(length);
+  auto* id = ids.mutable_data();
+  auto* count = counts.mutable_data();
+  auto* sign = signs.mutable_data();
+  auto* index = indices.mutable_data();
+  for (const auto& observation : store.observations) {
+    for (const StoredObservation::Bucket& bucket : observation->buckets()) {
+      *id++ = observation->id;
+      *sign++ = bucket.sign;
+      *index++ = bucket.index;
+      *count++ = static_cast<int64_t>(bucket.count);
+    }
+  }
+  py::dict columns;
+  columns["observation"] = ids;
+  columns["sign"] = signs;
+  columns["index"] = indices;
+  columns["count"] = counts;
+  return columns;
+}
+
+}  // namespace
+
+py::dict observation_columns(const StoreSnapshot& store) {
+  py::dict columns;
+  columns["observations"] = own_columns(store);
+  columns["buckets"] = bucket_columns(store);
+  return columns;
+}
+
+}  // namespace pertoken::bindings

@@ -1,0 +1,13 @@
+// Turns the observations of a snapshot into numpy columns. Cold, under the GIL.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include "core/recorder.h"
+
+namespace pertoken::bindings {
+
+// {"observations": {...}, "buckets": {...}}: one entry an observation, and one a filled bucket.
+pybind11::dict observation_columns(const StoreSnapshot& store);
+
+}  // namespace pertoken::bindings

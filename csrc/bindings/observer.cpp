@@ -1,0 +1,204 @@
+#include "bindings/observer.h"
+
+#include <pybind11/stl.h>
+
+#include <exception>
+#include <utility>
+
+#include "bindings/host_tensor.h"
+#include "bindings/module.h"
+#include "bindings/owned.h"
+#include "bindings/scope.h"
+#include "bindings/step_inputs.h"
+#include "bindings/without_gil.h"
+#include "core/clock.h"
+#include "core/step_detail.h"
+#include "core/string_table.h"
+#include "core/tensor_stats.h"
+
+namespace pertoken::bindings {
+
+namespace py = pybind11;
+
+namespace {
+
+// The view with its rows as the first dimension and the step's positions as the second, where it
+// has them: either so, or one after the other in the first. False where it has not.
+bool split_rows(TensorView& view, const ObservedStep& step, bool needs_positions) {
+  if (step.batch_rows < 1 || view.dims < 1) return false;
+  if (view.shape[0] == step.batch_rows) {
+    return !needs_positions || (view.dims > 1 && view.shape[1] == step.positions);
+  }
+  if (step.positions < 1 || view.shape[0] != step.batch_rows * step.positions ||
+      view.dims == kMaxDims) {
+    return false;
+  }
+  for (auto i = static_cast<size_t>(view.dims); i > 0; --i) {
+    view.shape[i] = view.shape[i - 1];
+    view.strides_bytes[i] = view.strides_bytes[i - 1];
+  }
+  ++view.dims;
+  view.shape[0] = step.batch_rows;
+  view.shape[1] = step.positions;
+  view.strides_bytes[0] = step.positions * view.strides_bytes[1];
+  return true;
+}
+
+TensorView slice(TensorView view, size_t dim, int64_t begin, int64_t end) {
+  view.data += begin * view.strides_bytes[dim];
+  view.shape[dim] = end - begin;
+  return view;
+}
+
+uint64_t value_count(const TensorView& view) {
+  uint64_t count = 1;
+  for (size_t i = 0; i < static_cast<size_t>(view.dims); ++i) {
+    count *= static_cast<uint64_t>(view.shape[i]);
+  }
+  return count;
+}
+
+// Of one row, or of all.
+ExpHistogram histogram_of_runs(const TensorView& view, const std::vector<ValidRun>& runs,
+                               int64_t row) {
+  ExpHistogram values;
+  for (const ValidRun& run : runs) {
+    if (row != kAllRows && run.row != row) continue;
+    const TensorView of_row = slice(view, 0, run.batch_row, run.batch_row + 1);
+    values.merge(histogram_of(slice(of_row, 1, run.begin, run.end), kDefaultHistogramScale));
+  }
+  return values;
+}
+
+// Where a call outside of a forward stands.
+ObservedStep* step_of_scope(const Recorder& recorder, uint32_t& number) {
+  Scope* scope = current_scope();
+  Scope* step = scope == nullptr ? nullptr : scope->nearest_open(&Scope::step);
+  if (step == nullptr) return nullptr;
+  ScopeEntry& entry = step->entries[recorder.slot()];
+  if (entry.uid != recorder.uid()) return nullptr;
+  number = entry.step;
+  return &entry.observed;
+}
+
+}  // namespace
+
+void Observer::observe_output(ThreadBuffer& buffer, uint32_t site, PyObject* output) {
+  const uint64_t start_ticks = now_ticks();
+  const bool is_chosen = !choose_.is_none();
+  const Owned value(is_chosen ? PyObject_CallOneArg(choose_.ptr(), output)
+                              : first_floating_tensor(output));
+  if (value) {
+    observe(buffer.observed, buffer.open_step, site, value.get());
+  } else {
+    discard_error();
+    skip(is_chosen ? "activation_output raised" : "a module put out no floating-point tensor");
+  }
+  buffer.observed.ticks += now_ticks() - start_ticks;
+}
+
+void Observer::observe_value(uint32_t site, PyObject* value) {
+  ThreadBuffer* buffer = recorder_->active() ? recorder_->buffer() : nullptr;
+  if (buffer == nullptr) return;
+  const uint64_t start_ticks = now_ticks();
+  uint32_t number = buffer->open_step;
+  ObservedStep outside;
+  ObservedStep* step = number != kNone32 ? &buffer->observed : step_of_scope(*recorder_, number);
+  if (step == nullptr) {
+    outside.weight = recorder_->observation_weight(kOutsideSteps);
+    step = &outside;
+  }
+  if (step->weight == 0) return;
+  observe(*step, number, site, value);
+  step->ticks += now_ticks() - start_ticks;
+}
+
+void Observer::observe(const ObservedStep& step, uint32_t number, uint32_t site, PyObject* value) {
+  TensorView view;
+  Owned memory(nullptr);
+  if (!view_host_tensor(value, view)) {
+    memory.reset(PyObject_CallOneArg(read_elsewhere_.ptr(), value));
+    if (!memory) discard_error();
+    if (!memory || memory.get() == Py_None) return;
+    if (!view_of_memory(memory.get(), view)) {
+      recorder_->count_fault();
+      return;
+    }
+  }
+  const uint64_t values = value_count(view);
+  if (values == 0) {
+    skip("a tensor was empty");
+  } else if (values < kValuesWithoutGil) {
+    count(step, number, site, view);
+  } else {
+    // The tensor is held meanwhile, by the caller or as the memory's owner.
+    without_gil([&] { count(step, number, site, view); });
+  }
+}
+
+// Without the GIL where the tensor is large.
+void Observer::count(const ObservedStep& step, uint32_t number, uint32_t site,
+                     const TensorView& view) noexcept {
+  try {
+    TensorView rows = view;
+    const bool has_padding = step.valid != nullptr && split_rows(rows, step, true);
+    const auto push = [&](int64_t row) {
+      const bool is_row = row != kAllRows;
+      recorder_->observations().push(
+          {number, step.kind, static_cast<int32_t>(row), site, view.format, step.weight,
+           has_padding ? histogram_of_runs(rows, *step.valid, row)
+                       : histogram_of(is_row ? slice(rows, 0, row, row + 1) : view,
+                                      kDefaultHistogramScale)});
+    };
+    const bool is_packed = step.rows != step.batch_rows;
+    if (by_row_ && (has_padding || (!is_packed && split_rows(rows, step, false)))) {
+      for (int64_t row = 0; row < step.rows; ++row) push(row);
+    } else {
+      push(kAllRows);
+    }
+  } catch (const std::exception&) {
+    recorder_->count_fault();
+  }
+}
+
+void Observer::skip(const char* reason) {
+  const Owned result(PyObject_CallFunction(skip_.ptr(), "s", reason));
+  if (!result) discard_error();
+}
+
+Observer* observer_of(PyObject* object) {
+  try {
+    return py::cast<Observer*>(py::handle(object));
+  } catch (const py::cast_error&) {
+    PyErr_SetString(PyExc_TypeError, "not an Observer");
+    return nullptr;
+  }
+}
+
+void bind_observer(py::module_& m) {
+  py::class_<Observer, std::shared_ptr<Observer>>(m, "Observer")
+      .def(py::init<std::shared_ptr<Recorder>, py::object, py::object, py::object, bool>(),
+           py::kw_only(), py::arg("recorder"), py::arg("read_elsewhere"), py::arg("skip"),
+           py::arg("choose"), py::arg("by_row"))
+      .def(
+          "observe",
+          [](Observer& observer, uint32_t site, const py::object& value) {
+            observer.observe_value(site, value.ptr());
+          },
+          py::arg("site"), py::arg("value"));
+  m.def(
+      "learn_torch",
+      [](const py::type& tensor_type, const py::type& parameter_type, const py::dict& formats,
+         const py::object& strided, const py::object& get_tracing_state) {
+        learn_torch(tensor_type.ptr(), parameter_type.ptr(), formats.ptr(), strided.ptr(),
+                    get_tracing_state.ptr());
+      },
+      py::arg("tensor_type"), py::arg("parameter_type"), py::arg("formats"), py::arg("strided"),
+      py::arg("get_tracing_state"));
+  m.def(
+      "intern_region",
+      [](const std::string& name) { return intern_site(SiteCategory::kRegion, name); },
+      py::arg("name"));
+}
+
+}  // namespace pertoken::bindings

@@ -1,0 +1,51 @@
+// Counts what observed sites put out, on the model's threads, in the steps that are observed: under
+// the GIL, which is given up while a large tensor is read. One a recording. Observing may take as
+// long as reading the tensor; it never raises, and changes nothing of it.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <memory>
+
+#include "core/recorder.h"
+#include "core/tensor_view.h"
+
+namespace pertoken::bindings {
+
+class Observer {
+ public:
+  // `read_elsewhere(value)` gives a TensorMemory, or None where it has counted why not.
+  // `skip(text)` counts what is not observed. `choose(output)` gives what is looked at of an
+  // output; None: the first floating-point tensor. `by_row`: each row of the batch is an
+  // observation of its own.
+  Observer(std::shared_ptr<Recorder> recorder, pybind11::object read_elsewhere,
+           pybind11::object skip, pybind11::object choose, bool by_row)
+      : recorder_(std::move(recorder)),
+        read_elsewhere_(std::move(read_elsewhere)),
+        skip_(std::move(skip)),
+        choose_(std::move(choose)),
+        by_row_(by_row) {}
+
+  // Called by the wrapper of a site when its module has returned, in an observed step.
+  void observe_output(ThreadBuffer& buffer, uint32_t site, PyObject* output);
+  // A value that the user names; in an observed step, or at the same rate outside of steps.
+  void observe_value(uint32_t site, PyObject* value);
+
+ private:
+  void observe(const ObservedStep& step, uint32_t number, uint32_t site, PyObject* value);
+  void count(const ObservedStep& step, uint32_t number, uint32_t site,
+             const TensorView& view) noexcept;
+  void skip(const char* reason);
+
+  const std::shared_ptr<Recorder> recorder_;
+  const pybind11::object read_elsewhere_;
+  const pybind11::object skip_;
+  const pybind11::object choose_;
+  const bool by_row_;
+};
+
+// Null with TypeError set if it is not one.
+Observer* observer_of(PyObject* object);
+
+}  // namespace pertoken::bindings

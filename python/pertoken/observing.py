@@ -1,0 +1,175 @@
+"""What a recording observes besides times: which sites' outputs, at which rate, and what it skips.
+
+`observe()` hands a value to every recording that runs.
+"""
+
+from __future__ import annotations
+
+import operator
+import secrets
+import sys
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from pertoken import _native
+from pertoken.errors import SelectionError, UnsupportedTensorError
+from pertoken.selection import ModuleSelection, select_modules
+from pertoken.tensor_memory import TensorMemory, memory_of
+
+if TYPE_CHECKING:
+    import torch
+
+OutputChoice: TypeAlias = int | str | Callable[[Any], Any]
+
+MAX_EVERY = 1 << 20
+_MOST_REASONS = 32
+_MOST_CHARACTERS = 200
+
+# By an identity of their own. Changed under the GIL, in one step each.
+_running: dict[int, Any] = {}
+
+
+class Skipped(Counter[str]):
+    """Counts observations that were not made, by reason; shared with the native side."""
+
+    def skip(self, reason: str) -> None:
+        """Counts one."""
+        reason = reason[:_MOST_CHARACTERS]
+        if reason not in self and len(self) >= _MOST_REASONS:
+            reason = "other reasons"
+        self[reason] += 1
+
+    def read(self, value: object) -> TensorMemory | None:
+        """Where the values of what is no plain tensor lie; None, counted, where nobody can tell."""
+        try:
+            return memory_of(value)
+        except UnsupportedTensorError as error:
+            self.skip(str(error).partition(";")[0])
+        except Exception as error:
+            self.skip(f"a {type(value).__name__} cannot be read: {type(error).__name__}")
+        return None
+
+
+class Observing:
+    """The observations of one recording.
+
+    Args:
+        recorder: the native recorder, which chooses the steps.
+        activations: which modules' outputs; None: none, but what `observe()` is given.
+        by_row: whether each row of a batch is an observation of its own.
+        output: which part of an output; None: its first floating-point tensor.
+
+    Attributes:
+        skipped: what was not observed, by reason.
+        observer: the native side.
+    """
+
+    def __init__(
+        self,
+        recorder: Any,
+        activations: ModuleSelection | None,
+        by_row: bool,
+        output: OutputChoice | None,
+    ) -> None:
+        self.skipped = Skipped()
+        self._activations = activations
+        _learn_torch()
+        self.observer = _native.Observer(
+            recorder=recorder,
+            read_elsewhere=self.skipped.read,
+            skip=self.skipped.skip,
+            choose=None if output is None else _chooser(output),
+            by_row=by_row,
+        )
+
+    def select(self, root: torch.nn.Module) -> dict[str, torch.nn.Module]:
+        """The observed modules by name, "" the root.
+
+        Raises:
+            SelectionError: as of `select_modules`.
+        """
+        if self._activations is None:
+            return {}
+        if self._activations == "root":
+            return {"": root}
+        return select_modules(root, self._activations, argument="activations")[0]
+
+    def start(self) -> None:
+        """Takes part in what `observe()` is given."""
+        _running[id(self.observer)] = self.observer
+
+    def stop(self) -> None:
+        """Takes no part any longer."""
+        _running.pop(id(self.observer), None)
+
+
+def observe(name: str, tensor: object) -> None:
+    """Counts the values of a tensor, under a name, in every recording that runs.
+
+    Inside a step, it is observed when the step is, at the recording's `activation_every`; outside
+    of steps one of as many calls is. It appears in `Profile.activations` with the name as its site.
+    What cannot be read is counted in ``losses``; nothing is ever raised for it. It does nothing
+    where nothing is recorded.
+
+    Args:
+        name: the site's name.
+        tensor: floating-point values of any shape in host memory: a tensor of torch, an array of
+            numpy, or anything with DLPack.
+
+    Raises:
+        SelectionError: the name is no text, or empty.
+    """
+    if not isinstance(name, str) or not name:
+        raise SelectionError(f"observe({name!r}, ...): the name of a site is a text")
+    if not _running:
+        return
+    site = _native.intern_region(name)
+    for observer in tuple(_running.values()):
+        observer.observe(site, tensor)
+
+
+def checked_every(every: int) -> int:
+    """The number itself.
+
+    Raises:
+        SelectionError: it is not one.
+    """
+    if type(every) is not int or not 1 <= every <= MAX_EVERY:
+        raise SelectionError(
+            f"activation_every={every!r}: give an integer from 1, which observes every step, to "
+            f"{MAX_EVERY}"
+        )
+    return every
+
+
+def new_seed() -> int:
+    """Chooses the steps of one recording; leaves the program's own generators alone."""
+    return secrets.randbits(64)
+
+
+def _chooser(output: OutputChoice) -> Callable[[Any], Any]:
+    if isinstance(output, bool) or not (isinstance(output, (int, str)) or callable(output)):
+        raise SelectionError(
+            f"activation_output={output!r}: give the position in a tuple, the name of a field, or "
+            "a function f(output) -> tensor"
+        )
+    if callable(output):
+        return output
+    if isinstance(output, int):
+        return operator.itemgetter(output)
+    return lambda found: found[output] if isinstance(found, dict) else getattr(found, output)
+
+
+@cache
+def _learn_torch() -> None:
+    torch = sys.modules["torch"]
+    formats = {
+        getattr(torch, name): number
+        for name, number in _native.FLOAT_FORMATS.items()
+        if hasattr(torch, name)
+    }
+    _native.learn_torch(
+        torch.Tensor, torch.nn.Parameter, formats, torch.strided, torch._C._get_tracing_state
+    )
