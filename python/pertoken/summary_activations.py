@@ -37,4 +37,6 @@ def activation_block(data: Mapping[str, Any]) -> Block:
         (name_text(site["site"]), *(count_text(site[key]) for key in keys))
         for site in sites[:_SITES_SHOWN]
     )
+    if not rows:
+        return Block("Activations", tuple(lines))
     return Block("Activations", tuple(lines), columns, rows, frozenset(columns[1:]))
