@@ -80,7 +80,7 @@ def _outline(histogram: Histogram, lowest: float, highest: float, base: int) -> 
             density[place] += count * (part if end > begin else 1.0)
     scale = (_RIDGE_HEIGHT - 8) / max(density)
     step = (_WIDTH - _LABEL_WIDTH - _RIGHT) / _BINS
-    points = [(_LABEL_WIDTH, float(base))]
+    points = [(float(_LABEL_WIDTH), float(base))]
     points += [
         (_LABEL_WIDTH + step * (place + 0.5), base - scale * share)
         for place, share in enumerate(density)

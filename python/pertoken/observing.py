@@ -150,16 +150,17 @@ def new_seed() -> int:
 
 
 def _chooser(output: Any) -> Callable[[Any], Any]:
-    if isinstance(output, bool) or not (isinstance(output, (int, str)) or callable(output)):
-        raise SelectionError(
-            f"activation_output={output!r}: give the position in a tuple, the name of a field, or "
-            "a function f(output) -> tensor"
-        )
     if callable(output):
-        return output
-    if isinstance(output, int):
+        chosen: Callable[[Any], Any] = output
+        return chosen
+    if isinstance(output, str):
+        return lambda found: found[output] if isinstance(found, dict) else getattr(found, output)
+    if type(output) is int:
         return operator.itemgetter(output)
-    return lambda found: found[output] if isinstance(found, dict) else getattr(found, output)
+    raise SelectionError(
+        f"activation_output={output!r}: give the position in a tuple, the name of a field, or a "
+        "function f(output) -> tensor"
+    )
 
 
 @cache
