@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "bindings/bind_spool.h"
 #include "bindings/bind_totals.h"
 #include "bindings/cache_length.h"
 #include "bindings/module.h"
@@ -87,6 +88,7 @@ void bind_recorder(py::module_& m) {
           },
           py::arg("origin_ticks"), py::arg("marks"));
   bind_totals(m, recorder_class);
+  bind_spool(m, recorder_class);
   m.def(
       "intern_module",
       [](const std::string& name) { return intern_site(SiteCategory::kModule, name); },

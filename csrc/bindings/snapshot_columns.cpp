@@ -207,7 +207,6 @@ py::dict snapshot_columns(const RecorderSnapshot& snapshot, uint64_t origin_tick
   result["losses"] = losses;
 
   py::dict clock;
-  clock["source"] = clock_source() == ClockSource::kTsc ? "tsc" : "steady";
   clock["ticks_per_second"] = snapshot.clock.ticks_per_second();
   clock["error_bound_ns"] = error_bound(snapshot.clock);
   clock["boot_origin_ns"] = origin_ns;

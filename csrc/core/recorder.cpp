@@ -41,6 +41,7 @@ bool Recorder::start() {
   try {
     const std::lock_guard lock(mutex_);
     clock_.sample();
+    spool_clock_locked();
     stopping_ = false;
     thread_ = std::thread([this] { run(); });
   } catch (...) {
@@ -73,6 +74,7 @@ void Recorder::run() noexcept {
     try {
       fullest = drain_locked();
       clock_.sample();
+      spool_clock_locked();
     } catch (...) {
       ++collector_faults_;
     }
@@ -100,14 +102,15 @@ void Recorder::refresh_rate_locked() {
   if (static_cast<double>(now - rate_ticks_) * ns_per_tick_ < kRefreshNs && rate_ticks_ != 0)
     return;
   rate_ticks_ = now;
-  clock_.trim(store_.oldest_ticks(now));
-  ns_per_tick_ = 1e9 / clock_.map().ticks_per_second();
+  if (!replayed_clock_) clock_.trim(store_.oldest_ticks(now));
+  ns_per_tick_ = 1e9 / clock_map_locked().ticks_per_second();
   tracker_.set_rate(ns_per_tick_);
 }
 
 // Returns the largest number of records that one buffer held.
 size_t Recorder::drain_locked() {
   refresh_rate_locked();
+  if (spool_ != nullptr) spool_->begin_round(newest_step_ + 1);
   tracker_.begin_round();
   size_t fullest = 0;
   for (size_t i = 0; i < buffers_.size();) {
@@ -122,9 +125,11 @@ size_t Recorder::drain_locked() {
     }
     dropped_by_gone_threads_ += buffer.dropped.load(std::memory_order_relaxed);
     store_.close_track(buffer.track);
+    if (buffer.ring_file != nullptr) buffer.ring_file->remove();
     buffers_.erase(buffers_.begin() + static_cast<std::ptrdiff_t>(i));
   }
   tracker_.end_round();
+  if (spool_ != nullptr) spool_losses_locked();
   store_.evict();
   if (tracks_.size() >= forget_tracks_at_) forget_tracks_locked();
   return fullest;
@@ -143,11 +148,17 @@ size_t Recorder::drain_buffer_locked(ThreadBuffer& buffer) {
   size_t drained = 0;
   // Bounded, so that one busy thread cannot keep the collector from the others.
   while (drained < buffer.ring.capacity()) {
-    const std::span<const Record> records = buffer.ring.readable();
+    std::span<const Record> records = buffer.ring.readable();
     if (records.empty()) break;
+    if (spool_ != nullptr) {
+      records = records.first(std::min(records.size(), kFrameRecords));
+      spool_batch_locked(buffer, records);
+    }
     size_t done = 0;
     try {
-      for (; done < records.size(); ++done) collect(records[done], buffer);
+      for (; done < records.size(); ++done) {
+        collect(records[done], buffer.progress, buffer.track);
+      }
     } catch (...) {
       ++collector_faults_;
     }
@@ -159,12 +170,11 @@ size_t Recorder::drain_buffer_locked(ThreadBuffer& buffer) {
   return drained;
 }
 
-void Recorder::collect(const Record& record, ThreadBuffer& buffer) {
-  ThreadBuffer::Progress& progress = buffer.progress;
-  const int32_t track = buffer.track;
+void Recorder::collect(const Record& record, ThreadBuffer::Progress& progress, int32_t track) {
   activity_.add(record);
   const int64_t step =
       record.step == kNone32 ? kNoStep : (last_step_ = widen(last_step_, record.step));
+  newest_step_ = std::max(newest_step_, step);
   switch (record.type()) {
     case RecordType::kSpan:
     case RecordType::kGap: {
@@ -250,7 +260,7 @@ RecorderSnapshot Recorder::snapshot() {
   const std::lock_guard lock(mutex_);
   drain_locked();
   RecorderSnapshot snapshot;
-  snapshot.clock = clock_.map();
+  snapshot.clock = clock_map_locked();
   snapshot.store = store_.snapshot();
   snapshot.tracks = tracks_;
   snapshot.losses = losses_locked();
@@ -266,14 +276,22 @@ RecorderTotals Recorder::totals() {
   return totals;
 }
 
-RecorderLosses Recorder::losses_locked() const {
-  RecorderLosses losses;
-  losses.records_dropped = dropped_by_gone_threads_ + unattached_.load(std::memory_order_relaxed);
+ClockMap Recorder::clock_map_locked() { return replayed_clock_ ? *replayed_clock_ : clock_.map(); }
+
+// All but what the store has evicted, which takes a look at its chunks.
+RecorderLosses Recorder::record_losses_locked() const {
+  RecorderLosses losses = replayed_losses_;
+  losses.records_dropped += dropped_by_gone_threads_ + unattached_.load(std::memory_order_relaxed);
   for (const auto& buffer : buffers_) {
     losses.records_dropped += buffer->dropped.load(std::memory_order_relaxed);
   }
-  losses.recording_faults = faults_.load(std::memory_order_relaxed);
-  losses.collector_faults = collector_faults_;
+  losses.recording_faults += faults_.load(std::memory_order_relaxed);
+  losses.collector_faults += collector_faults_;
+  return losses;
+}
+
+RecorderLosses Recorder::losses_locked() const {
+  RecorderLosses losses = record_losses_locked();
   losses.spans_evicted = store_.spans_evicted();
   losses.steps_evicted = store_.steps_evicted();
   return losses;

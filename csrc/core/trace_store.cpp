@@ -93,6 +93,9 @@ bool TraceStore::is_open(const SpanChunk& chunk) const {
 
 StepRow* TraceStore::step(int64_t number) {
   if (number < first_step_) return nullptr;
+  // Numbers that nothing is known of are no reason to hold more than the limit.
+  const auto most = static_cast<int64_t>(limit_bytes_ / sizeof(StepRow));
+  if (number - first_step_ > 2 * most) evict_steps_below(number - most);
   while (first_step_ + static_cast<int64_t>(steps_.size()) <= number) {
     StepRow& row = steps_.emplace_back();
     row.step = first_step_ + static_cast<int64_t>(steps_.size()) - 1;

@@ -130,6 +130,8 @@ class TraceStore {
  public:
   explicit TraceStore(size_t limit_bytes);
 
+  // Steps below it count as gone before anything is added.
+  void begin_at(int64_t first_step) { evict_steps_below(first_step); }
   void add_span(const StoredSpan& span);
   // The row of a step, made when it is new; nullptr when the step was evicted already.
   StepRow* step(int64_t number);

@@ -20,6 +20,7 @@ from pertoken.errors import (
     PertokenError,
     RecordingStateError,
     SelectionError,
+    SpoolError,
     TotalsError,
     UnsupportedTensorError,
 )
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from pertoken.merging import merge
     from pertoken.overhead_measurement import measure_overhead
     from pertoken.recording import Recording, profile
+    from pertoken.recovery import recover
     from pertoken.result import Profile
     from pertoken.scopes import request, span, step
     from pertoken.storage import load
@@ -49,6 +51,7 @@ __all__ = [
     "Recording",
     "RecordingStateError",
     "SelectionError",
+    "SpoolError",
     "Totals",
     "TotalsError",
     "UnsupportedTensorError",
@@ -58,6 +61,7 @@ __all__ = [
     "measure_overhead",
     "merge",
     "profile",
+    "recover",
     "request",
     "span",
     "step",
@@ -75,6 +79,7 @@ _HOMES = {
     "measure_overhead": "overhead_measurement",
     "merge": "merging",
     "profile": "recording",
+    "recover": "recovery",
     "request": "scopes",
     "span": "scopes",
     "step": "scopes",

@@ -10,9 +10,12 @@ from pertoken.quantity import plural_text
 
 if TYPE_CHECKING:
     from pertoken.recording import Recording
+    from pertoken.recovered_recording import RecoveredRecording
 
 
-def describe_losses(recording: Recording, raw: dict[str, Any]) -> dict[str, Any]:
+def describe_losses(
+    recording: Recording | RecoveredRecording, raw: dict[str, Any]
+) -> dict[str, Any]:
     """The `losses` of a profile.
 
     Args:
@@ -71,7 +74,9 @@ def describe_losses(recording: Recording, raw: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def _inlined_modules(recording: Recording, raw: dict[str, Any]) -> tuple[list[str], int]:
+def _inlined_modules(
+    recording: Recording | RecoveredRecording, raw: dict[str, Any]
+) -> tuple[list[str], int]:
     """Selected modules that compiled code ran without calling, and in how many steps it did.
 
     They are those below a module that is compiled and that ran, at least once, with no span of

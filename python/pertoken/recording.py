@@ -21,10 +21,13 @@ from pertoken.generation import GenerateWatch, inner_roots
 from pertoken.identity import Ranks, group_ranks
 from pertoken.instrument import Instrumentation, unwrap_compiled
 from pertoken.patch import change_lock
+from pertoken.recording_meta import lasting_meta
 from pertoken.request_log import RequestLog
 from pertoken.result import Profile
 from pertoken.scopes import entered_round
 from pertoken.selection import ModuleSelection, select_modules
+from pertoken.spool_folder import SpoolFolder
+from pertoken.spool_notes import SpoolNotes
 from pertoken.status import StatusLog, describe_status
 from pertoken.totals import Totals
 from pertoken.totals_reading import read_totals
@@ -48,6 +51,7 @@ def profile(
     modules: ModuleSelection = "layers",
     memory_limit_bytes: int = 256 << 20,
     log_interval_s: float | None = None,
+    spool: str | os.PathLike[str] | None = None,
 ) -> Recording:
     """Records every step of a model, as a context manager or as a decorator.
 
@@ -61,6 +65,9 @@ def profile(
             are counted in ``losses``. Totals since the start are not affected.
         log_interval_s: how often to log the line of `Recording.status()`, through the logger
             ``pertoken`` at INFO, in seconds; None: never.
+        spool: a folder where what is recorded is also left in files, so that `recover` finds it
+            when the process was killed; made when it is not there, and shared by recordings and
+            processes. None: nowhere.
 
     Raises:
         SelectionError: `model` is not a module, `modules` selects nothing, or a number is out of
@@ -71,6 +78,7 @@ def profile(
         modules=modules,
         memory_limit_bytes=memory_limit_bytes,
         log_interval_s=log_interval_s,
+        spool=spool,
     )
 
 
@@ -89,6 +97,7 @@ class Recording:
         modules: ModuleSelection,
         memory_limit_bytes: int,
         log_interval_s: float | None = None,
+        spool: str | os.PathLike[str] | None = None,
         holds_model: bool = True,
     ) -> None:
         torch_module = sys.modules.get("torch")
@@ -131,6 +140,7 @@ class Recording:
         self.instrumentation = Instrumentation(makes_cycles=holds_model)
         self.ranks: Ranks | None = None  # in the process group, when it last started
         self.generate_watch = GenerateWatch(self.recorder, self.log, self.faults.note)
+        self._spool = None if spool is None else SpoolFolder(spool, memory_limit_bytes)
         self._log_interval_s = log_interval_s
         self._status_log: list[StatusLog] = []  # the one that runs
         self._depth = 0
@@ -142,6 +152,7 @@ class Recording:
             self.generate_watch,
             self.recorder,
             self._status_log,
+            self._spool,
         )
 
     def start(self) -> None:
@@ -151,6 +162,7 @@ class Recording:
             RecordingStateError: as many recordings run as a process can hold, or the model is
                 gone, which a stopped recording does not hold.
             SelectionError: the model has changed, and `modules` selects nothing any longer.
+            PertokenError: the folder of `spool` cannot be written.
         """
         with change_lock:
             if self.recorder.active or not self.enabled:
@@ -162,12 +174,14 @@ class Recording:
             selected = self._selected or select_modules(root, self._modules)[0]
             if not self.origin_ticks:
                 self.origin_ticks, self.origin_unix_ns = _native.now_ticks(), _native.unix_time_ns()
+            self.model_facts = _describe(root)
+            self.ranks = group_ranks() or self.ranks
+            if self._spool is not None:
+                self._begin_spool(self._spool, selected)
             _start(self.recorder)
             if not self.recorder.active:
                 return
             self.stopped_ticks = 0
-            self.model_facts = _describe(root)
-            self.ranks = group_ranks() or self.ranks
             self._running_since_ns = time.monotonic_ns()
             if self._holds_model:
                 self._held_model = model
@@ -202,6 +216,8 @@ class Recording:
             self.recorder.stop()
             self.stopped_ticks = _native.now_ticks()
             self._earlier_ns, self._running_since_ns = self.recorded_ns, 0
+            if self.log.notes is not None:
+                self.log.notes.state(runs=False, recorded_ns=self._earlier_ns)
             while self._status_log:
                 self._status_log.pop().end()
             self._held_model = self._selected = None
@@ -276,10 +292,34 @@ class Recording:
     @property
     def unknown_commits(self) -> bool:
         """Whether some `generate()` ran whose steps do not tell how much they commit."""
-        return any(
-            generation.by_generate and not generation.commits_known
-            for generation in self.log.held()[1].values()
+        return self.log.has_unknown_commits
+
+    def lasting_meta(self) -> dict[str, Any]:
+        """What the `meta` of a profile says of the process and the model."""
+        return lasting_meta(self)
+
+    def thread_names(self) -> dict[int, str]:
+        """The names of the threads that run now, by their ids."""
+        return {
+            thread.native_id: thread.name
+            for thread in threading.enumerate()
+            if thread.native_id is not None
+        }
+
+    def _begin_spool(self, spool: SpoolFolder, selected: dict[str, torch.nn.Module]) -> None:
+        spool.make(self.recorder)
+        spool.identify(
+            {
+                "meta": self.lasting_meta(),
+                "origin_ticks": self.origin_ticks,
+                "origin_unix_ns": self.origin_unix_ns,
+                "detail": self.detail,
+                "modules": list(selected),
+            }
         )
+        self.log.notes = self.log.notes or SpoolNotes(self.recorder)
+        self.log.notes.state(runs=True, recorded_ns=self._earlier_ns)
+        self.faults.spooled = self.log.notes.fault
 
     def __repr__(self) -> str:
         """One line: what is recorded and whether it runs."""
@@ -304,9 +344,12 @@ def _abandon(
     watch: GenerateWatch,
     recorder: Any,
     status_log: list[StatusLog],
+    spool: SpoolFolder | None,
 ) -> None:
     """Stops what a recording that is gone, or the end of the process, has left running."""
     recorder.stop()
+    if spool is not None:
+        spool.leave()
     for log in status_log:
         log.end()
 
