@@ -15,9 +15,9 @@ MappedFile::MappedFile(std::string path, size_t size_bytes)
   const int descriptor = open(path_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
   if (descriptor < 0) throw std::system_error(errno, std::generic_category(), path_);
   const int refused = posix_fallocate(descriptor, 0, static_cast<off_t>(size_bytes_));
-  void* const mapped = refused != 0 ? MAP_FAILED
-                                    : mmap(nullptr, size_bytes_, PROT_READ | PROT_WRITE, MAP_SHARED,
-                                           descriptor, 0);
+  void* const mapped =
+      refused != 0 ? MAP_FAILED
+                   : mmap(nullptr, size_bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
   const int reason = refused != 0 ? refused : errno;
   close(descriptor);
   if (mapped == MAP_FAILED) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <unordered_set>
+#include <utility>
 
 namespace pertoken {
 
@@ -105,6 +106,7 @@ void Recorder::refresh_rate_locked() {
   if (!replayed_clock_) clock_.trim(store_.oldest_ticks(now));
   ns_per_tick_ = 1e9 / clock_map_locked().ticks_per_second();
   tracker_.set_rate(ns_per_tick_);
+  triggers_.learn(aggregates_, ns_per_tick_);
 }
 
 // Returns the largest number of records that one buffer held.
@@ -130,7 +132,8 @@ size_t Recorder::drain_locked() {
   }
   tracker_.end_round();
   if (spool_ != nullptr) spool_losses_locked();
-  store_.evict();
+  evict_locked();
+  if (triggers_.has_fired()) trigger_wake_.notify_all();
   if (tracks_.size() >= forget_tracks_at_) forget_tracks_locked();
   return fullest;
 }
@@ -165,7 +168,7 @@ size_t Recorder::drain_buffer_locked(ThreadBuffer& buffer) {
     // A record that could not be stored is lost and counted; the rest of its batch is not.
     buffer.ring.release(std::min(done + 1, records.size()));
     drained += records.size();
-    if (drained % 16384 < records.size()) store_.evict();
+    if (drained % 16384 < records.size()) evict_locked();
   }
   return drained;
 }
@@ -184,6 +187,7 @@ void Recorder::collect(const Record& record, ThreadBuffer::Progress& progress, i
       const int64_t parent_seq =
           record.parent_seq == 0 ? 0 : seq - static_cast<uint32_t>(record.seq - record.parent_seq);
       const uint64_t dur_ticks = record.end_ticks - record.start_ticks;
+      newest_ticks_ = std::max(newest_ticks_, record.end_ticks);
       // A gap lies in no step, but its time is part of the token that the next step commits.
       const int64_t inside = record.type() == RecordType::kGap ? kNoStep : step;
       store_.add_span(
@@ -222,6 +226,8 @@ void Recorder::collect(const Record& record, ThreadBuffer::Progress& progress, i
       row->end_ticks = record.start_ticks;
       row->detail |= record.detail() & (kStepFailed | kStepBare | kStepSeveral);
       activity_.step_ticks += row->end_ticks - row->start_ticks;
+      newest_ticks_ = std::max(newest_ticks_, row->end_ticks);
+      triggers_.see_step(step, step_kind(row->detail), row->end_ticks - row->start_ticks);
       break;
     }
     case RecordType::kCommit:
@@ -276,6 +282,45 @@ RecorderTotals Recorder::totals() {
   return totals;
 }
 
+// The last seconds are those before the last thing that ended, so that a pause loses nothing.
+void Recorder::evict_locked() {
+  if (options_.keep_ns != 0) {
+    const double keep_ticks = static_cast<double>(options_.keep_ns) / ns_per_tick_;
+    if (keep_ticks < static_cast<double>(newest_ticks_)) {
+      store_.evict_before(newest_ticks_ - static_cast<uint64_t>(keep_ticks));
+    }
+  }
+  store_.evict();
+}
+
+void Recorder::arm_triggers(const StepTriggers::Times& fixed_ns, std::vector<LearnedTime> learned) {
+  const std::lock_guard lock(mutex_);
+  ns_per_tick_ = 1e9 / clock_map_locked().ticks_per_second();
+  triggers_.arm(fixed_ns, std::move(learned));
+  triggers_.learn(aggregates_, ns_per_tick_);
+}
+
+void Recorder::disarm_triggers() {
+  const std::lock_guard lock(mutex_);
+  if (!in_forked_child_) drain_locked();  // the last step may have been the slow one
+  triggers_.disarm();
+  trigger_wake_.notify_all();
+}
+
+void Recorder::fire_trigger(int signal) {
+  if (in_forked_child_) return;
+  const std::lock_guard lock(mutex_);
+  triggers_.see_signal(signal);
+  trigger_wake_.notify_all();
+}
+
+std::vector<FiredTrigger> Recorder::wait_for_trigger(std::chrono::duration<double> timeout) {
+  std::unique_lock lock(mutex_);
+  trigger_wake_.wait_for(lock, timeout,
+                         [this] { return triggers_.has_fired() || !triggers_.is_armed(); });
+  return triggers_.take();
+}
+
 ClockMap Recorder::clock_map_locked() { return replayed_clock_ ? *replayed_clock_ : clock_.map(); }
 
 // All but what the store has evicted, which takes a look at its chunks.
@@ -287,6 +332,7 @@ RecorderLosses Recorder::record_losses_locked() const {
   }
   losses.recording_faults += faults_.load(std::memory_order_relaxed);
   losses.collector_faults += collector_faults_;
+  if (spool_ != nullptr) losses.spool_frames_lost = spool_->frames_lost();
   return losses;
 }
 

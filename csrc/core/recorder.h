@@ -4,6 +4,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
@@ -20,6 +21,7 @@
 #include "core/clock_calibrator.h"
 #include "core/request_tracker.h"
 #include "core/spool.h"
+#include "core/step_triggers.h"
 #include "core/thread_buffer.h"
 #include "core/trace_store.h"
 
@@ -28,6 +30,7 @@ namespace pertoken {
 struct RecorderOptions {
   size_t store_limit_bytes = size_t{256} << 20;
   size_t ring_capacity = size_t{1} << 16;  // records a thread
+  uint64_t keep_ns = 0;                    // the store holds no more than the last ones; 0: any
 };
 
 struct TrackInfo {
@@ -42,6 +45,7 @@ struct RecorderLosses {
   uint64_t collector_faults = 0;  // records lost to a fault in the drain thread
   uint64_t spans_evicted = 0;
   uint64_t steps_evicted = 0;
+  uint64_t spool_frames_lost = 0;  // that could not be written
 };
 
 struct RecorderSnapshot {
@@ -116,6 +120,13 @@ class Recorder {
   size_t store_bytes();
   size_t attached_threads();
 
+  // Has slow steps and fire_trigger() wake the thread that waits, until disarmed.
+  void arm_triggers(const StepTriggers::Times& fixed_ns, std::vector<LearnedTime> learned);
+  void disarm_triggers();
+  void fire_trigger(int signal);
+  // What has fired: none when the time is up, or when nothing is armed.
+  std::vector<FiredTrigger> wait_for_trigger(std::chrono::duration<double> timeout);
+
   // For a recorder that never starts: what another one has spooled, in the same order.
   void replay_clock(std::span<const ClockSample> samples);
   void replay_from(int64_t first_step);  // earlier steps may not be whole
@@ -160,6 +171,7 @@ class Recorder {
   void forget_tracks_locked();
   RecorderLosses record_losses_locked() const;
   RecorderLosses losses_locked() const;
+  void evict_locked();
 
   const RecorderOptions options_;
   const uint64_t uid_;
@@ -178,8 +190,9 @@ class Recorder {
   std::vector<TrackInfo> tracks_;
   size_t forget_tracks_at_ = kFewTracks;
   int32_t next_track_ = 0;
-  int64_t last_step_ = 0;     // the reference for widening step numbers
-  int64_t newest_step_ = -1;  // of those collected
+  int64_t last_step_ = 0;      // the reference for widening step numbers
+  int64_t newest_step_ = -1;   // of those collected
+  uint64_t newest_ticks_ = 0;  // when the last of them ended
   uint64_t dropped_by_gone_threads_ = 0;
   uint64_t collector_faults_ = 0;
   TraceStore store_;
@@ -190,6 +203,8 @@ class Recorder {
   ClockCalibrator clock_;
   double ns_per_tick_ = 1.0;
   uint64_t rate_ticks_ = 0;  // when ns_per_tick_ was read
+  StepTriggers triggers_;
+  std::condition_variable trigger_wake_;
   std::unique_ptr<Spool> spool_;
   uint64_t samples_spooled_ = 0;  // by the count of the calibrator
   // Of what is replayed.

@@ -159,8 +159,7 @@ ThreadBuffer* Recorder::attach_thread() noexcept {
       file = spool_->make_ring_file(next_track_, tid, name, capacity,
                                     SpscRing<Record>::block_bytes(capacity));
     }
-    auto buffer =
-        std::make_unique<ThreadBuffer>(capacity, next_track_, tid, name, std::move(file));
+    auto buffer = std::make_unique<ThreadBuffer>(capacity, next_track_, tid, name, std::move(file));
     buffers_.reserve(buffers_.size() + 1);
     tracks_.push_back({buffer->track, buffer->tid, buffer->name});
     buffers_.push_back(std::move(buffer));

@@ -18,8 +18,17 @@ constexpr int64_t kLargestCount = int64_t{1} << 62;
 
 bool is_record(const Record& record, size_t sites) {
   if ((record.tag >> 24) > static_cast<uint32_t>(RecordType::kRowCommit)) return false;
-  const bool is_span = record.type() == RecordType::kSpan || record.type() == RecordType::kGap;
-  return !is_span || record.detail() < sites;
+  switch (record.type()) {
+    case RecordType::kSpan:
+    case RecordType::kGap:
+      return record.detail() < sites;
+    case RecordType::kStepBegin:
+      return (record.detail() & kStepKindMask) < kStepKinds;
+    case RecordType::kRow:
+      return record.detail() < kStepKinds;
+    default:
+      return true;
+  }
 }
 
 bool is_count(int64_t value) { return value >= -1 && value < kLargestCount; }

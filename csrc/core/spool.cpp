@@ -125,7 +125,7 @@ void Spool::add(std::span<const ClockSample> samples) noexcept {
 
 void Spool::add(LossesFrame losses) noexcept {
   if (is_abandoned_) return;
-  losses.frames_lost = lost_.load(std::memory_order_relaxed);
+  losses.frames_lost = frames_lost();
   if (std::memcmp(&losses, &losses_, sizeof(losses)) == 0) return;
   losses_ = losses;
   try {
@@ -143,12 +143,13 @@ void Spool::abandon() noexcept {
 }
 
 void Spool::write(std::span<const std::byte> frames) noexcept {
-  if (segments_.is_full()) begin_segment();
-  if (!segments_.append(frames)) count_lost();
+  // No segment grows past its bound, even where none can follow it.
+  const bool has_room = !segments_.is_full() || begin_segment();
+  if (!has_room || !segments_.append(frames)) count_lost();
 }
 
 // What holds for all that follows is told again, since the segment that told it will be deleted.
-void Spool::begin_segment() noexcept {
+bool Spool::begin_segment() noexcept {
   try {
     segments_.begin_next(next_step_);
     FrameText again;
@@ -162,8 +163,9 @@ void Spool::begin_segment() noexcept {
       }
     }
     if (!segments_.append(again.bytes())) count_lost();
+    return true;
   } catch (...) {
-    count_lost();
+    return false;
   }
 }
 

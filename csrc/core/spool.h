@@ -74,6 +74,9 @@ class Spool : public SiteWatcher {
   void add(std::span<const ClockSample> samples) noexcept;
   void add(LossesFrame losses) noexcept;
 
+  // What could not be written.
+  uint64_t frames_lost() const noexcept { return lost_.load(std::memory_order_relaxed); }
+
   // Held over a fork.
   void lock() { mutex_.lock(); }
   void unlock() { mutex_.unlock(); }
@@ -85,7 +88,7 @@ class Spool : public SiteWatcher {
   static constexpr size_t kSamplesRetold = 32;
 
   void write(std::span<const std::byte> frames) noexcept;
-  void begin_segment() noexcept;
+  bool begin_segment() noexcept;
   void count_lost() noexcept { lost_.fetch_add(1, std::memory_order_relaxed); }
 
   const std::string folder_;

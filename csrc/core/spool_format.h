@@ -20,13 +20,13 @@ namespace pertoken {
 static_assert(std::endian::native == std::endian::little);
 
 inline constexpr uint32_t kSpoolVersion = 1;
-inline constexpr uint32_t kFrameMagic = 0x4D465450;               // "PTFM"
-inline constexpr uint64_t kRingMagic = 0x31474E49'524B5450;       // "PTKRING1"
-inline constexpr uint64_t kJournalMagic = 0x314C4E52'4A4B5450;    // "PTKJRNL1"
-inline constexpr size_t kFrameRecords = 2048;                     // at most, in one frame
-inline constexpr size_t kRingFileHeaderBytes = 4096;              // in front of the block
-inline constexpr size_t kJournalHeaderBytes = 64;                 // in front of the frames
-inline constexpr size_t kJournalBytes = size_t{1} << 20;          // all together
+inline constexpr uint32_t kFrameMagic = 0x4D465450;             // "PTFM"
+inline constexpr uint64_t kRingMagic = 0x31474E49'524B5450;     // "PTKRING1"
+inline constexpr uint64_t kJournalMagic = 0x314C4E52'4A4B5450;  // "PTKJRNL1"
+inline constexpr size_t kFrameRecords = 2048;                   // at most, in one frame
+inline constexpr size_t kRingFileHeaderBytes = 4096;            // in front of the block
+inline constexpr size_t kJournalHeaderBytes = 64;               // in front of the frames
+inline constexpr size_t kJournalBytes = size_t{1} << 20;        // all together
 
 enum class FrameType : uint32_t {
   kSegment = 1,  // SegmentFrame: the first of each segment

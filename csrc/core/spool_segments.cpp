@@ -49,10 +49,7 @@ bool AppendedFile::append(std::span<const std::byte> bytes) noexcept {
 }
 
 SpoolSegments::SpoolSegments(std::string folder, size_t segment_bytes, size_t most)
-    : folder_(std::move(folder)),
-      segment_bytes_(segment_bytes),
-      most_(most),
-      file_(path(number_)) {
+    : folder_(std::move(folder)), segment_bytes_(segment_bytes), most_(most), file_(path(number_)) {
   FrameText head;
   head.add(FrameType::kSegment, SegmentFrame{kSpoolVersion, 0, number_, 0});
   append(head.bytes());

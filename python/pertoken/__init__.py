@@ -26,7 +26,7 @@ from pertoken.errors import (
 )
 
 if TYPE_CHECKING:
-    from pertoken import experiment
+    from pertoken import experiment, triggers
     from pertoken.clock_sync import synchronize_clocks
     from pertoken.histogram import Histogram
     from pertoken.merging import merge
@@ -66,6 +66,7 @@ __all__ = [
     "span",
     "step",
     "synchronize_clocks",
+    "triggers",
 ]
 
 # Imported when first used: a program that only imports pertoken pays next to nothing.
@@ -85,7 +86,7 @@ _HOMES = {
     "step": "scopes",
     "synchronize_clocks": "clock_sync",
 }
-_PACKAGES = {"experiment"}
+_PACKAGES = {"experiment", "triggers"}
 
 
 def __getattr__(name: str) -> Any:

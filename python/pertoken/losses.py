@@ -56,6 +56,11 @@ def describe_losses(
             f"{plural_text(begun_before, 'request')} of an engine may have begun before the "
             "recording did: where their tokens stand, and how many there were, is unknown."
         )
+    if native["spool_frames_lost"]:
+        reasons.append(
+            f"{plural_text(native['spool_frames_lost'], 'frame')} of the spool could not be "
+            "written: after a kill, what was in them would not be recovered."
+        )
     if raw["clock"]["steps"]:
         reasons.append(
             f"The system's clock jumped {raw['clock']['steps']} times, as after a suspend: "

@@ -177,9 +177,7 @@ class RecoveredRecording:
             self._end_generation(generation, note, end_ticks)
         return end_ticks
 
-    def _end_generation(
-        self, generation: Generation, note: dict[str, Any], end_ticks: int
-    ) -> None:
+    def _end_generation(self, generation: Generation, note: dict[str, Any], end_ticks: int) -> None:
         first_commit_ticks = _count(note.get("first_commit_ticks"))
         lengths = note.get("row_lengths")
         if lengths is not None:

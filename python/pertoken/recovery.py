@@ -45,6 +45,8 @@ _SPAN, _GAP, _STEP_BEGIN, _STEP_END, _COMMIT, _ROW_COMMIT = 0, 1, 2, 3, 4, 7
 _SITE_MASK = 0x00FFFFFF
 _NONE = 0xFFFFFFFF
 _UNNAMED = (1, "(unknown)")
+# What tables raise that are made of records which no recording writes.
+_NONSENSE = (ArithmeticError, IndexError, KeyError, MemoryError, TypeError, ValueError)
 # Rows and tokens that a table would have; no run that fits into a spool comes near.
 _MOST_ROWS = 1 << 27
 _LARGEST_IDENTITY_BYTES = 64 << 20
@@ -72,9 +74,11 @@ def recover(path: str | os.PathLike[str]) -> Profile:
             spooled = _read(folder)
         profile = assemble(_replay(spooled))
         check_metadata(profile.meta, profile.losses)
-    except (SpoolDamage, ManifestError) as error:
+    except _NONSENSE as error:
+        is_told = isinstance(error, SpoolDamage | ManifestError)
+        reason = str(error) if is_told else "its records do not fit together"
         raise SpoolError(
-            f"cannot recover {str(folder)!r}: {error}; if other recordings are beside it, "
+            f"cannot recover {str(folder)!r}: {reason}; if other recordings are beside it, "
             "give the folder of one of them"
         ) from error
     return profile
@@ -206,9 +210,7 @@ class _Replay:
         losses: as counted by the recording itself.
     """
 
-    def __init__(
-        self, recording: RecoveredRecording, sites: dict[int, tuple[int, str]]
-    ) -> None:
+    def __init__(self, recording: RecoveredRecording, sites: dict[int, tuple[int, str]]) -> None:
         self.taken: dict[int, int] = {}
         self.missing = 0
         self.losses = (0, 0, 0)

@@ -111,9 +111,7 @@ def recordings_in(folder: Path) -> list[Path]:
     Raises:
         OSError: it cannot be read.
     """
-    found = [
-        path for path in folder.iterdir() if path.name.startswith(_PREFIX) and path.is_dir()
-    ]
+    found = [path for path in folder.iterdir() if path.name.startswith(_PREFIX) and path.is_dir()]
     return sorted(found, key=lambda path: path.name, reverse=True)
 
 

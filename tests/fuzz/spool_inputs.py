@@ -1,4 +1,4 @@
-"""Inputs of the spool's fuzzer: the files of a recording's folder in one piece, and what changes it.
+"""Inputs of the spool's fuzzer: the files of a recording's folder in one piece, and its mutator.
 
 A piece is, for each file, a line with its name and size, then its bytes. Zeros at the end of a
 mapped file are left out.
@@ -15,7 +15,7 @@ from random import Random
 CORPUS = Path(__file__).parent / "corpus" / "spool"
 _FRAME = struct.Struct("<IIII")
 _MAPPED = ("ring-", "journal")
-_RING_BYTES = 4096 + 128 + 64 * 32
+RING_BYTES = 4096 + 128 + 64 * 32
 
 
 def packed(folder: Path) -> bytes:
@@ -48,7 +48,7 @@ def unpack(content: bytes, folder: Path) -> None:
     folder.mkdir()
     for name, data in parts(content).items():
         if name.startswith("ring-"):
-            data = data.ljust(_RING_BYTES, b"\0")
+            data = data.ljust(RING_BYTES, b"\0")
         (folder / name[:100]).write_bytes(data)
 
 

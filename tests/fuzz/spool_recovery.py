@@ -18,7 +18,7 @@ import numpy as np  # noqa: F401  # before what is instrumented, which is pertok
 
 with atheris.instrument_imports(include=["pertoken"]):
     import pertoken.recovery
-    import pertoken.storage  # noqa: F401
+    import pertoken.storage
 
 from spool_inputs import CORPUS, mutated, unpack
 

@@ -80,9 +80,7 @@ def kill_one(folder: Path, seed: int) -> Kill:
 def _record(spool: Path, logs: Path, threads: int, told: int) -> None:
     torch.set_num_threads(1)
     model = seeded(Stack)
-    recording = pertoken.profile(
-        model, modules="all", memory_limit_bytes=LIMIT_BYTES, spool=spool
-    )
+    recording = pertoken.profile(model, modules="all", memory_limit_bytes=LIMIT_BYTES, spool=spool)
     with recording:
         others = [threading.Thread(target=_call, args=(model, logs)) for _ in range(threads - 1)]
         for thread in others:
@@ -113,19 +111,22 @@ def _check(profile: pertoken.Profile, logs: Path) -> int:
     assert profile.losses["faults"] == {}
     assert profile.losses["records_dropped"] == 0
     assert not any("could not be read" in reason for reason in profile.losses["reasons"])
-    tids = dict(
-        zip(profile.tracks["track"].tolist(), profile.tracks["tid"].tolist(), strict=True)
-    )
+    tids = dict(zip(profile.tracks["track"].tolist(), profile.tracks["tid"].tolist(), strict=True))
     spans: dict[int, Counter[str]] = defaultdict(Counter)
-    for step, site in zip(profile.spans["step"].tolist(), profile.spans["site"].tolist(), strict=True):
+    for step, site in zip(
+        profile.spans["step"].tolist(), profile.spans["site"].tolist(), strict=True
+    ):
         spans[step][site] += 1
     assert set(spans) <= set(profile.steps["step"].tolist()) | {-1}
     is_cut = any("bound has dropped" in reason for reason in profile.losses["reasons"])
     dropped = 0
     for path in logs.iterdir():
         calls = _calls(path)
-        own = [index for index, track in enumerate(profile.steps["thread"].tolist())
-               if tids[track] == int(path.name)]
+        own = [
+            index
+            for index, track in enumerate(profile.steps["thread"].tolist())
+            if tids[track] == int(path.name)
+        ]
         dropped += _check_thread(profile, own, calls, spans, is_cut, path.name)
     assert dropped == 0 or is_cut
     return dropped

@@ -168,7 +168,9 @@ def test_processes_share_a_folder_and_old_recordings_go(
 ) -> None:
     model = seeded(Stack)
     for number in range(3):
-        monkeypatch.setattr(spool_folder.time, "gmtime", lambda n=number: (2024, 1, n + 1) + (0,) * 6)
+        monkeypatch.setattr(
+            spool_folder.time, "gmtime", lambda n=number: (2024, 1, n + 1) + (0,) * 6
+        )
         recorded(model, lambda: model(numbers()), tmp_path)
     assert len(recordings_in(tmp_path)) == 3
     assert "20240103" in recordings_in(tmp_path)[0].name
@@ -198,11 +200,13 @@ def test_what_cannot_be_written_is_counted_and_the_model_runs_on(tmp_path: Path)
         moved = folder.rename(folder.with_name(folder.name + "-moved"))
         for _ in range(4000):  # several segments, which cannot be begun
             assert torch.equal(model(numbers()), expected)
-    assert len(recording.result().steps)
-    assert recording.result().losses["records_dropped"] == 0
+    live = recording.result()
+    assert live.losses["records_dropped"] == 0 and live.losses["faults"] == {}
+    assert any("of the spool could not be written" in reason for reason in live.losses["reasons"])
     del recording
     profile = pertoken.recover(moved)
-    assert any("could not write" in reason for reason in profile.losses["reasons"])
+    assert any("The spool lacks" in reason for reason in profile.losses["reasons"])
+    assert 0 < len(profile.steps) < 4001
     assert profile.steps["step"].tolist() == list(range(len(profile.steps)))
 
 
