@@ -41,6 +41,7 @@ void replay_clock(Recorder& recorder, const Int64Array& rows) {
   }
   const auto at = rows.unchecked<2>();
   std::vector<ClockSample> samples;
+  samples.reserve(static_cast<size_t>(at.shape(0)));
   for (py::ssize_t i = 0; i < at.shape(0); ++i) {
     samples.push_back({static_cast<uint64_t>(at(i, 0)), at(i, 1), static_cast<uint64_t>(at(i, 2))});
   }

@@ -32,7 +32,8 @@ MappedFile::~MappedFile() { munmap(data_, size_bytes_); }
 void MappedFile::remove() noexcept { unlink(path_.c_str()); }
 
 void MappedFile::become_private() noexcept {
-  mmap(data_, size_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+  constexpr int kAnew = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+  static_cast<void>(mmap(data_, size_bytes_, PROT_READ | PROT_WRITE, kAnew, -1, 0));
 }
 
 }  // namespace pertoken

@@ -10,8 +10,8 @@ namespace {
 
 template <size_t kSize>
 void copy_name(std::string_view name, char (&to)[kSize]) {
-  std::memset(to, 0, kSize);
-  std::memcpy(to, name.data(), std::min(name.size(), kSize));
+  std::fill_n(to, kSize, '\0');
+  std::copy_n(name.begin(), std::min(name.size(), kSize), to);
 }
 
 }  // namespace
@@ -79,7 +79,9 @@ void Spool::begin_round(int64_t next_step) noexcept {
       frames_.append(journal_.waiting());
     }
     const size_t taken = frames_.bytes().size();
+    round_notes_.clear();
     if (taken == 0) return;
+    round_notes_.append(frames_.bytes());
     frames_.add(FrameType::kRound, std::span<const std::byte>{}, {});
     write(frames_.bytes());
     // Only now: a note that is told twice does no harm, and one that is lost does.
@@ -162,6 +164,7 @@ bool Spool::begin_segment() noexcept {
         again.add(FrameType::kNote, bytes_of(json), {});
       }
     }
+    again.append(round_notes_.bytes());
     if (!segments_.append(again.bytes())) count_lost();
     return true;
   } catch (...) {

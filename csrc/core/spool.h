@@ -96,7 +96,8 @@ class Spool : public SiteWatcher {
   std::atomic<uint64_t> lost_{0};  // frames; a statistic
   AppendedFile sites_;
   SpoolSegments segments_;
-  FrameText frames_;  // being put together
+  FrameText frames_;       // being put together
+  FrameText round_notes_;  // those whose records may still come, in this round
   int64_t next_step_ = 0;
   std::deque<ClockSample> samples_;  // the last ones
   LossesFrame losses_{};

@@ -28,7 +28,7 @@ inline constexpr size_t kRingFileHeaderBytes = 4096;            // in front of t
 inline constexpr size_t kJournalHeaderBytes = 64;               // in front of the frames
 inline constexpr size_t kJournalBytes = size_t{1} << 20;        // all together
 
-enum class FrameType : uint32_t {
+enum class FrameType : uint8_t {
   kSegment = 1,  // SegmentFrame: the first of each segment
   kRecords = 2,  // RecordsFrame, then its records
   kNote = 3,     // JSON, from spool_notes.py

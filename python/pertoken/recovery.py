@@ -47,8 +47,8 @@ _NONE = 0xFFFFFFFF
 _UNNAMED = (1, "(unknown)")
 # What tables raise that are made of records which no recording writes.
 _NONSENSE = (ArithmeticError, IndexError, KeyError, MemoryError, TypeError, ValueError)
-# Rows and tokens that a table would have; no run that fits into a spool comes near.
-_MOST_ROWS = 1 << 27
+# Rows that tables would have: what records say without being large themselves.
+_MOST_ROWS, _MOST_ROWS_A_STEP, _MOST_TOKENS = 1 << 21, 1 << 18, 1 << 24
 _LARGEST_IDENTITY_BYTES = 64 << 20
 _HEADER_BYTES = 64  # of a mapped file, at least; zeros until it is in use
 
@@ -135,8 +135,8 @@ def _read(folder: Path) -> _Spooled:
 
     sites = folder / "sites"
     for frame in take(sites, Frames(_content(sites))):
-        code, *site = site_of(frame)
-        spooled.sites[code] = (site[0], site[1])
+        code, category, name = site_of(frame)
+        spooled.sites[code] = (category, name)
     segments = numbered("segment-")
     expected = None
     for path in segments:
@@ -172,8 +172,8 @@ def _content(path: Path) -> bytes:
 
 
 def _replay(spooled: _Spooled) -> RecoveredRecording:
-    # Large enough that what was in the files fits as it is.
-    recorder = _native.Recorder((64 << 20) + 4 * spooled.size_bytes, 64)
+    # Large enough that what was in the files fits, also where many threads recorded little each.
+    recorder = _native.Recorder((4 << 20) + 24 * spooled.size_bytes, 64)
     recording = RecoveredRecording(spooled.identity, recorder)
     samples = [clock_samples(frame) for frame in spooled.frames if frame.type == CLOCK]
     samples = [each for each in samples if len(each)]
@@ -217,7 +217,7 @@ class _Replay:
         self.frames_lost = 0
         self.last_ticks = 0
         self._recording = recording
-        self._rows = 0
+        self._rows = self._steps = 0
         self._codes = np.full(max(sites, default=-1) + 2, -1, dtype=np.int64)
         for code, (category, name) in sites.items():
             self._codes[code] = _intern(category, name)
@@ -281,10 +281,11 @@ class _Replay:
         records["tag"][is_span] = kind[is_span] << 24 | known.astype(np.uint32)
         rows = end[kind == _STEP_BEGIN] >> np.uint64(32)
         commits = end[(kind == _COMMIT) | (kind == _ROW_COMMIT)] & np.uint64(_NONE)
-        for counts in (rows, commits):
-            self._rows += int(np.where(counts == _NONE, 0, counts).sum())
-        if self._rows > _MOST_ROWS:
-            raise SpoolDamage("it holds steps with more rows and tokens than can be")
+        self._rows += int(np.where(rows == _NONE, 0, rows).sum())
+        self._steps += len(rows)
+        most_rows = _MOST_ROWS + self._steps * _MOST_ROWS_A_STEP
+        if self._rows > most_rows or commits.max(initial=0) > _MOST_TOKENS:
+            raise SpoolDamage("it holds steps with more rows or tokens than can be")
         return records
 
 

@@ -37,7 +37,7 @@ def retention(keep: str | int | None) -> Retention:
         time_ns = round(float(found[1]) * _UNITS_NS[found[2]])
         if 0 < time_ns <= _LONGEST_NS:
             return Retention(time_ns=time_ns)
-    elif isinstance(keep, str | int) and not isinstance(keep, bool):
+    elif not isinstance(keep, bool):
         try:
             return Retention(memory_bytes=memory_size(str(keep).strip()))
         except PertokenError:

@@ -24,6 +24,7 @@ _SEGMENT = struct.Struct("<IIQq")  # version, 0, number, first step
 _RECORDS = struct.Struct("<iIQqqq16s")  # track, count, first index, last step, last seq, tid, name
 _LOSSES = struct.Struct("<QQQQ")
 _SITE = struct.Struct("<II")  # code, category
+_MOST_SITES = 1 << 20  # more than the string table holds
 _RING = struct.Struct("<QIiQq16s")  # magic, version, track, capacity, tid, name
 _RING_MAGIC = int.from_bytes(b"PTKRING1", "little")
 _RING_HEADER_BYTES = 4096
@@ -180,6 +181,8 @@ def site_of(frame: Frame) -> tuple[int, int, str]:
     if frame.type != SITE or len(frame.payload) < _SITE.size:
         raise SpoolDamage("the names of the sites are not what they should be")
     code, category = _SITE.unpack_from(frame.payload)
+    if code >= _MOST_SITES:
+        raise SpoolDamage("the names of the sites are not what they should be")
     try:
         return code, category, str(frame.payload[_SITE.size :], "utf-8")
     except UnicodeDecodeError as error:
