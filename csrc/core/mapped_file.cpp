@@ -31,9 +31,9 @@ MappedFile::~MappedFile() { munmap(data_, size_bytes_); }
 
 void MappedFile::remove() noexcept { unlink(path_.c_str()); }
 
-void MappedFile::become_private() noexcept {
+bool MappedFile::become_private() noexcept {
   constexpr int kAnew = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
-  static_cast<void>(mmap(data_, size_bytes_, PROT_READ | PROT_WRITE, kAnew, -1, 0));
+  return mmap(data_, size_bytes_, PROT_READ | PROT_WRITE, kAnew, -1, 0) != MAP_FAILED;
 }
 
 }  // namespace pertoken

@@ -21,8 +21,9 @@ class MappedFile {
   size_t size_bytes() const noexcept { return size_bytes_; }
   // Takes the file out of its folder.
   void remove() noexcept;
-  // In a forked child: the same addresses, empty, and no longer those of the parent's file.
-  void become_private() noexcept;
+  // In a forked child: the same addresses, empty, and no longer those of the parent's file. False
+  // when the system refuses.
+  bool become_private() noexcept;
 
  private:
   const std::string path_;

@@ -93,8 +93,7 @@ void Recorder::leave_spool_in_child() noexcept {
   for (const auto& buffer : buffers_) {
     if (buffer->ring_file == nullptr) continue;
     const uint64_t pushed = buffer->ring.pushed();
-    buffer->ring_file->become_private();
-    buffer->ring.restart(pushed);
+    if (buffer->ring_file->become_private()) buffer->ring.restart(pushed);
   }
 }
 

@@ -139,11 +139,6 @@ void Spool::add(LossesFrame losses) noexcept {
   }
 }
 
-void Spool::abandon() noexcept {
-  is_abandoned_ = true;
-  journal_.become_private();
-}
-
 void Spool::write(std::span<const std::byte> frames) noexcept {
   // No segment grows past its bound, even where none can follow it.
   const bool has_room = !segments_.is_full() || begin_segment();

@@ -81,7 +81,7 @@ class Spool : public SiteWatcher {
   void lock() { mutex_.lock(); }
   void unlock() { mutex_.unlock(); }
   // In a forked child, which is not what is recorded: from now on this does nothing.
-  void abandon() noexcept;
+  void abandon() noexcept { is_abandoned_ = true; }
 
  private:
   static constexpr size_t kMostOpenNotes = size_t{1} << 16;

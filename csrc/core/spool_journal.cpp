@@ -32,8 +32,6 @@ void SpoolJournal::release(size_t size_bytes) noexcept {
   publish();
 }
 
-void SpoolJournal::become_private() noexcept { file_.become_private(); }
-
 void SpoolJournal::publish() noexcept {
   auto* header = reinterpret_cast<JournalHeader*>(file_.data());
   // Release: the reader is another process, which comes when this one is gone and finds what was

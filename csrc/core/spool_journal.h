@@ -22,9 +22,6 @@ class SpoolJournal {
   std::span<const std::byte> waiting() const noexcept;
   // Gives back the first of what waiting() returned.
   void release(size_t size_bytes) noexcept;
-  // In a forked child: the file is the parent's.
-  void become_private() noexcept;
-
  private:
   void publish() noexcept;
 
