@@ -22,6 +22,7 @@ class SpoolJournal {
   std::span<const std::byte> waiting() const noexcept;
   // Gives back the first of what waiting() returned.
   void release(size_t size_bytes) noexcept;
+
  private:
   void publish() noexcept;
 
