@@ -3,7 +3,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "bindings/bind_spool.h"
 #include "bindings/bind_totals.h"
+#include "bindings/bind_triggers.h"
 #include "bindings/cache_length.h"
 #include "bindings/module.h"
 #include "bindings/request_numbers.h"
@@ -21,9 +23,11 @@ namespace py = pybind11;
 namespace {
 
 std::shared_ptr<Recorder> make_recorder(size_t store_limit_bytes, size_t ring_capacity,
-                                        uint32_t observe_every, uint64_t observe_seed) {
+                                        uint64_t keep_ns, uint32_t observe_every,
+                                        uint64_t observe_seed) {
   return Recorder::create({.store_limit_bytes = store_limit_bytes,
                            .ring_capacity = ring_capacity,
+                           .keep_ns = keep_ns,
                            .observe_every = observe_every,
                            .observe_seed = observe_seed});
 }
@@ -69,7 +73,7 @@ void bind_recorder(py::module_& m) {
   py::class_<Recorder, std::shared_ptr<Recorder>> recorder_class(m, "Recorder");
   recorder_class
       .def(py::init(&make_recorder), py::arg("store_limit_bytes"), py::arg("ring_capacity"),
-           py::arg("observe_every") = 16, py::arg("observe_seed") = 0)
+           py::arg("keep_ns") = 0, py::arg("observe_every") = 16, py::arg("observe_seed") = 0)
       .def("start", &start)
       .def("stop", [](Recorder& recorder) { without_gil([&] { recorder.stop(); }); })
       .def("drain", [](Recorder& recorder) { without_gil([&] { recorder.drain(); }); })
@@ -92,6 +96,8 @@ void bind_recorder(py::module_& m) {
           },
           py::arg("origin_ticks"), py::arg("marks"));
   bind_totals(m, recorder_class);
+  bind_spool(m, recorder_class);
+  bind_triggers(recorder_class);
   m.def(
       "intern_module",
       [](const std::string& name) { return intern_site(SiteCategory::kModule, name); },

@@ -86,6 +86,7 @@ class Aggregates {
   // Throws std::overflow_error where the values cannot be counted in 64 bits any longer.
   void add_values(uint32_t site, uint8_t kind, const ExpHistogram& values);
   StepTotals& steps(StepKind kind) { return steps_[static_cast<size_t>(kind)]; }
+  const StepTotals& steps(StepKind kind) const { return steps_[static_cast<size_t>(kind)]; }
   RequestTotals& requests(uint32_t label_set);
   AggregateSnapshot snapshot() const;
 

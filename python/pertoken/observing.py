@@ -9,7 +9,8 @@ import operator
 import secrets
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -52,28 +53,53 @@ class Skipped(Counter[str]):
         return None
 
 
+@dataclass(frozen=True)
+class Observed:
+    """What is to be observed.
+
+    Args:
+        activations: which modules' outputs; None: none, but what `observe()` is given.
+        every: of so many steps of a kind, one.
+        by_row: whether each row of a batch is an observation of its own.
+        output: which part of an output; None: its first floating-point tensor.
+
+    Raises:
+        SelectionError: `every` is out of its range.
+    """
+
+    activations: ModuleSelection | None = None
+    every: int = 16
+    by_row: bool = False
+    output: OutputChoice | None = None
+
+    def __post_init__(self) -> None:
+        if type(self.every) is not int or not 1 <= self.every <= MAX_EVERY:
+            raise SelectionError(
+                f"activation_every={self.every!r}: give an integer from 1, which observes every "
+                f"step, to {MAX_EVERY}"
+            )
+
+
+NOTHING_OBSERVED = Observed()
+
+
 class Observing:
     """The observations of one recording.
 
     Args:
         recorder: the native recorder, which chooses the steps.
-        activations: which modules' outputs; None: none, but what `observe()` is given.
-        by_row: whether each row of a batch is an observation of its own.
-        output: which part of an output; None: its first floating-point tensor.
+        observed: what is to be observed.
 
     Attributes:
         skipped: what was not observed, by reason.
         observer: the native side.
     """
 
-    def __init__(
-        self,
-        recorder: Any,
-        activations: ModuleSelection | None,
-        by_row: bool,
-        output: OutputChoice | None,
-    ) -> None:
+    def __init__(self, recorder: Any, observed: Observed) -> None:
         self.skipped = Skipped()
+        activations, output = observed.activations, observed.output
+        if isinstance(activations, Iterable) and not isinstance(activations, str):
+            activations = list(activations)  # selected from again at each start
         self._activations = activations
         _learn_torch()
         self.observer = _native.Observer(
@@ -81,7 +107,7 @@ class Observing:
             read_elsewhere=self.skipped.read,
             skip=self.skipped.skip,
             choose=None if output is None else _chooser(output),
-            by_row=by_row,
+            by_row=observed.by_row,
         )
 
     def select(self, root: torch.nn.Module) -> dict[str, torch.nn.Module]:
@@ -128,20 +154,6 @@ def observe(name: str, tensor: object) -> None:
     site = _native.intern_region(name)
     for observer in tuple(_running.values()):
         observer.observe(site, tensor)
-
-
-def checked_every(every: int) -> int:
-    """The number itself.
-
-    Raises:
-        SelectionError: it is not one.
-    """
-    if type(every) is not int or not 1 <= every <= MAX_EVERY:
-        raise SelectionError(
-            f"activation_every={every!r}: give an integer from 1, which observes every step, to "
-            f"{MAX_EVERY}"
-        )
-    return every
 
 
 def new_seed() -> int:

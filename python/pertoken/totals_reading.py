@@ -21,11 +21,12 @@ from pertoken.totals import (
 
 if TYPE_CHECKING:
     from pertoken.recording import Recording
+    from pertoken.recovered_recording import RecoveredRecording
 
 _KINDS = (*STEP_KINDS, OUTSIDE)
 
 
-def read_totals(recording: Recording) -> Totals:
+def read_totals(recording: Recording | RecoveredRecording) -> Totals:
     """The totals of a recording at this moment."""
     recording.log.close_ended_runs()
     native = recording.recorder.totals()
@@ -56,7 +57,7 @@ def read_totals(recording: Recording) -> Totals:
         losses={
             **native["losses"],
             "requests_evicted": recording.log.evicted,
-            "observations_skipped": sum(recording.observing.skipped.values()),
+            "observations_skipped": sum(recording.skipped.values()),
             "faults": sum(recording.faults.values()),
         },
     )
