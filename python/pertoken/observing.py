@@ -147,7 +147,8 @@ def observe(name: str, tensor: object) -> None:
     Raises:
         SelectionError: the name is no text, or empty.
     """
-    if not isinstance(name, str) or not name:
+    given: Any = name
+    if not isinstance(given, str) or not given:
         raise SelectionError(f"observe({name!r}, ...): the name of a site is a text")
     if not _running:
         return

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import models
 import pertoken
 from pertoken import Histogram
+from pertoken.engines.engine import manual
 from pertoken.engines.row import Row
 
 MARK = 1e6
@@ -53,6 +54,8 @@ def test_a_value_planted_in_one_row_is_found_at_its_own_request_only() -> None:
             rows = [Row(request, "decode", 2, 4, 1) for request in batch]
             with pertoken.step(rows=rows):
                 model(ids)
+        for request in "abcd":
+            manual.request_finished(request)
     profile = recording.result()
     names = dict(
         zip(profile.requests["request"].tolist(), profile.requests["id"].tolist(), strict=True)
@@ -172,6 +175,9 @@ def test_rows_of_a_packed_batch_are_told_apart_by_their_lengths(padding: int) ->
             model(ids)
         with pertoken.step(rows=[Row("x"), Row("y")]):  # of unknown lengths
             model(ids)
+        for request in "xyz":
+            manual.request_finished(request)
+    assert manual.open_requests == []
     profile = recording.result()
     requests = dict(zip(profile.requests["id"], profile.requests["request"], strict=True))
     for name, value, length in (("x", 1, 3), ("y", 2, 1), ("z", 3, 2)):
