@@ -97,11 +97,21 @@ def test_an_engine_of_ones_own_is_recovered(tmp_path: Path) -> None:
             model(numbers())
         step.committed({"a": 2})
         engine.request_finished("a")
+        for request in ("runs", "waits"):  # until the end
+            engine.request_arrived(request, tokens_in=3)
+        with engine.step([Row("runs", "prefill", query_len=3, context_len=0)]) as step:
+            model(numbers())
+        step.committed({"runs": 1})
+        with engine.step([Row("runs", "decode", query_len=1, context_len=3)]) as step:
+            model(numbers())
+        step.committed({"runs": 1})
 
     live = recorded(model, run, tmp_path)
     recovered = pertoken.recover(tmp_path)
     assert_same(recovered, live)
-    assert recovered.requests["tokens_out"].tolist() == [3]
+    assert recovered.requests["tokens_out"].tolist() == [3, 2, 0]
+    assert (recovered.requests["end_ns"] == -1).tolist() == [False, True, True]
+    assert (recovered.requests["ttft_ns"] == -1).tolist() == [False, False, True]
 
 
 def test_pauses_and_names_that_come_later_are_recovered(tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ def test_a_planted_slow_step_dumps_once_with_that_step_inside(tmp_path: Path) ->
     assert trigger["kind"] == "other" and trigger["over_ns"] == 400_000_000
     steps = dumped.steps["step"].tolist()
     assert set(steps) >= {0, 1, 2}, "what led to it is there"
+    assert "Dumped because step 2 (other) took" in str(dumped.summary())
     slow_ns = int(dumped.steps["wall_ns"][steps.index(2)])
     assert slow_ns >= 600_000_000 and abs(trigger["wall_ns"] - slow_ns) < slow_ns * 1e-3
     profile = recording.result()
@@ -125,6 +126,7 @@ def test_dumps_an_hour_are_bounded_and_the_rest_is_counted(tmp_path: Path) -> No
     assert len(recording.dumps) == 2
     meta = pertoken.load(recording.dumps[1]).meta
     assert meta["trigger"]["answer"] == "because" and meta["trigger"]["reason"] == "when"
+    assert "Dumped: when, because." in str(pertoken.load(recording.dumps[1]).summary())
     assert any("dumps of the hour" in reason for reason in recording.result().losses["reasons"])
 
 
