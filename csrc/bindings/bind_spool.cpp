@@ -62,7 +62,6 @@ bool replay(Recorder& recorder, int32_t track, int64_t tid, const std::string& t
                                 .first_index = 0,
                                 .last_step = last_step,
                                 .last_seq = last_seq,
-                                .next_step = 0,
                                 .records = copied},
                                goes_on);
   });

@@ -115,7 +115,7 @@ void Recorder::refresh_rate_locked() {
 // Returns the largest number of records that one buffer held.
 size_t Recorder::drain_locked() {
   refresh_rate_locked();
-  if (spool_ != nullptr) spool_->begin_round(newest_step_ + 1);
+  if (spool_ != nullptr) spool_->begin_round();
   tracker_.begin_round();
   size_t fullest = 0;
   for (size_t i = 0; i < buffers_.size();) {
@@ -169,6 +169,7 @@ size_t Recorder::drain_buffer_locked(ThreadBuffer& buffer) {
     } catch (...) {
       ++collector_faults_;
     }
+    if (spool_ != nullptr) spool_->set_newest_step(newest_step_);
     // A record that could not be stored is lost and counted; the rest of its batch is not.
     buffer.ring.release(std::min(done + 1, records.size()));
     drained += records.size();

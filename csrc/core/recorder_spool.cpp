@@ -17,7 +17,6 @@ constexpr int kMostBaselineSamples = 20'000;
 constexpr int64_t kLargestCount = int64_t{1} << 62;
 
 bool is_record(const Record& record, size_t sites) {
-  if ((record.tag >> 24) > static_cast<uint32_t>(RecordType::kRowCommit)) return false;
   switch (record.type()) {
     case RecordType::kSpan:
     case RecordType::kGap:
@@ -26,9 +25,13 @@ bool is_record(const Record& record, size_t sites) {
       return (record.detail() & kStepKindMask) < kStepKinds;
     case RecordType::kRow:
       return record.detail() < kStepKinds;
-    default:
+    case RecordType::kStepEnd:
+    case RecordType::kCommit:
+    case RecordType::kRowValid:
+    case RecordType::kRowCommit:
       return true;
   }
+  return false;
 }
 
 bool is_count(int64_t value) { return value >= -1 && value < kLargestCount; }
@@ -64,7 +67,7 @@ void Recorder::spool_losses_locked() {
 
 void Recorder::spool_batch_locked(const ThreadBuffer& buffer, std::span<const Record> records) {
   spool_->add(RecordBatch{buffer.track, buffer.tid, buffer.name, buffer.ring.taken(), last_step_,
-                          buffer.progress.last_seq, newest_step_ + 1, records});
+                          buffer.progress.last_seq, records});
 }
 
 void Recorder::replay_clock(std::span<const ClockSample> samples) {

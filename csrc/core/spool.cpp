@@ -69,9 +69,8 @@ std::unique_ptr<MappedFile> Spool::make_ring_file(int32_t track, int64_t tid, st
   }
 }
 
-void Spool::begin_round(int64_t next_step) noexcept {
+void Spool::begin_round() noexcept {
   if (is_abandoned_) return;
-  next_step_ = next_step;
   try {
     frames_.clear();
     {
@@ -102,7 +101,6 @@ void Spool::add(const RecordBatch& batch) noexcept {
                     batch.tid,
                     {}};
   copy_name(batch.thread_name, head.name);
-  next_step_ = batch.next_step;
   try {
     frames_.clear();
     frames_.add(FrameType::kRecords, head, std::as_bytes(batch.records));
@@ -148,7 +146,7 @@ void Spool::write(std::span<const std::byte> frames) noexcept {
 // What holds for all that follows is told again, since the segment that told it will be deleted.
 bool Spool::begin_segment() noexcept {
   try {
-    segments_.begin_next(next_step_);
+    segments_.begin_next(newest_step_ + 1);
     FrameText again;
     const std::vector<ClockSample> samples(samples_.begin(), samples_.end());
     again.add(FrameType::kClock, std::as_bytes(std::span(samples)), {});

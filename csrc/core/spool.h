@@ -45,7 +45,6 @@ struct RecordBatch {
   uint64_t first_index;
   int64_t last_step;
   int64_t last_seq;
-  int64_t next_step;  // no record of it or a later one was added yet
   std::span<const Record> records;
 };
 
@@ -67,10 +66,12 @@ class Spool : public SiteWatcher {
   // The file that a thread's ring is to lie in, behind a header; nullptr where there can be none.
   std::unique_ptr<MappedFile> make_ring_file(int32_t track, int64_t tid, std::string_view name,
                                              size_t capacity, size_t block_bytes) noexcept;
-  // Before the rings are read. `next_step` as in a batch.
-  void begin_round(int64_t next_step) noexcept;
+  // Before the rings are read.
+  void begin_round() noexcept;
   // Before the records are taken from their ring.
   void add(const RecordBatch& batch) noexcept;
+  // Behind a batch: the newest step that any record so far belongs to.
+  void set_newest_step(int64_t step) noexcept { newest_step_ = step; }
   void add(std::span<const ClockSample> samples) noexcept;
   void add(LossesFrame losses) noexcept;
 
@@ -98,7 +99,7 @@ class Spool : public SiteWatcher {
   SpoolSegments segments_;
   FrameText frames_;       // being put together
   FrameText round_notes_;  // those whose records may still come, in this round
-  int64_t next_step_ = 0;
+  int64_t newest_step_ = -1;
   std::deque<ClockSample> samples_;  // the last ones
   LossesFrame losses_{};
 

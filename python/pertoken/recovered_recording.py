@@ -12,6 +12,7 @@ import numpy as np
 
 from pertoken.generate_call import Prompt
 from pertoken.identity import Ranks
+from pertoken.recovered_sequences import RecoveredSequence, RowCommits
 from pertoken.request_log import Generation, RequestEntry, RequestLog
 from pertoken.spool_notes import TRAITS
 from pertoken.spool_reader import SpoolDamage
@@ -19,15 +20,6 @@ from pertoken.totals import Totals
 from pertoken.totals_reading import read_totals
 
 _LARGEST = 1 << 62
-
-
-@dataclass(frozen=True)
-class RecoveredSequence:
-    """What is known of the sequence of an engine's request; see the native `RowSequence`."""
-
-    tokens: int = 0
-    tokens_unknown: bool = True
-    first_commit_ticks: int = 0
 
 
 @dataclass
@@ -123,12 +115,18 @@ class RecoveredRecording:
             raise SpoolDamage("a note is of an unknown kind")
         return 0
 
-    def finish(self, last_ticks: int) -> None:
+    def finish(self, last_ticks: int, commits: RowCommits, *, is_whole: bool) -> None:
         """Sets the end, once all was taken in.
 
         Args:
             last_ticks: when the process is last known to have lived.
+            commits: of the rows that an engine told.
+            is_whole: whether no record is missing, from the beginning on.
         """
+        open_rows = [g for g in self.log.generations.values() if g.by_rows and g.running]
+        sequences = commits.sequences([g.number for g in open_rows], is_whole)
+        for generation in open_rows:
+            generation.state = sequences[generation.number]
         self.stopped_ticks = last_ticks
         self.recorded_ns = self._state["recorded_ns"]
         self.is_cut_off = bool(self._state["runs"])

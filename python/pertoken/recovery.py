@@ -20,6 +20,7 @@ from pertoken.errors import SpoolError, system_errors
 from pertoken.manifest import ManifestError, check_metadata
 from pertoken.quantity import plural_text
 from pertoken.recovered_recording import RecoveredRecording
+from pertoken.recovered_sequences import RowCommits
 from pertoken.result import Profile
 from pertoken.spool_folder import IDENTITY, is_recorded_into, recordings_in
 from pertoken.spool_reader import (
@@ -196,7 +197,8 @@ def _replay(spooled: _Spooled) -> RecoveredRecording:
     recorder.replay_round()
     dropped, *faults = replay.losses
     recorder.replay_losses(dropped + replay.missing, *faults)
-    recording.finish(replay.last_ticks)
+    is_whole = not (spooled.first_step or replay.missing or spooled.unread)
+    recording.finish(replay.last_ticks, replay.commits, is_whole=is_whole)
     recording.tell(_reasons(spooled, replay, recording))
     return recording
 
@@ -208,12 +210,14 @@ class _Replay:
         taken: for each track, the place behind its last record.
         missing: how many records are not there, between those that are.
         losses: as counted by the recording itself.
+        commits: of the rows that an engine told.
     """
 
     def __init__(self, recording: RecoveredRecording, sites: dict[int, tuple[int, str]]) -> None:
         self.taken: dict[int, int] = {}
         self.missing = 0
         self.losses = (0, 0, 0)
+        self.commits = RowCommits()
         self.frames_lost = 0
         self.last_ticks = 0
         self._recording = recording
@@ -286,6 +290,7 @@ class _Replay:
         most_rows = _MOST_ROWS + self._steps * _MOST_ROWS_A_STEP
         if self._rows > most_rows or commits.max(initial=0) > _MOST_TOKENS:
             raise SpoolDamage("it holds steps with more rows or tokens than can be")
+        self.commits.take(records, kind)
         return records
 
 

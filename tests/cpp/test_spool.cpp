@@ -130,6 +130,28 @@ TEST(segments_stay_within_their_bound_and_tell_again_what_holds) {
   frames_in(folder.content("sites"));
 }
 
+TEST(a_segment_says_of_which_step_on_it_holds_all) {
+  const Folder folder;
+  Spool spool({folder.path(), /*segment_bytes=*/1, 100});
+  const Record record{1, 0, make_tag(RecordType::kStepBegin, 1), kNone32, kNone32, 6};
+  const ClockSample sample{1, 1, 1};
+  spool.add({.track = 0,
+             .tid = 1,
+             .thread_name = "",
+             .first_index = 0,
+             .last_step = 0,
+             .last_seq = -1,
+             .records = {&record, 1}});
+  spool.set_newest_step(6);
+  spool.add({&sample, 1});  // whatever it is that begins the next segment
+  SegmentFrame head{};
+  const std::string content = folder.content("segment-2");
+  CHECK(content.size() > sizeof(FrameHeader) + sizeof(head));
+  std::memcpy(&head, content.data() + sizeof(FrameHeader), sizeof(head));
+  CHECK_EQ(head.number, uint64_t{2});
+  CHECK_EQ(head.first_step, int64_t{7});
+}
+
 TEST(a_thread_that_ends_takes_its_ring_file_along) {
   const Folder folder;
   const auto recorder =
@@ -164,7 +186,6 @@ TEST(what_is_replayed_is_what_was_recorded) {
                           .first_index = 0,
                           .last_step = int64_t{1} << 32,
                           .last_seq = 4,
-                          .next_step = 0,
                           .records = records};
   CHECK(recorder->replay(batch, false));
   const RecorderSnapshot snapshot = recorder->snapshot();
@@ -186,7 +207,6 @@ TEST(what_cannot_be_a_record_is_refused) {
                             .first_index = 0,
                             .last_step = last_step,
                             .last_seq = -1,
-                            .next_step = 0,
                             .records = {&record, 1}};
     return recorder->replay(batch, false);
   };

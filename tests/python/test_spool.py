@@ -97,11 +97,21 @@ def test_an_engine_of_ones_own_is_recovered(tmp_path: Path) -> None:
             model(numbers())
         step.committed({"a": 2})
         engine.request_finished("a")
+        for request in ("runs", "waits"):  # until the end
+            engine.request_arrived(request, tokens_in=3)
+        with engine.step([Row("runs", "prefill", query_len=3, context_len=0)]) as step:
+            model(numbers())
+        step.committed({"runs": 1})
+        with engine.step([Row("runs", "decode", query_len=1, context_len=3)]) as step:
+            model(numbers())
+        step.committed({"runs": 1})
 
     live = recorded(model, run, tmp_path)
     recovered = pertoken.recover(tmp_path)
     assert_same(recovered, live)
-    assert recovered.requests["tokens_out"].tolist() == [3]
+    assert recovered.requests["tokens_out"].tolist() == [3, 2, 0]
+    assert (recovered.requests["end_ns"] == -1).tolist() == [False, True, True]
+    assert (recovered.requests["ttft_ns"] == -1).tolist() == [False, False, True]
 
 
 def test_pauses_and_names_that_come_later_are_recovered(tmp_path: Path) -> None:
@@ -224,6 +234,11 @@ def test_the_command_writes_a_profile_and_says_what_it_found(
     counts = f"{len(live.requests)} requests, {len(live.steps)} steps"
     assert f"wrote run.pertoken (LlamaForCausalLM, {counts}" in done.stdout
     assert_same(pertoken.load("run.pertoken"), live)
+    assert "recordings" not in done.stdout
+    recorded(llama(), generate, tmp_path / "spool")
+    both = run("spool", "-o", "last.pertoken").stdout
+    assert "The newest that is over of 2 recordings" in both
+    assert all(str(path.name) in both for path in recordings_in(Path("spool")))
     again = run("spool", "-o", "run.pertoken")
     assert again.exit_code == 1 and "--force replaces it" in again.stderr
     assert run("spool", "-o", "run.pertoken", "--force").exit_code == 0

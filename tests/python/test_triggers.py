@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from pertoken.triggers import Signal, SlowStep, StepTime, When
 from test_keep import Waits
 
 PATIENCE_S = 20.0
+HERE = str(Path(__file__).parent)
 
 
 def wait_for(condition: Callable[[], Any]) -> Any:
@@ -70,6 +73,7 @@ def test_a_planted_slow_step_dumps_once_with_that_step_inside(tmp_path: Path) ->
     assert trigger["kind"] == "other" and trigger["over_ns"] == 400_000_000
     steps = dumped.steps["step"].tolist()
     assert set(steps) >= {0, 1, 2}, "what led to it is there"
+    assert "Dumped because step 2 (other) took" in str(dumped.summary())
     slow_ns = int(dumped.steps["wall_ns"][steps.index(2)])
     assert slow_ns >= 600_000_000 and abs(trigger["wall_ns"] - slow_ns) < slow_ns * 1e-3
     profile = recording.result()
@@ -95,15 +99,41 @@ def test_the_last_step_before_the_end_fires_as_well(tmp_path: Path) -> None:
 def test_a_time_is_learned_from_the_steps_before(tmp_path: Path) -> None:
     model = Waits()
     trigger = SlowStep(factor=50.0, quantile=0.5, min_steps=20)
-    with pertoken.profile(model, triggers=[trigger], dump_folder=tmp_path) as recording:
-        until = time.monotonic() + 2.2  # what was learned is looked at once a second
-        while time.monotonic() < until:
+    recording = pertoken.profile(model, triggers=[trigger], dump_folder=tmp_path)
+    with recording:
+        for _ in range(25):
             model(torch.tensor([0.005]))
+    with recording:  # what was learned is looked at here, and then once a second
         model(torch.tensor([0.9]))
     wait_for(lambda: recording.dumps)
     told = pertoken.load(recording.dumps[-1]).meta["trigger"]
-    assert told["reason"] == "slow_step"
+    assert told["reason"] == "slow_step" and told["step"] == 25
     assert 0.2e9 < told["over_ns"] < 0.9e9 <= told["wall_ns"]
+
+
+def test_the_interpreter_ends_with_triggers_armed(tmp_path: Path) -> None:
+    script = (
+        "import sys; sys.path[:0] = sys.argv[2:]\n"
+        "import pertoken\n"
+        "from odd_modules import Stack, numbers, seeded\n"
+        "from pertoken.triggers import Signal, StepTime, When\n"
+        "model = seeded(Stack)\n"
+        "triggers = [Signal(), StepTime(1e5), When(lambda recording: False, every_s=0.001)]\n"
+        "folder = sys.argv[1]\n"
+        "recording = pertoken.profile(\n"
+        "    model, keep='5s', triggers=triggers, dump_folder=folder, spool=folder)\n"
+        "recording.start()\n"
+        "model(numbers())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "ignore", "-c", script, str(tmp_path), HERE],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert len(pertoken.recover(tmp_path).steps) == 1
 
 
 def test_dumps_an_hour_are_bounded_and_the_rest_is_counted(tmp_path: Path) -> None:
@@ -125,6 +155,7 @@ def test_dumps_an_hour_are_bounded_and_the_rest_is_counted(tmp_path: Path) -> No
     assert len(recording.dumps) == 2
     meta = pertoken.load(recording.dumps[1]).meta
     assert meta["trigger"]["answer"] == "because" and meta["trigger"]["reason"] == "when"
+    assert "Dumped: when, because." in str(pertoken.load(recording.dumps[1]).summary())
     assert any("dumps of the hour" in reason for reason in recording.result().losses["reasons"])
 
 
