@@ -4,6 +4,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
@@ -16,6 +17,7 @@
 #include "core/aggregates.h"
 #include "core/clock_calibrator.h"
 #include "core/request_tracker.h"
+#include "core/sampler.h"
 #include "core/thread_buffer.h"
 #include "core/trace_store.h"
 
@@ -82,6 +84,12 @@ class Recorder {
     return attach_thread();
   }
 
+  // Records no more than its budget allows. Before the first start().
+  void sample(const SamplerOptions& options) { sampler_ = std::make_unique<Sampler>(options); }
+  // Hot: nullptr where every step gets all that was selected.
+  Sampler* sampler() noexcept { return sampler_.get(); }
+  SamplerReport sampling();
+
   // A part of a record could not be found out and was left out or -1.
   void count_fault() noexcept { faults_.fetch_add(1, std::memory_order_relaxed); }
 
@@ -130,6 +138,7 @@ class Recorder {
   ThreadBuffer* attach_thread() noexcept;
   void run() noexcept;
   void refresh_rate_locked();
+  std::chrono::milliseconds control_sampler_locked();
   size_t drain_locked();
   size_t drain_buffer_locked(ThreadBuffer& buffer);
   void collect(const Record& record, ThreadBuffer& buffer);
@@ -144,7 +153,8 @@ class Recorder {
   std::atomic<uint32_t> next_step_{0};
   std::atomic<uint64_t> faults_{0};      // a statistic
   std::atomic<uint64_t> unattached_{0};  // records of threads without a buffer; a statistic
-  bool in_forked_child_ = false;         // written by the child's only thread
+  std::unique_ptr<Sampler> sampler_;
+  bool in_forked_child_ = false;  // written by the child's only thread
 
   std::mutex mutex_;  // guards everything below; never taken on the hot path
   std::vector<std::unique_ptr<ThreadBuffer>> buffers_;

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import disjoint_base
 
+DETAIL_ALL: int
+DETAIL_LAYERS: int
 FLOAT_FORMATS: dict[str, int]
 MAX_HISTOGRAM_SCALE: int
 MAX_LABEL_SETS: int
@@ -124,6 +126,15 @@ class Recorder:
     def start(self) -> None: ...
     def stop(self) -> None: ...
     def drain(self) -> None: ...
+    def sample(
+        self,
+        *,
+        budget: float,
+        costs_ns: tuple[float, float, float, float],
+        levels: Sequence[tuple[int, float]],
+        seed: int,
+    ) -> None: ...
+    def sampling(self) -> dict[str, Any] | None: ...
     def totals(self) -> dict[str, Any]: ...
     def begin_request(self, request: int, label_set: int, start_ticks: int) -> None: ...
     def begin_generation(

@@ -23,6 +23,7 @@ from pertoken.instrument import Instrumentation, unwrap_compiled
 from pertoken.patch import change_lock
 from pertoken.request_log import RequestLog
 from pertoken.result import Profile
+from pertoken.sampling import checked_budget, sample
 from pertoken.scopes import entered_round
 from pertoken.selection import ModuleSelection, select_modules
 from pertoken.status import StatusLog, describe_status
@@ -46,6 +47,7 @@ def profile(
     model: torch.nn.Module,
     *,
     modules: ModuleSelection = "layers",
+    budget: float | None = None,
     memory_limit_bytes: int = 256 << 20,
     log_interval_s: float | None = None,
 ) -> Recording:
@@ -57,6 +59,9 @@ def profile(
             each repeated block with its attention and feed-forward parts, the embeddings and the
             head, ``"all"`` every one; or a glob pattern over module names, a list of patterns, or
             a predicate ``f(name, module) -> bool``.
+        budget: what recording may cost, as a share of the time of the steps, such as 0.01. Every step
+            is timed; which of them have spans of modules is sampled, so that the cost stays within
+            it. `steps.sample_weight` holds the weights. None: every step has them.
         memory_limit_bytes: how much the trace may hold; past it the oldest steps go, whole, and
             are counted in ``losses``. Totals since the start are not affected.
         log_interval_s: how often to log the line of `Recording.status()`, through the logger
@@ -69,6 +74,7 @@ def profile(
     return Recording(
         model,
         modules=modules,
+        budget=budget,
         memory_limit_bytes=memory_limit_bytes,
         log_interval_s=log_interval_s,
     )
@@ -88,6 +94,7 @@ class Recording:
         *,
         modules: ModuleSelection,
         memory_limit_bytes: int,
+        budget: float | None = None,
         log_interval_s: float | None = None,
         holds_model: bool = True,
     ) -> None:
@@ -105,6 +112,7 @@ class Recording:
             raise SelectionError(
                 f"log_interval_s={log_interval_s}: give a positive number of seconds, or None"
             )
+        self.budget = checked_budget(budget)
         self.memory_limit_bytes = memory_limit_bytes
         self.enabled = os.environ.get("PERTOKEN", "") != "0"
         if isinstance(modules, Iterable) and not isinstance(modules, str):
@@ -162,6 +170,7 @@ class Recording:
             selected = self._selected or select_modules(root, self._modules)[0]
             if not self.origin_ticks:
                 self.origin_ticks, self.origin_unix_ns = _native.now_ticks(), _native.unix_time_ns()
+            full_only = sample(self.recorder, self.budget, root, selected, self.detail)
             _start(self.recorder)
             if not self.recorder.active:
                 return
@@ -182,6 +191,7 @@ class Recording:
                     inner,
                     self.recorder,
                     self.generate_watch.generation_var,
+                    full_only,
                 )
             except BaseException:
                 self.stop()
