@@ -4,17 +4,15 @@
 
 namespace pertoken::bindings {
 
-SampledForward SampledForward::choose(Recorder& recorder, ThreadBuffer& buffer, StepKind kind,
-                                      bool is_first, uint32_t step) noexcept {
-  Sampler* sampler = recorder.sampler();
-  if (sampler == nullptr) return {nullptr, kind, -1, 0};
-  const SampleChoice choice = sampler->decide(buffer.sampling, kind, is_first);
+SampledForward SampledForward::sampled(Sampler& sampler, ThreadBuffer& buffer, StepKind kind,
+                                       bool is_first, uint32_t step) noexcept {
+  const SampleChoice choice = sampler.decide(buffer.sampling, kind, is_first);
   if (choice.level >= 0) {
     buffer.push({std::bit_cast<uint64_t>(choice.weight), 0,
-                 make_tag(RecordType::kStepDetail, sampler->detail(choice.level)),
+                 make_tag(RecordType::kStepDetail, sampler.detail(choice.level)),
                  static_cast<uint32_t>(choice.level), 0, step});
   }
-  return {sampler, kind, choice.level, static_cast<float>(choice.probability)};
+  return {&sampler, kind, choice.level, static_cast<float>(choice.probability)};
 }
 
 }  // namespace pertoken::bindings

@@ -13,7 +13,11 @@ class SampledForward {
  public:
   // Of a step that is only this forward; is_first: of its request, or nearly so.
   static SampledForward choose(Recorder& recorder, ThreadBuffer& buffer, StepKind kind,
-                               bool is_first, uint32_t step) noexcept;
+                               bool is_first, uint32_t step) noexcept {
+    Sampler* sampler = recorder.sampler();
+    if (sampler == nullptr) return {nullptr, kind, -1, 0};
+    return sampled(*sampler, buffer, kind, is_first, step);
+  }
   // Of a further forward in a step for which this was chosen.
   static SampledForward again(Recorder& recorder, StepKind kind, int level,
                               float probability) noexcept {
@@ -35,6 +39,9 @@ class SampledForward {
 
  private:
   static constexpr uint32_t kSpans = kDetailLayers | kDetailAll;
+
+  static SampledForward sampled(Sampler& sampler, ThreadBuffer& buffer, StepKind kind,
+                                bool is_first, uint32_t step) noexcept;
 
   SampledForward(Sampler* sampler, StepKind kind, int level, float probability) noexcept
       : sampler_(sampler), kind_(kind), level_(level), probability_(probability) {}

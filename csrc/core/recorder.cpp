@@ -76,13 +76,13 @@ void Recorder::run() noexcept {
     try {
       fullest = drain_locked();
       clock_.sample();
-      if (sampler_ != nullptr) longest = control_sampler_locked();
     } catch (...) {
       ++collector_faults_;
     }
     const int64_t cpu_ns = detail::read_clock_ns(CLOCK_THREAD_CPUTIME_ID);
     drain_cpu_ns_ += static_cast<uint64_t>(cpu_ns - counted_cpu_ns);
     counted_cpu_ns = cpu_ns;
+    if (sampler_ != nullptr) longest = control_sampler_locked();
     if (last_round) return;
     // Come back when a ring that fills as fast as the fullest one did would be a quarter full.
     const size_t quarter = options_.ring_capacity / 4;

@@ -170,19 +170,19 @@ void Sampler::publish(size_t kind, const StepCosts& costs) {
 }
 
 void Sampler::control(double now_ns, double drain_ns) {
-  drain_ns = std::max(drain_ns - static_cast<double>(all_records_) * costs_.drain_ns, drain_ns_);
   if (started_ns_ < 0) {
     started_ns_ = drain_seen_ns_ = now_ns;
     for (Stratum& stratum : strata_) stratum.controlled_ns = now_ns;
-    drain_counted_ns_ = drain_ns;
+    drain_before_ns_ = drain_ns;
   }
-  drain_ns_ = drain_ns;
+  const double of_records_ns = static_cast<double>(all_records_) * costs_.drain_ns;
+  drain_ns_ = std::max(drain_ns - drain_before_ns_ - of_records_ns, drain_ns_);
   const uint64_t steps = all_steps_ - drain_counted_steps_;
   const bool is_first = drain_counted_steps_ == 0;
   if (steps > 0 && (is_first || now_ns - drain_seen_ns_ >= kPeriodNs)) {
-    const double fresh_ns = (drain_ns - drain_counted_ns_) / static_cast<double>(steps);
+    const double fresh_ns = (drain_ns_ - drain_counted_ns_) / static_cast<double>(steps);
     drain_a_step_ns_ = is_first ? fresh_ns : (drain_a_step_ns_ + fresh_ns) / 2;
-    drain_counted_ns_ = drain_ns;
+    drain_counted_ns_ = drain_ns_;
     drain_counted_steps_ = all_steps_;
     drain_seen_ns_ = now_ns;
   }
@@ -257,7 +257,7 @@ SamplerReport Sampler::report() const {
     row.floor = load(published_[kind].floor);
     row.plain_ns = static_cast<double>(stratum.steps) * costs.plain_ns;
     for (size_t level = 0; level < levels_; ++level) {
-      row.rates[level] = load(published_[kind].rates[level]);
+      row.rates[level] = std::max(load(published_[kind].rates[level]), row.floor);
       row.detail_ns += static_cast<double>(stratum.detailed[level]) * costs.detail_ns[level];
     }
     row.pairs = stratum.paired.pairs();

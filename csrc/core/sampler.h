@@ -123,7 +123,7 @@ class Sampler {
   void control(double now_ns, double drain_ns);
   SamplerReport report() const;
   // Whether it does not know yet what steps and the drain thread cost here.
-  bool is_learning(double now_ns) const noexcept { return now_ns - started_ns_ < 1e9; }
+  bool is_learning(double now_ns) const noexcept { return now_ns - started_ns_ < kPeriodNs / 2; }
 
   static constexpr double kDeadBand = 1.25;
   static constexpr double kLargestChange = 1.4142135623730951;
@@ -198,9 +198,10 @@ class Sampler {
   std::array<Published, kStepKinds> published_;
 
   std::array<Stratum, kStepKinds> strata_;
-  double started_ns_ = -1;    // of the first control()
-  double drain_ns_ = 0;       // besides what its records took
-  double drain_seen_ns_ = 0;  // when drain_a_step_ns_ was last brought up
+  double started_ns_ = -1;      // of the first control()
+  double drain_before_ns_ = 0;  // what the drain thread took to begin: once, and no step's
+  double drain_ns_ = 0;         // since then, besides what its records took
+  double drain_seen_ns_ = 0;    // when drain_a_step_ns_ was last brought up
   double drain_counted_ns_ = 0;
   uint64_t drain_counted_steps_ = 0;
   uint64_t all_steps_ = 0;

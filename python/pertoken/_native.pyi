@@ -174,7 +174,14 @@ class SpanCall:
     inner: Any
     __wrapped__: Any
     site: int
-    def __init__(self, inner: Callable[..., Any], recorder: Recorder, site: int, /) -> None: ...
+    def __init__(
+        self,
+        inner: Callable[..., Any],
+        recorder: Recorder,
+        site: int,
+        span_detail: int = ...,
+        /,
+    ) -> None: ...
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any: ...
 
 @disjoint_base
@@ -192,6 +199,7 @@ class RootCall:
         takes_first_positional: bool,
         is_span_when_nested: bool = True,
         only_generate_of: int = 0,
+        span_detail: int = ...,
         /,
     ) -> None: ...
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any: ...

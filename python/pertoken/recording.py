@@ -59,9 +59,9 @@ def profile(
             each repeated block with its attention and feed-forward parts, the embeddings and the
             head, ``"all"`` every one; or a glob pattern over module names, a list of patterns, or
             a predicate ``f(name, module) -> bool``.
-        budget: what recording may cost, as a share of the time of the steps, such as 0.01. Every step
-            is timed; which of them have spans of modules is sampled, so that the cost stays within
-            it. `steps.sample_weight` holds the weights. None: every step has them.
+        budget: what recording may cost, as a share of the time of the steps, such as 0.01. Every
+            step is timed; which of them have spans of modules is sampled, so that the cost stays
+            within it. `steps.sample_weight` holds the weights. None: every step has them.
         memory_limit_bytes: how much the trace may hold; past it the oldest steps go, whole, and
             are counted in ``losses``. Totals since the start are not affected.
         log_interval_s: how often to log the line of `Recording.status()`, through the logger

@@ -27,7 +27,8 @@ def checked_budget(budget: float | None) -> float | None:
     """
     if budget is None:
         return None
-    is_number = isinstance(budget, (int, float)) and not isinstance(budget, bool)
+    given: object = budget
+    is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
     if not is_number or not 0 < budget <= 1:
         raise SelectionError(
             f"budget={budget!r}: give a share of the steps' time, such as 0.01, or None"

@@ -126,9 +126,10 @@ class Summary:
         {count, time, tokens_in_per_s, tokens_committed_per_s}; ``slowest_tokens``, a list of
         {step, request, request_id, row, position, kind, tokens, itl_ns, median_itl_ns, extra_ns,
         contributors: [{site, category, own_ns, median_ns, extra_ns}]}; ``hottest_sites`` by kind, a
-        list of {site, category, share, share_low, share_high (the interval of 95 %, where steps were
-        sampled), self_ns_per_step, calls_per_step}; ``cost``, what each process states of that of
-        its recording, a list of {process, budget, share, low, high, pairs, rates}; ``processes``, a
+        list of {site, category, share, share_low, share_high (the interval of 95 %, where steps
+        were sampled), self_ns_per_step, calls_per_step}; ``cost``, what each process states of that
+        of its recording, a list of {process, budget, share, low, high, pairs, rates};
+        ``processes``, a
         list of {process, name, start_ns, end_ns, clock_basis, clock_offset_ns, clock_error_ns};
         ``stragglers`` as of `Stragglers.as_dict`, None unless the profile was merged;
         ``since_start``, None unless something was evicted: counts and latencies of the whole run by

@@ -1,4 +1,4 @@
-"""What a profile says of the cost of its own recording: `meta["cost"]` of each process, in words."""
+"""What a profile says of the cost of its recording: `meta["cost"]` of each process, in words."""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ def _estimated_share(site: Mapping[str, Any]) -> str:
     share, high = site["share"], site.get("share_high")
     if high is None or high <= share:
         return share_text(share)
-    return f"{share_text(site['share_low'])} to {share_text(high)}"
+    return f"{share_text(share)} ± {share_text((high - site['share_low']) / 2)}"
 
 
 def _losses(data: Mapping[str, Any]) -> Block:

@@ -146,7 +146,6 @@ TEST(probabilities_move_by_a_clamped_step_and_not_within_the_dead_band) {
   // The first one goes to where it belongs at once: 4 ms leave some 25 us for 90 us of detail.
   const double first = run(4 * kMillisecond, 12);
   CHECK(first > 0.1 && first < 0.4);
-  if (first < 0.1) std::cerr << first << '\n';
   double before = run(4 * kMillisecond, 500);
   // 10 % more work is within the dead band.
   CHECK_EQ(run(4.2 * kMillisecond, 500), before);
@@ -278,7 +277,6 @@ void check_unbiased(const std::vector<SampleLevel>& levels, double budget,
   }
   const double mean = sum / kSeeds;
   const double deviation = std::sqrt((squares / kSeeds - mean * mean) / (kSeeds - 1));
-  if (deviation >= 0.05) std::cerr << deviation << ' ' << mean << '\n';
   CHECK(deviation < 0.05);
   CHECK(std::abs(mean) < 4 * deviation + 1e-9);
 }

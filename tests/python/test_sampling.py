@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,14 @@ from synthetic import columns_of, synthetic_profile, with_columns
 MODULES_OF_STACK = 1 + 2 * 3 + 1  # with layers: root, two blocks with two parts each, head
 
 
+class Unhurried(Stack):
+    """Its steps take long enough that any budget of theirs pays for all detail."""
+
+    def forward(self, x: Any) -> Any:
+        time.sleep(3e-4)
+        return super().forward(x)
+
+
 def sampled(model: Any, steps: int, **options: Any) -> pertoken.Profile:
     with pertoken.profile(model, **{"budget": 1.0, **options}) as recording:
         for _ in range(steps):
@@ -40,7 +49,7 @@ def spans_by_step(profile: pertoken.Profile) -> dict[int, int]:
 
 
 def test_every_step_is_timed_and_some_have_no_spans_but_their_own() -> None:
-    profile = sampled(seeded(Stack), 400)
+    profile = sampled(seeded(Unhurried), 400)
     steps = profile.steps
     assert len(steps) == 400 and (steps["wall_ns"] >= 0).all()
     details = steps["detail"]
@@ -140,7 +149,7 @@ def test_the_root_alone_needs_no_sampler() -> None:
 
 
 def test_the_cost_is_stated_in_meta_summary_and_status(tmp_path: Path) -> None:
-    model = seeded(Stack)
+    model = seeded(Unhurried)
     with pertoken.profile(model, budget=1.0) as recording:
         for _ in range(600):
             model(numbers())
@@ -185,7 +194,7 @@ def test_a_summary_survives_whatever_a_file_states(cost: Any) -> None:
 
 
 def test_sampled_and_whole_recordings_merge_and_keep_what_each_states() -> None:
-    model = seeded(Stack)
+    model = seeded(Unhurried)
     parts = [sampled(model, 100), sampled(model, 100, budget=None)]
     merged = pertoken.merge(parts)
     assert [meta["cost"]["budget"] for meta in merged.meta["processes"]] == [1.0, None]
