@@ -10,7 +10,8 @@ SampledForward SampledForward::sampled(Sampler& sampler, ThreadBuffer& buffer, S
   if (choice.level >= 0) {
     buffer.push({std::bit_cast<uint64_t>(choice.weight), 0,
                  make_tag(RecordType::kStepDetail, sampler.detail(choice.level)),
-                 static_cast<uint32_t>(choice.level), 0, step});
+                 static_cast<uint32_t>(choice.level), choice.level == sampler.top_level() ? 1u : 0u,
+                 step});
   }
   return {&sampler, kind, choice.level, static_cast<float>(choice.probability)};
 }

@@ -62,8 +62,8 @@ inline constexpr uint32_t kCommitTotal = 1u << 0;
 //                           context_len
 //   kRowCommit row          tokens before << 32 |     0           generation  0           which
 //                           tokens now
-//   kStepDetail weight, the 0                         of step_     level       0           which
-//              bits of a                              detail.h
+//   kStepDetail weight, the 0                         of step_     level       1: all      which
+//              bits of a                              detail.h                   there is
 //              double
 // clang-format on
 struct Record {

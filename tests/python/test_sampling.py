@@ -260,3 +260,17 @@ def test_shares_of_sampled_steps_are_unbiased_and_their_intervals_hold_them() ->
         error = np.std(found[site]) / math.sqrt(runs)
         assert abs(np.mean(found[site]) - share) < 4 * error + 1e-12
         assert held[site] >= 0.88 * runs
+
+
+def test_a_sampled_recording_is_recovered_with_its_weights(tmp_path: Path) -> None:
+    model = seeded(Unhurried)
+    with pertoken.profile(model, budget=1.0, spool=tmp_path) as recording:
+        for _ in range(200):
+            model(numbers())
+    profile = recording.result()
+    del recording
+    recovered = pertoken.recover(tmp_path)
+    for column in ("detail", "sample_weight"):
+        assert recovered.steps[column].tolist() == profile.steps[column].tolist()
+    assert recovered.meta["cost"] == {"budget": 1.0}
+    invariants.check(recovered)
