@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import disjoint_base
 
+DETAIL_ALL: int
+DETAIL_LAYERS: int
 FLOAT_FORMATS: dict[str, int]
 MAX_HISTOGRAM_SCALE: int
 MAX_LABEL_SETS: int
@@ -126,6 +128,15 @@ class Recorder:
     def start(self) -> None: ...
     def stop(self) -> None: ...
     def drain(self) -> None: ...
+    def sample(
+        self,
+        *,
+        budget: float,
+        costs_ns: tuple[float, float, float, float],
+        levels: Sequence[tuple[int, float]],
+        seed: int,
+    ) -> None: ...
+    def sampling(self) -> dict[str, Any] | None: ...
     def totals(self) -> dict[str, Any]: ...
     def begin_request(self, request: int, label_set: int, start_ticks: int) -> None: ...
     def begin_generation(
@@ -190,7 +201,14 @@ class SpanCall:
     inner: Any
     __wrapped__: Any
     site: int
-    def __init__(self, inner: Callable[..., Any], recorder: Recorder, site: int, /) -> None: ...
+    def __init__(
+        self,
+        inner: Callable[..., Any],
+        recorder: Recorder,
+        site: int,
+        span_detail: int = ...,
+        /,
+    ) -> None: ...
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any: ...
 
 @disjoint_base
@@ -208,6 +226,7 @@ class RootCall:
         takes_first_positional: bool,
         is_span_when_nested: bool = True,
         only_generate_of: int = 0,
+        span_detail: int = ...,
         /,
     ) -> None: ...
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any: ...
