@@ -204,10 +204,10 @@ py::dict snapshot_columns(const RecorderSnapshot& snapshot, uint64_t origin_tick
   losses["collector_faults"] = snapshot.losses.collector_faults;
   losses["spans_evicted"] = snapshot.losses.spans_evicted;
   losses["steps_evicted"] = snapshot.losses.steps_evicted;
+  losses["spool_frames_lost"] = snapshot.losses.spool_frames_lost;
   result["losses"] = losses;
 
   py::dict clock;
-  clock["source"] = clock_source() == ClockSource::kTsc ? "tsc" : "steady";
   clock["ticks_per_second"] = snapshot.clock.ticks_per_second();
   clock["error_bound_ns"] = error_bound(snapshot.clock);
   clock["boot_origin_ns"] = origin_ns;

@@ -5,11 +5,15 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "core/mapped_file.h"
 #include "core/own_time.h"
 #include "core/record.h"
+#include "core/spool_format.h"
 #include "core/spsc_ring.h"
 
 namespace pertoken {
@@ -17,8 +21,14 @@ namespace pertoken {
 inline constexpr int kMaxRecorders = 8;  // that run at once, in one process
 
 struct ThreadBuffer {
-  ThreadBuffer(size_t capacity, int32_t track_number, int64_t system_tid, std::string thread_name)
-      : ring(capacity), track(track_number), tid(system_tid), name(std::move(thread_name)) {}
+  // The ring lies in the file, where there is one.
+  ThreadBuffer(size_t capacity, int32_t track_number, int64_t system_tid, std::string thread_name,
+               std::unique_ptr<MappedFile> file = nullptr)
+      : ring_file(std::move(file)),
+        ring(capacity, ring_file == nullptr ? nullptr : ring_file->data() + kRingFileHeaderBytes),
+        track(track_number),
+        tid(system_tid),
+        name(std::move(thread_name)) {}
 
   // How far the collector is in this track. The collector only, so on a cache line of its own.
   struct alignas(64) Progress {
@@ -29,11 +39,13 @@ struct ThreadBuffer {
   };
   Progress progress;
 
+  const std::unique_ptr<MappedFile> ring_file;
   SpscRing<Record> ring;
 
   // The owning thread only.
   uint32_t open_seq = 0;  // innermost open span, 0 when none
   uint32_t open_step = kNone32;
+  uint32_t open_detail = 0;  // of the open step, see step_detail.h
 
   // Written by the owning thread, read by the collector; a statistic, so relaxed on both sides.
   std::atomic<uint64_t> dropped{0};

@@ -1,0 +1,206 @@
+// Captures and graphs of the fake driver. A graph is the list of what was captured, in order, and
+// runs so.
+#include <algorithm>
+
+#include "fake_driver.h"
+
+namespace pertoken::testing {
+
+using namespace cuda;
+
+CUgraphNode FakeDriver::capture(Stream& stream, FakeWork work) {
+  const auto node = new_handle<CUgraphNode>();
+  Node& made = nodes_[node];
+  made.work = std::move(work);
+  made.graph = stream.graph;
+  for (auto& bytes : made.work.parameters) made.work.parameter_pointers.push_back(bytes.data());
+  graphs_.at(stream.graph).nodes.push_back(node);
+  return node;
+}
+
+struct FakeGraphCalls {
+  static CUresult cuStreamBeginCapture_v2(CUstream stream, CUstreamCaptureMode mode) {
+    const std::lock_guard lock(fake->mutex_);
+    if (const CUresult result = fake->enter("cuStreamBeginCapture_v2")) return result;
+    FakeDriver::Stream* target = fake->find(stream);
+    if (target == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+    if (stream == nullptr || target->capture != CU_STREAM_CAPTURE_STATUS_NONE) {
+      return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    }
+    target->capture = CU_STREAM_CAPTURE_STATUS_ACTIVE;
+    target->capture_mode = mode;
+    target->capturing_thread = fake_thread();
+    target->capture_id = fake->next_id_++;
+    target->graph = fake->new_handle<CUgraph>();
+    fake->graphs_[target->graph] = {};
+    return CUDA_SUCCESS;
+  }
+  static CUresult cuStreamEndCapture(CUstream stream, CUgraph* graph) {
+    const std::lock_guard lock(fake->mutex_);
+    if (const CUresult result = fake->enter("cuStreamEndCapture")) return result;
+    FakeDriver::Stream* target = fake->find(stream);
+    if (target == nullptr || target->capture == CU_STREAM_CAPTURE_STATUS_NONE) {
+      return CUDA_ERROR_INVALID_HANDLE;
+    }
+    const bool whole = target->capture == CU_STREAM_CAPTURE_STATUS_ACTIVE;
+    target->capture = CU_STREAM_CAPTURE_STATUS_NONE;
+    *graph = whole ? target->graph : nullptr;
+    return whole ? CUDA_SUCCESS : CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+  }
+  static CUresult cuStreamGetCaptureInfo_v2(CUstream stream, CUstreamCaptureStatus* status,
+                                            unsigned long long* id, CUgraph* graph,
+                                            const CUgraphNode** dependencies,
+                                            size_t* dependency_count) {
+    const std::lock_guard lock(fake->mutex_);
+    if (const CUresult result = fake->enter("cuStreamGetCaptureInfo_v2")) return result;
+    const FakeDriver::Stream* target = fake->find(stream);
+    if (target == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+    *status = target->capture;
+    if (target->capture != CU_STREAM_CAPTURE_STATUS_ACTIVE) return CUDA_SUCCESS;
+    if (id != nullptr) *id = target->capture_id;
+    if (graph != nullptr) *graph = target->graph;
+    const auto& nodes = fake->graphs_.at(target->graph).nodes;
+    if (dependencies != nullptr) *dependencies = nodes.empty() ? nullptr : &nodes.back();
+    if (dependency_count != nullptr) *dependency_count = nodes.empty() ? 0 : 1;
+    return CUDA_SUCCESS;
+  }
+
+  static CUresult cuGraphGetNodes(CUgraph graph, CUgraphNode* nodes, size_t* count) {
+    const std::lock_guard lock(fake->mutex_);
+    if (const CUresult result = fake->enter("cuGraphGetNodes")) return result;
+    const auto found = fake->graphs_.find(graph);
+    if (found == fake->graphs_.end()) return CUDA_ERROR_INVALID_VALUE;
+    const auto& all = found->second.nodes;
+    if (nodes != nullptr) {
+      *count = std::min(*count, all.size());
+      std::copy_n(all.begin(), *count, nodes);
+    } else {
+      *count = all.size();
+    }
+    return CUDA_SUCCESS;
+  }
+  static CUresult cuGraphNodeGetType(CUgraphNode node, CUgraphNodeType* type) {
+    const std::lock_guard lock(fake->mutex_);
+    if (const CUresult result = fake->enter("cuGraphNodeGetType")) return result;
+    const auto found = fake->nodes_.find(node);
+    if (found == fake->nodes_.end()) return CUDA_ERROR_INVALID_VALUE;
+    *type = found->second.work.type;
+    return CUDA_SUCCESS;
+  }
+  static CUresult cuGraphKernelNodeGetParams_v2(CUgraphNode node,
+                                                CUDA_KERNEL_NODE_PARAMS* parameters) {
+    const std::lock_guard lock(fake->mutex_);
+    if (const CUresult result = fake->enter("cuGraphKernelNodeGetParams_v2")) return result;
+    const auto found = fake->nodes_.find(node);
+    if (found == fake->nodes_.end() || found->second.work.type != CU_GRAPH_NODE_TYPE_KERNEL) {
+      return CUDA_ERROR_INVALID_VALUE;
+    }
+    FakeWork& work = found->second.work;
+    *parameters = {};
+    parameters->func = work.function;
+    parameters->gridDimX = work.grid[0];
+    parameters->gridDimY = work.grid[1];
+    parameters->gridDimZ = work.grid[2];
+    parameters->blockDimX = work.block[0];
+    parameters->blockDimY = work.block[1];
+    parameters->blockDimZ = work.block[2];
+    parameters->sharedMemBytes = work.shared_bytes;
+    parameters->kernelParams = work.parameter_pointers.data();
+    return CUDA_SUCCESS;
+  }
+
+  static CUresult cuGraphInstantiateWithFlags(CUgraphExec* exec, CUgraph graph,
+                                              unsigned long long) {
+    const std::lock_guard lock(fake->mutex_);
+    if (const CUresult result = fake->enter("cuGraphInstantiateWithFlags")) return result;
+    const auto found = fake->graphs_.find(graph);
+    if (found == fake->graphs_.end()) return CUDA_ERROR_INVALID_VALUE;
+    *exec = fake->new_handle<CUgraphExec>();
+    FakeDriver::Exec& made = fake->execs_[*exec];
+    made.nodes = found->second.nodes;
+    for (const CUgraphNode node : made.nodes) made.work[node] = fake->nodes_.at(node).work;
+    return CUDA_SUCCESS;
+  }
+  static CUresult cuGraphNodeSetEnabled(CUgraphExec exec, CUgraphNode node, unsigned enabled) {
+    const std::lock_guard lock(fake->mutex_);
+    if (const CUresult result = fake->enter("cuGraphNodeSetEnabled")) return result;
+    const auto found = fake->execs_.find(exec);
+    if (found == fake->execs_.end()) return CUDA_ERROR_INVALID_VALUE;
+    const auto work = found->second.work.find(node);
+    if (work == found->second.work.end()) return CUDA_ERROR_INVALID_VALUE;
+    const CUgraphNodeType type = work->second.type;
+    if (type != CU_GRAPH_NODE_TYPE_KERNEL && type != CU_GRAPH_NODE_TYPE_MEMSET &&
+        type != CU_GRAPH_NODE_TYPE_MEMCPY) {
+      return CUDA_ERROR_INVALID_VALUE;  // as the driver: only these can be switched
+    }
+    if (enabled != 0) {
+      found->second.disabled.erase(node);
+    } else {
+      found->second.disabled.insert(node);
+    }
+    return CUDA_SUCCESS;
+  }
+  static CUresult cuGraphNodeGetEnabled(CUgraphExec exec, CUgraphNode node, unsigned* enabled) {
+    const std::lock_guard lock(fake->mutex_);
+    if (const CUresult result = fake->enter("cuGraphNodeGetEnabled")) return result;
+    const auto found = fake->execs_.find(exec);
+    if (found == fake->execs_.end() || !found->second.work.contains(node)) {
+      return CUDA_ERROR_INVALID_VALUE;
+    }
+    *enabled = found->second.disabled.contains(node) ? 0 : 1;
+    return CUDA_SUCCESS;
+  }
+  static CUresult cuGraphLaunch(CUgraphExec exec, CUstream stream) {
+    const std::lock_guard lock(fake->mutex_);
+    if (const CUresult result = fake->enter("cuGraphLaunch")) return result;
+    const auto found = fake->execs_.find(exec);
+    FakeDriver::Stream* target = fake->find(stream);
+    if (found == fake->execs_.end() || target == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+    if (target->capture != CU_STREAM_CAPTURE_STATUS_NONE) {
+      return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    }
+    for (const CUgraphNode node : found->second.nodes) {
+      if (found->second.disabled.contains(node)) {
+        fake->enqueue(*target, {}, fake->disabled_node_ns_);
+        continue;
+      }
+      FakeWork work = found->second.work.at(node);
+      const int64_t duration_ns = fake->duration_of(work);
+      fake->enqueue(*target, std::move(work), duration_ns);
+    }
+    return CUDA_SUCCESS;
+  }
+  static CUresult cuGraphExecDestroy(CUgraphExec exec) {
+    const std::lock_guard lock(fake->mutex_);
+    if (const CUresult result = fake->enter("cuGraphExecDestroy")) return result;
+    return fake->execs_.erase(exec) == 1 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+  }
+  static CUresult cuGraphDestroy(CUgraph graph) {
+    const std::lock_guard lock(fake->mutex_);
+    if (const CUresult result = fake->enter("cuGraphDestroy")) return result;
+    const auto found = fake->graphs_.find(graph);
+    if (found == fake->graphs_.end()) return CUDA_ERROR_INVALID_VALUE;
+    for (const CUgraphNode node : found->second.nodes) fake->nodes_.erase(node);
+    fake->graphs_.erase(found);
+    return CUDA_SUCCESS;
+  }
+};
+
+void fill_graph_calls(DriverApi& api) {
+#define FILL(symbol) api.symbol = &FakeGraphCalls::symbol;
+  FILL(cuStreamBeginCapture_v2)
+  FILL(cuStreamEndCapture)
+  FILL(cuStreamGetCaptureInfo_v2)
+  FILL(cuGraphGetNodes)
+  FILL(cuGraphNodeGetType)
+  FILL(cuGraphKernelNodeGetParams_v2)
+  FILL(cuGraphInstantiateWithFlags)
+  FILL(cuGraphNodeSetEnabled)
+  FILL(cuGraphNodeGetEnabled)
+  FILL(cuGraphLaunch)
+  FILL(cuGraphExecDestroy)
+  FILL(cuGraphDestroy)
+#undef FILL
+}
+
+}  // namespace pertoken::testing
