@@ -30,7 +30,7 @@ PYTHON_FILES := python tests benchmarks
 TSAN_RUN := $(shell setarch -R true 2>/dev/null && echo setarch -R)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format wheel bench clean distclean vllm \
+.PHONY: help demo test lint format wheel bench clean distclean vllm lint-vllm \
   lint-python lint-types lint-cpp lint-tidy cpp-tests aarch64 fuzz pytest FORCE
 
 help: ## list the targets
@@ -96,6 +96,13 @@ $(VENV)-vllm/.installed: requirements/vllm.txt $(VENV)/.dev
 	  > $$(echo $(VENV)-vllm/lib/python*/site-packages)/below.pth
 	python -m pip --python $(VENV)-vllm/bin/python install --no-deps -r requirements/vllm.txt
 	@touch $@
+
+# mypy knows only packages that say that they are typed, or that are in its path.
+lint-vllm: $(VENV)-vllm/.installed ## type-check the adapter of vLLM against vLLM's own classes
+	mkdir -p build/vllm-types
+	ln -sfn $$(echo $(abspath $(VENV))-vllm/lib/python*/site-packages/vllm) build/vllm-types/vllm
+	MYPYPATH=build/vllm-types:python mypy --config-file .ci/mypy_vllm.ini \
+	  python/pertoken/engines/vllm_*.py
 
 # Linters
 

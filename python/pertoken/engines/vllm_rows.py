@@ -82,7 +82,8 @@ class VllmRows:
         tokens = data.prefill_token_ids
         prefill = data.prompt_len if tokens is None else len(tokens)
         self._lengths[data.req_id] = _Lengths(data.prompt_len, prefill)
-        return data.num_computed_tokens
+        context: int = data.num_computed_tokens
+        return context
 
     def _resume(self, cached: CachedRequestData) -> None:
         if not cached.resumed_req_ids:

@@ -173,7 +173,7 @@ class _Watch:
             if module not in sys.modules:
                 after_import(module, lambda module: look_again())
         self._wrap(_WORKER, "WorkerWrapperBase", "execute_model", self._begin, self._executed)
-        self._wrap(_SCHEDULER, "Scheduler", "add_request", self._added_before, self._added)
+        self._wrap(_SCHEDULER, "Scheduler", "add_request", self._request_of, self._added)
         self._wrap(_SCHEDULER, "Scheduler", "schedule", _scheduler_of, self._schedule)
         self._wrap(
             _SCHEDULER, "Scheduler", "update_from_output", self._before_update, self._updated
@@ -251,14 +251,12 @@ class _Watch:
         if result is None and error is None:
             return
         tells = worker.tells_commits and error is None
-        if hasattr(result, "get_output"):
-            waits = not worker.runs_ahead
-            if waits:
-                worker.open = None  # the wait for the tokens, which comes now, is part of it
-            if waits or tells:
+        if error is None and hasattr(result, "get_output"):
+            if worker.runs_ahead:
+                worker.end_open(None)
+            # Else the wait for the tokens, which comes now, is part of the step.
+            if tells or not worker.runs_ahead:
                 self._await_output(result, worker, step, tells)
-            if not waits:
-                worker.end_open(error)
             return
         worker.end_open(error)
         if tells:
@@ -267,8 +265,6 @@ class _Watch:
     def _await_output(
         self, output: AsyncModelRunnerOutput, worker: _Worker, step: EngineStep, tells: bool
     ) -> None:
-        if not worker.runs_ahead:
-            worker.open = step
         cls = _holder(type(output), "get_output")
         if cls is not None:
             self._awaited[output] = worker, step, tells
@@ -289,7 +285,7 @@ class _Watch:
     def _workers_now(self) -> Iterator[_Worker]:
         return iter(list(self._workers.values()))
 
-    def _added_before(self, args: tuple[Any, ...], kwargs: Any) -> Any:
+    def _request_of(self, args: tuple[Any, ...], kwargs: Any) -> Any:
         return args[1] if len(args) > 1 else (kwargs or {})["request"]
 
     def _added(self, request: Request, result: Any, error: Any) -> None:
