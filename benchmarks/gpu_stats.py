@@ -129,7 +129,8 @@ def _kernel_ns(work: Work) -> float:
         for _ in range(CALLS):
             work()
         torch.cuda.synchronize()
-    return sum(event.self_device_time_total for event in profiler.key_averages()) * 1e3 / CALLS
+    microseconds = sum(event.self_device_time_total for event in profiler.key_averages())
+    return float(microseconds) * 1e3 / CALLS
 
 
 if __name__ == "__main__":

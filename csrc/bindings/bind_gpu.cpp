@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <exception>
+#include <utility>
 
 #include "bindings/module.h"
 #include "bindings/tensor_arguments.h"
@@ -33,24 +34,21 @@ ExpHistogram of_gpu_tensor(int device, uintptr_t stream, uintptr_t address, int 
   return histogram;
 }
 
-// A C++ exception of `Failure` becomes a Python exception of that type.
-template <typename Failure>
-void translate(std::exception_ptr failure, PyObject* type) {
+// What Python raises for what this file throws.
+void translate(std::exception_ptr failure) {
   try {
-    std::rethrow_exception(failure);
-  } catch (const Failure& error) {
-    PyErr_SetString(type, error.what());
+    std::rethrow_exception(std::move(failure));
+  } catch (const cuda::GpuFailure& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  } catch (const cuda::UnreadableTensor& error) {
+    PyErr_SetString(PyExc_TypeError, error.what());
   }
 }
 
 }  // namespace
 
 void bind_gpu(py::module_& m) {
-  py::register_local_exception_translator(
-      [](std::exception_ptr failure) { translate<cuda::GpuFailure>(failure, PyExc_RuntimeError); });
-  py::register_local_exception_translator([](std::exception_ptr failure) {
-    translate<cuda::UnreadableTensor>(failure, PyExc_TypeError);
-  });
+  py::register_local_exception_translator(&translate);
   m.def("histogram_of_gpu_tensor", &of_gpu_tensor, py::arg("device"), py::arg("stream"),
         py::arg("address"), py::arg("format"), py::arg("shape"), py::arg("strides_bytes"),
         py::arg("scale"),

@@ -142,6 +142,7 @@ PERTOKEN_HOST_DEVICE inline Vector load_vector(uint64_t address) noexcept {
                  "=r"(vector.words[3])
                : "l"(address));
 #else
+  // NOLINTNEXTLINE(performance-no-int-to-ptr)
   std::memcpy(&vector, reinterpret_cast<const void*>(address), sizeof(vector));
 #endif
   return vector;
@@ -149,6 +150,7 @@ PERTOKEN_HOST_DEVICE inline Vector load_vector(uint64_t address) noexcept {
 
 template <typename Bits>
 PERTOKEN_HOST_DEVICE inline Bits load_value(uint64_t address) noexcept {
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): an address of the GPU.
   return *reinterpret_cast<const Bits*>(address);
 }
 

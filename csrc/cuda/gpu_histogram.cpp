@@ -47,7 +47,7 @@ GpuHistograms::Device& GpuHistograms::device_of(int ordinal) {
 
 ExpHistogram GpuHistograms::histogram(int device, CUstream stream, const TensorView& view,
                                       int scale) {
-  const ExpHistogram none(scale);
+  ExpHistogram none(scale);
   if (scale > kSlotScale) {
     throw std::invalid_argument("tensors on a GPU are counted at scales up to 3");
   }

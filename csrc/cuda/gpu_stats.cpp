@@ -82,6 +82,7 @@ CUresult GpuStats::set_up(std::span<const std::byte> image) {
   constexpr size_t kDeviceBytes = kWorkspaces * sizeof(StatsWorkspace) + sizeof(uint64_t);
   CUdeviceptr device_memory = 0;
   if (const CUresult result = api_.cuMemAlloc_v2(&device_memory, kDeviceBytes)) return result;
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): an address of the GPU.
   workspaces_ = reinterpret_cast<StatsWorkspace*>(device_memory);
   ring_.next_index = reinterpret_cast<uint64_t*>(workspaces_ + kWorkspaces);
   ring_.words_a_slot = kStatsRecordWords;
@@ -95,9 +96,10 @@ CUresult GpuStats::set_up(std::span<const std::byte> image) {
   }
   std::fill_n(static_cast<uint64_t*>(host), host_words, 0);
   ring_.words = static_cast<uint64_t*>(host);
-  reader_.emplace(ring_, kStatsHeaderWords, &words_of_record);
+  reader_ = std::make_unique<TaggedReader>(ring_, kStatsHeaderWords, &words_of_record);
   CUdeviceptr mapped = 0;
   if (const CUresult result = api_.cuMemHostGetDevicePointer_v2(&mapped, host, 0)) return result;
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): an address of the GPU.
   ring_.words = reinterpret_cast<uint64_t*>(mapped);
   // On a stream of our own, so that no other is touched.
   CUstream stream = nullptr;

@@ -9,10 +9,10 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -96,7 +96,7 @@ class GpuStats {
   std::array<Owner, kWorkspaces> owners_{};
   size_t owned_ = 0;
   DeviceRing ring_{};
-  std::optional<TaggedReader> reader_{};
+  std::unique_ptr<TaggedReader> reader_;
   // Written by the thread that launches, read by others: relaxed, since they are counts alone.
   std::atomic<uint64_t> no_workspace_{0};
   std::atomic<uint64_t> not_launched_{0};

@@ -112,7 +112,7 @@ struct TableOf<Format, true> {
 // A block's shared memory.
 template <FloatFormat Format>
 struct StatsShared {
-  using Table = typename TableOf<Format>::Type;
+  using Table = TableOf<Format>::Type;
   Table table;
   SlotCarries carries;
   StatsMoments of_warp[kStatsThreads / kWarpLanes];
@@ -220,9 +220,9 @@ PERTOKEN_HOST_DEVICE inline void read_units(const StatsLayout& layout, uint32_t 
   const uint64_t units = uint64_t{layout.runs} * layout.units_a_run;
   PERTOKEN_NO_UNROLL
   for (uint64_t number = number_of_warp; number < units; number += warps) {
-    const auto run = static_cast<uint32_t>(
-        layout.runs == 1 ? 0 : static_cast<uint32_t>(number) / layout.units_a_run);
-    const auto unit = static_cast<uint32_t>(number) - run * layout.units_a_run;
+    const auto in_all = static_cast<uint32_t>(number);
+    const uint32_t run = layout.runs == 1 ? 0 : in_all / layout.units_a_run;
+    const uint32_t unit = in_all - run * layout.units_a_run;
     read_unit<Format>(layout, address_of_run(layout, run), unit, lane, warp, moments);
   }
 }

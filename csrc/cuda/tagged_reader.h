@@ -27,7 +27,7 @@ class TaggedReader {
   uint64_t lost() const noexcept { return lost_; }
 
  private:
-  enum class Age { kMissing, kThere, kOverwritten };
+  enum class Age : uint8_t { kMissing, kThere, kOverwritten };
   struct Found {
     Age age;
     uint64_t laps;  // by which it was overwritten
