@@ -3,7 +3,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "bindings/bind_sampling.h"
+#include "bindings/bind_spool.h"
 #include "bindings/bind_totals.h"
+#include "bindings/bind_triggers.h"
 #include "bindings/cache_length.h"
 #include "bindings/module.h"
 #include "bindings/request_numbers.h"
@@ -20,8 +23,10 @@ namespace py = pybind11;
 
 namespace {
 
-std::shared_ptr<Recorder> make_recorder(size_t store_limit_bytes, size_t ring_capacity) {
-  return Recorder::create({.store_limit_bytes = store_limit_bytes, .ring_capacity = ring_capacity});
+std::shared_ptr<Recorder> make_recorder(size_t store_limit_bytes, size_t ring_capacity,
+                                        uint64_t keep_ns) {
+  return Recorder::create(
+      {.store_limit_bytes = store_limit_bytes, .ring_capacity = ring_capacity, .keep_ns = keep_ns});
 }
 
 void start(Recorder& recorder) {
@@ -64,7 +69,8 @@ Recorder* recorder_of(PyObject* object) {
 void bind_recorder(py::module_& m) {
   py::class_<Recorder, std::shared_ptr<Recorder>> recorder_class(m, "Recorder");
   recorder_class
-      .def(py::init(&make_recorder), py::arg("store_limit_bytes"), py::arg("ring_capacity"))
+      .def(py::init(&make_recorder), py::arg("store_limit_bytes"), py::arg("ring_capacity"),
+           py::arg("keep_ns") = 0)
       .def("start", &start)
       .def("stop", [](Recorder& recorder) { without_gil([&] { recorder.stop(); }); })
       .def("drain", [](Recorder& recorder) { without_gil([&] { recorder.drain(); }); })
@@ -86,7 +92,10 @@ void bind_recorder(py::module_& m) {
             return snapshot_columns(snapshot, origin_ticks, marks);
           },
           py::arg("origin_ticks"), py::arg("marks"));
+  bind_sampling(m, recorder_class);
   bind_totals(m, recorder_class);
+  bind_spool(m, recorder_class);
+  bind_triggers(recorder_class);
   m.def(
       "intern_module",
       [](const std::string& name) { return intern_site(SiteCategory::kModule, name); },

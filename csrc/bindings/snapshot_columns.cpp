@@ -107,6 +107,14 @@ py::dict step_columns(const RecorderSnapshot& snapshot, int64_t origin_ns) {
   column("committed_before", [](const StepRow& row) { return int64_t{row.committed_before}; });
   column("committed_is_total", [](const StepRow& row) { return int64_t{row.committed_is_total}; });
   column("track", [](const StepRow& row) { return int64_t{row.track}; });
+  column("sampled", [](const StepRow& row) { return int64_t{(row.detail & kStepSampled) != 0}; });
+  column("inside", [](const StepRow& row) { return int64_t{row.inside}; });
+  py::array_t<double> weights(length);
+  auto* weight = weights.mutable_data();
+  for (const StepRow& row : snapshot.store.steps) {
+    if (row.begun) *weight++ = (row.detail & kStepSampled) != 0 ? row.weight : 1.0;
+  }
+  columns["weight"] = weights;
   return columns;
 }
 
@@ -204,10 +212,10 @@ py::dict snapshot_columns(const RecorderSnapshot& snapshot, uint64_t origin_tick
   losses["collector_faults"] = snapshot.losses.collector_faults;
   losses["spans_evicted"] = snapshot.losses.spans_evicted;
   losses["steps_evicted"] = snapshot.losses.steps_evicted;
+  losses["spool_frames_lost"] = snapshot.losses.spool_frames_lost;
   result["losses"] = losses;
 
   py::dict clock;
-  clock["source"] = clock_source() == ClockSource::kTsc ? "tsc" : "steady";
   clock["ticks_per_second"] = snapshot.clock.ticks_per_second();
   clock["error_bound_ns"] = error_bound(snapshot.clock);
   clock["boot_origin_ns"] = origin_ns;

@@ -3,8 +3,10 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
 #include <unordered_set>
+#include <utility>
 
 namespace pertoken {
 
@@ -18,6 +20,8 @@ int64_t widen(int64_t reference, uint32_t low) {
 constexpr std::chrono::milliseconds kShortestWait{1};
 // At three million records a second, more than Python can call, a ring of 65,536 fills in 21 ms.
 constexpr std::chrono::milliseconds kLongestWait{20};
+constexpr std::chrono::milliseconds kLongestSampledWait{100};
+constexpr double kLargestWeight = 1e12;
 
 }  // namespace
 
@@ -41,6 +45,7 @@ bool Recorder::start() {
   try {
     const std::lock_guard lock(mutex_);
     clock_.sample();
+    spool_clock_locked();
     stopping_ = false;
     thread_ = std::thread([this] { run(); });
   } catch (...) {
@@ -65,6 +70,7 @@ void Recorder::stop() noexcept {
 void Recorder::run() noexcept {
   pthread_setname_np(pthread_self(), "pertoken-drain");
   int64_t counted_cpu_ns = 0;
+  std::chrono::milliseconds longest = kLongestWait;
   std::chrono::microseconds wait = kLongestWait;
   std::unique_lock lock(mutex_);
   while (true) {
@@ -73,19 +79,29 @@ void Recorder::run() noexcept {
     try {
       fullest = drain_locked();
       clock_.sample();
+      spool_clock_locked();
     } catch (...) {
       ++collector_faults_;
     }
     const int64_t cpu_ns = detail::read_clock_ns(CLOCK_THREAD_CPUTIME_ID);
     drain_cpu_ns_ += static_cast<uint64_t>(cpu_ns - counted_cpu_ns);
     counted_cpu_ns = cpu_ns;
+    if (sampler_ != nullptr) longest = control_sampler_locked();
     if (last_round) return;
     // Come back when a ring that fills as fast as the fullest one did would be a quarter full.
     const size_t quarter = options_.ring_capacity / 4;
     wait = std::clamp<std::chrono::microseconds>(wait * quarter / std::max<size_t>(fullest, 1),
-                                                 kShortestWait, kLongestWait);
+                                                 kShortestWait, longest);
     wake_.wait_for(lock, wait, [this] { return stopping_; });
   }
+}
+
+// Returns for how long the drain thread may sleep. Its wake-ups are part of the cost, and a budget
+// keeps the rings from filling fast.
+std::chrono::milliseconds Recorder::control_sampler_locked() {
+  const double now_ns = static_cast<double>(now_ticks()) * ns_per_tick_;
+  sampler_->control(now_ns, static_cast<double>(drain_cpu_ns_));
+  return sampler_->is_learning(now_ns) ? kLongestWait : kLongestSampledWait;
 }
 
 void Recorder::drain() {
@@ -100,14 +116,17 @@ void Recorder::refresh_rate_locked() {
   if (static_cast<double>(now - rate_ticks_) * ns_per_tick_ < kRefreshNs && rate_ticks_ != 0)
     return;
   rate_ticks_ = now;
-  clock_.trim(store_.oldest_ticks(now));
-  ns_per_tick_ = 1e9 / clock_.map().ticks_per_second();
+  if (!replayed_clock_) clock_.trim(store_.oldest_ticks(now));
+  ns_per_tick_ = 1e9 / clock_map_locked().ticks_per_second();
   tracker_.set_rate(ns_per_tick_);
+  if (sampler_ != nullptr) sampler_->set_rate(ns_per_tick_);
+  triggers_.learn(aggregates_, ns_per_tick_);
 }
 
 // Returns the largest number of records that one buffer held.
 size_t Recorder::drain_locked() {
   refresh_rate_locked();
+  if (spool_ != nullptr) spool_->begin_round();
   tracker_.begin_round();
   size_t fullest = 0;
   for (size_t i = 0; i < buffers_.size();) {
@@ -122,10 +141,13 @@ size_t Recorder::drain_locked() {
     }
     dropped_by_gone_threads_ += buffer.dropped.load(std::memory_order_relaxed);
     store_.close_track(buffer.track);
+    if (buffer.ring_file != nullptr) buffer.ring_file->remove();
     buffers_.erase(buffers_.begin() + static_cast<std::ptrdiff_t>(i));
   }
   tracker_.end_round();
-  store_.evict();
+  if (spool_ != nullptr) spool_losses_locked();
+  evict_locked();
+  if (triggers_.has_fired()) trigger_wake_.notify_all();
   if (tracks_.size() >= forget_tracks_at_) forget_tracks_locked();
   return fullest;
 }
@@ -143,28 +165,34 @@ size_t Recorder::drain_buffer_locked(ThreadBuffer& buffer) {
   size_t drained = 0;
   // Bounded, so that one busy thread cannot keep the collector from the others.
   while (drained < buffer.ring.capacity()) {
-    const std::span<const Record> records = buffer.ring.readable();
+    std::span<const Record> records = buffer.ring.readable();
     if (records.empty()) break;
+    if (spool_ != nullptr) {
+      records = records.first(std::min(records.size(), kFrameRecords));
+      spool_batch_locked(buffer, records);
+    }
     size_t done = 0;
     try {
-      for (; done < records.size(); ++done) collect(records[done], buffer);
+      for (; done < records.size(); ++done) {
+        collect(records[done], buffer.progress, buffer.track);
+      }
     } catch (...) {
       ++collector_faults_;
     }
+    if (spool_ != nullptr) spool_->set_newest_step(newest_step_);
     // A record that could not be stored is lost and counted; the rest of its batch is not.
     buffer.ring.release(std::min(done + 1, records.size()));
     drained += records.size();
-    if (drained % 16384 < records.size()) store_.evict();
+    if (drained % 16384 < records.size()) evict_locked();
   }
   return drained;
 }
 
-void Recorder::collect(const Record& record, ThreadBuffer& buffer) {
-  ThreadBuffer::Progress& progress = buffer.progress;
-  const int32_t track = buffer.track;
+void Recorder::collect(const Record& record, ThreadBuffer::Progress& progress, int32_t track) {
   activity_.add(record);
   const int64_t step =
       record.step == kNone32 ? kNoStep : (last_step_ = widen(last_step_, record.step));
+  newest_step_ = std::max(newest_step_, step);
   switch (record.type()) {
     case RecordType::kSpan:
     case RecordType::kGap: {
@@ -174,6 +202,7 @@ void Recorder::collect(const Record& record, ThreadBuffer& buffer) {
       const int64_t parent_seq =
           record.parent_seq == 0 ? 0 : seq - static_cast<uint32_t>(record.seq - record.parent_seq);
       const uint64_t dur_ticks = record.end_ticks - record.start_ticks;
+      newest_ticks_ = std::max(newest_ticks_, record.end_ticks);
       // A gap lies in no step, but its time is part of the token that the next step commits.
       const int64_t inside = record.type() == RecordType::kGap ? kNoStep : step;
       store_.add_span(
@@ -182,14 +211,22 @@ void Recorder::collect(const Record& record, ThreadBuffer& buffer) {
                            : step == progress.step ? progress.kind
                                                    : static_cast<uint8_t>(StepKind::kOther);
       const uint64_t own_ticks = progress.own_time.end_span(seq, parent_seq, dur_ticks);
+      const bool is_inside = step != kNoStep && step == progress.step;
+      const double weight = is_inside && inside != kNoStep ? progress.weight : 1.0;
+      progress.records += is_inside ? 1 : 0;
       aggregates_.add_span(record.detail(), kind, to_ns(dur_ticks, ns_per_tick_),
-                           to_ns(own_ticks, ns_per_tick_));
+                           weight * static_cast<double>(to_ns(own_ticks, ns_per_tick_)));
       break;
     }
     case RecordType::kStepBegin: {
       const auto kind = step_kind(record.detail());
       progress.step = step;
       progress.kind = static_cast<uint8_t>(kind);
+      progress.is_sampled = (record.detail() & kStepSampled) != 0;
+      progress.level = -1;
+      progress.weight = progress.is_sampled ? 0 : 1;
+      progress.records = 0;
+      if (!progress.is_sampled) ++aggregates_.steps(kind).detailed;
       const auto rows = static_cast<uint32_t>(record.end_ticks >> 32);
       const auto query_len = static_cast<uint32_t>(record.end_ticks);
       tracker_.begin_step(
@@ -205,6 +242,24 @@ void Recorder::collect(const Record& record, ThreadBuffer& buffer) {
       }
       break;
     }
+    case RecordType::kStepDetail: {
+      auto weight = std::bit_cast<double>(record.start_ticks);
+      if (!(weight >= 1 && weight < kLargestWeight))
+        weight = 0;  // a damaged spool may say anything
+      const int level = static_cast<int>(record.seq);
+      if (step == progress.step) {
+        const bool is_full = record.parent_seq != 0;
+        progress.level = level;
+        // Sums over steps are of those that got all there is to get.
+        progress.weight = is_full ? weight : 0;
+        if (is_full) ++aggregates_.steps(static_cast<StepKind>(progress.kind)).detailed;
+      }
+      if (StepRow* row = store_.step(step)) {
+        row->inside = record.detail();
+        row->weight = weight;
+      }
+      break;
+    }
     case RecordType::kStepEnd: {
       tracker_.end_step(step, record.start_ticks, record.detail());
       StepRow* row = store_.step(step);
@@ -212,6 +267,18 @@ void Recorder::collect(const Record& record, ThreadBuffer& buffer) {
       row->end_ticks = record.start_ticks;
       row->detail |= record.detail() & (kStepFailed | kStepBare | kStepSeveral);
       activity_.step_ticks += row->end_ticks - row->start_ticks;
+      if (sampler_ != nullptr && progress.is_sampled && progress.step == step) {
+        const auto dur_ns =
+            static_cast<double>(to_ns(row->end_ticks - row->start_ticks, ns_per_tick_));
+        // The root's own span is among the records, and part of what a step costs.
+        sampler_->see(progress.pairs, {.kind = static_cast<StepKind>(progress.kind),
+                                       .level = progress.level,
+                                       .dur_ns = dur_ns,
+                                       .records = std::max<uint64_t>(progress.records, 1) - 1,
+                                       .probability = std::bit_cast<float>(record.seq)});
+      }
+      newest_ticks_ = std::max(newest_ticks_, row->end_ticks);
+      triggers_.see_step(step, step_kind(row->detail), row->end_ticks - row->start_ticks);
       break;
     }
     case RecordType::kCommit:
@@ -250,7 +317,7 @@ RecorderSnapshot Recorder::snapshot() {
   const std::lock_guard lock(mutex_);
   drain_locked();
   RecorderSnapshot snapshot;
-  snapshot.clock = clock_.map();
+  snapshot.clock = clock_map_locked();
   snapshot.store = store_.snapshot();
   snapshot.tracks = tracks_;
   snapshot.losses = losses_locked();
@@ -266,14 +333,62 @@ RecorderTotals Recorder::totals() {
   return totals;
 }
 
-RecorderLosses Recorder::losses_locked() const {
-  RecorderLosses losses;
-  losses.records_dropped = dropped_by_gone_threads_ + unattached_.load(std::memory_order_relaxed);
+// The last seconds are those before the last thing that ended, so that a pause loses nothing.
+void Recorder::evict_locked() {
+  if (options_.keep_ns != 0) {
+    const double keep_ticks = static_cast<double>(options_.keep_ns) / ns_per_tick_;
+    if (keep_ticks < static_cast<double>(newest_ticks_)) {
+      store_.evict_before(newest_ticks_ - static_cast<uint64_t>(keep_ticks));
+    }
+  }
+  store_.evict();
+}
+
+void Recorder::arm_triggers(const StepTriggers::Times& fixed_ns, std::vector<LearnedTime> learned) {
+  const std::lock_guard lock(mutex_);
+  ns_per_tick_ = 1e9 / clock_map_locked().ticks_per_second();
+  triggers_.arm(fixed_ns, std::move(learned));
+  triggers_.learn(aggregates_, ns_per_tick_);
+}
+
+void Recorder::disarm_triggers() {
+  const std::lock_guard lock(mutex_);
+  if (!in_forked_child_) drain_locked();  // the last step may have been the slow one
+  triggers_.disarm();
+  trigger_wake_.notify_all();
+}
+
+void Recorder::fire_trigger(int signal) {
+  if (in_forked_child_) return;
+  const std::lock_guard lock(mutex_);
+  triggers_.see_signal(signal);
+  trigger_wake_.notify_all();
+}
+
+std::vector<FiredTrigger> Recorder::wait_for_trigger(std::chrono::duration<double> timeout) {
+  std::unique_lock lock(mutex_);
+  trigger_wake_.wait_for(lock, timeout,
+                         [this] { return triggers_.has_fired() || !triggers_.is_armed(); });
+  return triggers_.take();
+}
+
+ClockMap Recorder::clock_map_locked() { return replayed_clock_ ? *replayed_clock_ : clock_.map(); }
+
+// All but what the store has evicted, which takes a look at its chunks.
+RecorderLosses Recorder::record_losses_locked() const {
+  RecorderLosses losses = replayed_losses_;
+  losses.records_dropped += dropped_by_gone_threads_ + unattached_.load(std::memory_order_relaxed);
   for (const auto& buffer : buffers_) {
     losses.records_dropped += buffer->dropped.load(std::memory_order_relaxed);
   }
-  losses.recording_faults = faults_.load(std::memory_order_relaxed);
-  losses.collector_faults = collector_faults_;
+  losses.recording_faults += faults_.load(std::memory_order_relaxed);
+  losses.collector_faults += collector_faults_;
+  if (spool_ != nullptr) losses.spool_frames_lost = spool_->frames_lost();
+  return losses;
+}
+
+RecorderLosses Recorder::losses_locked() const {
+  RecorderLosses losses = record_losses_locked();
   losses.spans_evicted = store_.spans_evicted();
   losses.steps_evicted = store_.steps_evicted();
   return losses;
@@ -287,6 +402,12 @@ RecorderStatus Recorder::status() {
           .drain_cpu_ns = drain_cpu_ns_,
           .store_bytes = store_.bytes(),
           .losses = losses_locked()};
+}
+
+SamplerReport Recorder::sampling() {
+  const std::lock_guard lock(mutex_);
+  drain_locked();
+  return sampler_ == nullptr ? SamplerReport{} : sampler_->report();
 }
 
 int64_t Recorder::first_step() {

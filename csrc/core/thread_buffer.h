@@ -5,11 +5,16 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "core/mapped_file.h"
 #include "core/own_time.h"
 #include "core/record.h"
+#include "core/sampler.h"
+#include "core/spool_format.h"
 #include "core/spsc_ring.h"
 
 namespace pertoken {
@@ -17,8 +22,14 @@ namespace pertoken {
 inline constexpr int kMaxRecorders = 8;  // that run at once, in one process
 
 struct ThreadBuffer {
-  ThreadBuffer(size_t capacity, int32_t track_number, int64_t system_tid, std::string thread_name)
-      : ring(capacity), track(track_number), tid(system_tid), name(std::move(thread_name)) {}
+  // The ring lies in the file, where there is one.
+  ThreadBuffer(size_t capacity, int32_t track_number, int64_t system_tid, std::string thread_name,
+               std::unique_ptr<MappedFile> file = nullptr)
+      : ring_file(std::move(file)),
+        ring(capacity, ring_file == nullptr ? nullptr : ring_file->data() + kRingFileHeaderBytes),
+        track(track_number),
+        tid(system_tid),
+        name(std::move(thread_name)) {}
 
   // How far the collector is in this track. The collector only, so on a cache line of its own.
   struct alignas(64) Progress {
@@ -26,15 +37,23 @@ struct ThreadBuffer {
     int64_t step = -1;      // the last one begun on this track, -1 none, and its kind
     uint8_t kind = static_cast<uint8_t>(StepKind::kOther);
     OwnTime own_time;
+    // Of that step.
+    bool is_sampled = false;
+    int level = -1;        // of its detail, where it is sampled
+    double weight = 1;     // of its spans in what is added up
+    uint64_t records = 0;  // in it, besides its own
+    SamplePairs pairs;
   };
   Progress progress;
 
+  const std::unique_ptr<MappedFile> ring_file;
   SpscRing<Record> ring;
 
   // The owning thread only.
   uint32_t open_seq = 0;  // innermost open span, 0 when none
   uint32_t open_step = kNone32;
   uint32_t open_detail = 0;  // of the open step, see step_detail.h
+  SampleState sampling;
 
   // Written by the owning thread, read by the collector; a statistic, so relaxed on both sides.
   std::atomic<uint64_t> dropped{0};

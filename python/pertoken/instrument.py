@@ -210,6 +210,7 @@ class Instrumentation:
         inner_roots: dict[str, torch.nn.Module],
         recorder: Any,
         generation_var: Any,
+        full_only: frozenset[str] = frozenset(),
     ) -> None:
         """Wraps the root and every selected module.
 
@@ -219,6 +220,7 @@ class Instrumentation:
             inner_roots: modules whose calls are steps where no call of the root is round them.
             recorder: the native recorder.
             generation_var: holds the state of the running ``generate()``.
+            full_only: names of modules that get spans only in steps with all detail.
         """
         import torch
 
@@ -227,13 +229,17 @@ class Instrumentation:
         self._root_name = type(root).__name__
 
         def make_root(
-            module: torch.nn.Module, site: int, is_span_when_nested: bool, only_own_generate: bool
+            module: torch.nn.Module,
+            site: int,
+            is_span_when_nested: bool,
+            only_own_generate: bool,
+            span_detail: int = _native.DETAIL_LAYERS,
         ) -> tuple[Any, Any]:
             places, takes_first = argument_places(module)
             learn_cache()
             only_of = id(module) if only_own_generate else 0
             rest = (recorder, site, generation_var, places, takes_first)
-            nested = (is_span_when_nested, only_of)
+            nested = (is_span_when_nested, only_of, span_detail)
             return (
                 lambda inner: _native.RootCall(inner, *rest, *nested),
                 lambda inner: ForwardRootCall(inner, *rest, *nested),
@@ -247,17 +253,15 @@ class Instrumentation:
             if id(module) in self._wrappers:
                 continue
             site = _native.intern_module(name)
+            detail = _native.DETAIL_ALL if name in full_only else _native.DETAIL_LAYERS
             if name in inner_roots:
-                self._wrap(
-                    name, module, *make_root(module, site, name in modules, len(inner_roots) > 1)
-                )
+                makers = make_root(module, site, name in modules, len(inner_roots) > 1, detail)
             else:
-                self._wrap(
-                    name,
-                    module,
-                    partial(_make_span_call, _native.SpanCall, recorder, site),
-                    partial(_make_span_call, ForwardCall, recorder, site),
+                makers = (
+                    partial(_make_span_call, _native.SpanCall, recorder, site, detail),
+                    partial(_make_span_call, ForwardCall, recorder, site, detail),
                 )
+            self._wrap(name, module, *makers)
         # module.compile() writes into the slot; we go back on top of what it put there.
         self._hook_class(torch.nn.Module, "compile", self._before_compile, self._after_compile)
         # These copy attributes as they are, wrappers included.
@@ -325,8 +329,8 @@ class Instrumentation:
         patch.put_back_on_top(*token)
 
 
-def _make_span_call(cls: Any, recorder: Any, site: int, inner: Any) -> Any:
-    return cls(inner, recorder, site)
+def _make_span_call(cls: Any, recorder: Any, site: int, detail: int, inner: Any) -> Any:
+    return cls(inner, recorder, site, detail)
 
 
 def _before_copy(args: tuple[Any, ...], kwargs: Any) -> Any:
