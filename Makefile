@@ -23,7 +23,7 @@ PACKAGE := pyproject.toml CMakeLists.txt LICENSE README.md \
   $(shell find cmake csrc python -name __pycache__ -prune -o -print)
 HEADERS := $(shell find csrc -name '*.h')
 SOURCES := $(shell find csrc -name '*.cpp')
-FORMATTED := $(HEADERS) $(SOURCES) $(shell find tests/cpp benchmarks -name '*.h' -o -name '*.cpp')
+FORMATTED := $(HEADERS) $(SOURCES) $(shell find csrc -name '*.cu') $(shell find tests/cpp benchmarks -name '*.h' -o -name '*.cpp')
 PYTHON_FILES := python tests benchmarks
 
 # ThreadSanitizer cannot start under some kernels' address randomisation; setarch switches it off.
