@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "bindings/bind_sampling.h"
 #include "bindings/bind_spool.h"
 #include "bindings/bind_totals.h"
 #include "bindings/bind_triggers.h"
@@ -95,6 +96,7 @@ void bind_recorder(py::module_& m) {
             return snapshot_columns(snapshot, origin_ticks, marks);
           },
           py::arg("origin_ticks"), py::arg("marks"));
+  bind_sampling(m, recorder_class);
   bind_totals(m, recorder_class);
   bind_spool(m, recorder_class);
   bind_triggers(recorder_class);

@@ -142,8 +142,9 @@ bool view_of_memory(PyObject* memory, TensorView& view) {
   const Owned format(address ? PyObject_GetAttrString(memory, "format") : nullptr);
   const Owned shape(format ? PyObject_GetAttrString(memory, "shape") : nullptr);
   const Owned strides(shape ? PyObject_GetAttrString(memory, "strides_bytes") : nullptr);
-  if (!strides) discard_error();
-  if (!strides || !PyTuple_Check(shape.get())) return false;
+  const Owned device(strides ? PyObject_GetAttrString(memory, "device") : nullptr);
+  if (!device) discard_error();
+  if (device.get() != Py_None || !PyTuple_Check(shape.get())) return false;
   const Py_ssize_t dims = PyTuple_GET_SIZE(shape.get());
   const int64_t number = integer_argument(format.get(), -1);
   if (dims > kMaxDims || number < 0 || number >= kFloatFormats) return false;

@@ -3,6 +3,7 @@
 #include <Python.h>
 #include <structmember.h>
 
+#include <bit>
 #include <cstddef>
 #include <new>
 #include <vector>
@@ -11,6 +12,7 @@
 #include "bindings/generation_state.h"
 #include "bindings/host_tensor.h"
 #include "bindings/request_numbers.h"
+#include "bindings/sampled_forward.h"
 #include "bindings/span_call.h"
 #include "bindings/step_inputs.h"
 #include "bindings/step_region.h"
@@ -26,6 +28,9 @@ struct RootCall {
   bool is_span_when_nested;   // in another root's step; else such a call is not recorded
   uint64_t only_generate_of;  // steps only in this model's generate() or in none; 0: in any
 };
+
+// The first steps of a generate(): its prefill, and what comes next.
+inline constexpr uint32_t kFavouredSteps = 2;
 
 struct StepPlan {
   StepKind kind = StepKind::kOther;
@@ -145,7 +150,7 @@ PyObject* mask_of(const RootCall& call, PyObject* args, PyObject* kwargs) {
 // Before the forward: what runs inside an observed step is to know it by.
 void open_observed(const ObservedStep& observed, const StepPlan& plan, PyObject* mask,
                    std::vector<ValidRun>& valid, ThreadBuffer& buffer) {
-  buffer.observed.ticks = 0;
+  buffer.observed.ticks = observed.ticks;
   buffer.observed.weight = 0;
   if (observed.weight == 0 || is_being_traced()) return;
   buffer.open_detail |= kDetailActivations;
@@ -165,8 +170,37 @@ void close_observed(const RootCall& call, ThreadBuffer& buffer, uint32_t step, P
   buffer.open_step = step;
   observe_result(call.base, buffer, result);
   buffer.open_step = outer_step;
-  buffer.open_detail = 0;
   buffer.observed.valid = nullptr;
+}
+
+// A forward in a step that the user or an engine declares, and that is begun already.
+PyObject* call_in_region(RootCall& call, const StepPlan& plan, PyObject* args, PyObject* kwargs,
+                         ThreadBuffer& buffer, Scope* region, uint32_t step) {
+  Recorder& recorder = *call.base.recorder;
+  ScopeEntry& entry = region->entries[recorder.slot()];
+  const uint32_t parent = buffer.open_seq != 0 ? buffer.open_seq : enclosing(recorder).seq;
+  const SampledForward sampled =
+      entry.forwards == 1
+          ? SampledForward::choose(recorder, buffer, region->step_kind, false, step)
+          : SampledForward::again(recorder, region->step_kind, entry.level, entry.probability);
+  entry.level = sampled.level();
+  entry.probability = sampled.probability();
+  const uint32_t outer_detail = buffer.open_detail;
+  buffer.open_detail = sampled.open_detail();
+  std::vector<ValidRun> valid;
+  open_observed(entry.observed, plan, mask_of(call, args, kwargs), valid, buffer);
+  if (buffer.observed.weight != 0) place_told_rows(region, buffer.observed, valid);
+  const uint64_t observed_before = buffer.observed.ticks;
+  const uint64_t start_ticks = now_ticks();
+  PyObject* result =
+      timed_call(call.base.inner, args, kwargs, recorder, buffer, call.base.site, parent, step);
+  const uint64_t dur_ticks = now_ticks() - start_ticks;
+  // What observing takes is not the spans' cost, which is what the sampler keeps to its budget.
+  sampled.settle(buffer, dur_ticks - (buffer.observed.ticks - observed_before));
+  close_observed(call, buffer, step, result);
+  entry.observed.ticks = buffer.observed.ticks;
+  buffer.open_detail = outer_detail;
+  return result;
 }
 
 PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyObject* kwargs,
@@ -185,17 +219,9 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
         step_region, recorder, buffer,
         {.rows = narrow(plan.rows), .query_len = narrow(plan.query_len), .past = narrow(plan.past)},
         plan.generation);
-    const uint32_t parent = buffer.open_seq != 0 ? buffer.open_seq : enclosing(recorder).seq;
     // What a forward of generate() commits here is for the user's step to say.
     if (state != nullptr) note_step(*state, plan, keep_known, kNone32);
-    ObservedStep& observed = step_region->entries[recorder.slot()].observed;
-    std::vector<ValidRun> valid;
-    open_observed(observed, plan, mask_of(call, args, kwargs), valid, buffer);
-    if (buffer.observed.weight != 0) place_told_rows(step_region, buffer.observed, valid);
-    PyObject* result =
-        timed_call(call.base.inner, args, kwargs, recorder, buffer, call.base.site, parent, step);
-    close_observed(call, buffer, step, result);
-    observed.ticks = buffer.observed.ticks;
+    PyObject* result = call_in_region(call, plan, args, kwargs, buffer, step_region, step);
     if (state != nullptr) state->last_end_ticks = now_ticks();
     return result;
   }
@@ -203,8 +229,10 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
   const uint32_t step = recorder.next_step();
   PyObject* mask = state == nullptr || state->commits == 0 ? mask_of(call, args, kwargs) : nullptr;
   if (mask != nullptr && plan.rows > 0) push_padding(plan, mask, buffer, step);
+  const bool is_favoured = state != nullptr && state->steps < kFavouredSteps;
   if (state != nullptr) note_step(*state, plan, keep_known, step);
 
+  if (recorder.sampler() != nullptr) plan.flags |= kStepSampled;
   const uint64_t start_ticks = now_ticks();
   buffer.push({start_ticks, uint64_t{narrow(plan.rows)} << 32 | narrow(plan.query_len),
                make_tag(RecordType::kStepBegin, static_cast<uint32_t>(plan.kind) | plan.flags),
@@ -213,25 +241,31 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
   const uint32_t outer_seq = buffer.open_seq;
   const uint32_t parent_seq = outer_seq != 0 ? outer_seq : enclosing(recorder).seq;
   const uint32_t seq = tls_thread_state->next_seq();
+  const SampledForward sampled =
+      SampledForward::choose(recorder, buffer, plan.kind, is_favoured, step);
   const auto kind = static_cast<uint8_t>(plan.kind);
   const ObservedStep observed = {.weight = recorder.observation_weight(kind), .kind = kind};
   std::vector<ValidRun> valid;
+  const uint32_t outer_detail = buffer.open_detail;
+  buffer.open_detail = sampled.open_detail();
   open_observed(observed, plan, mask, valid, buffer);
   const uint64_t pushed_before = buffer.pushed();
   buffer.open_seq = seq;
   buffer.open_step = step;
   PyObject* result = call_inner(call.base.inner, args, kwargs);
   const uint64_t end_ticks = now_ticks();
+  sampled.settle(buffer, end_ticks - start_ticks - buffer.observed.ticks);
   close_observed(call, buffer, step, result);
   buffer.open_seq = outer_seq;
   buffer.open_step = kNone32;
+  buffer.open_detail = outer_detail;
   if (recorder.active()) {
     buffer.push({start_ticks, end_ticks, make_tag(RecordType::kSpan, call.base.site), seq,
                  parent_seq, step});
     const uint32_t flags = (result == nullptr ? kStepFailed : 0) |
                            (buffer.pushed() == pushed_before + 1 ? kStepBare : 0);
-    buffer.push(
-        {end_ticks, buffer.observed.ticks, make_tag(RecordType::kStepEnd, flags), 0, 0, step});
+    buffer.push({end_ticks, buffer.observed.ticks, make_tag(RecordType::kStepEnd, flags),
+                 std::bit_cast<uint32_t>(sampled.probability()), 0, step});
   }
   if (state != nullptr) {
     state->last_end_ticks = end_ticks;
@@ -280,13 +314,14 @@ int root_init(PyObject* self, PyObject* args, PyObject*) {
   int is_span_when_nested = 1;
   unsigned long long only_generate_of = 0;
   PyObject* observer = nullptr;
-  if (!PyArg_ParseTuple(args, "OOIOO!ppK|O:RootCall", &inner, &recorder, &site, &generation_var,
+  unsigned int span_detail = kDetailLayers;
+  if (!PyArg_ParseTuple(args, "OOIOO!ppK|IO:RootCall", &inner, &recorder, &site, &generation_var,
                         &PyList_Type, &places, &takes_first_positional, &is_span_when_nested,
-                        &only_generate_of, &observer)) {
+                        &only_generate_of, &span_detail, &observer)) {
     return -1;
   }
   auto& call = *reinterpret_cast<RootCall*>(self);
-  if (span_call_init(&call.base, inner, recorder, site, observer) < 0) return -1;
+  if (span_call_init(&call.base, inner, recorder, site, span_detail, observer) < 0) return -1;
   call.generation_var = Py_NewRef(generation_var);
   call.is_span_when_nested = is_span_when_nested != 0;
   call.only_generate_of = only_generate_of;

@@ -5,6 +5,8 @@
 
 #include <cstddef>
 
+#include "core/step_detail.h"
+
 namespace pertoken::bindings {
 
 PyObject* span_call(PyObject* self, PyObject* args, PyObject* kwargs) {
@@ -12,6 +14,11 @@ PyObject* span_call(PyObject* self, PyObject* args, PyObject* kwargs) {
   Recorder& recorder = *call->recorder;
   ThreadBuffer* buffer = recorder.active() ? recorder.buffer() : nullptr;
   if (buffer == nullptr) return call_inner(call->inner, args, kwargs);
+  if ((buffer->open_detail & call->left_out) != 0) {
+    PyObject* result = call_inner(call->inner, args, kwargs);
+    observe_result(*call, *buffer, result);
+    return result;
+  }
   if (buffer->open_seq != 0) [[likely]] {
     PyObject* result = timed_call(call->inner, args, kwargs, recorder, *buffer, call->site,
                                   buffer->open_seq, buffer->open_step);
@@ -24,7 +31,7 @@ PyObject* span_call(PyObject* self, PyObject* args, PyObject* kwargs) {
 }
 
 int span_call_init(SpanCall* self, PyObject* inner, PyObject* recorder, unsigned int site,
-                   PyObject* observer) {
+                   unsigned int span_detail, PyObject* observer) {
   self->recorder = recorder_of(recorder);
   if (self->recorder == nullptr) return -1;
   if (!PyCallable_Check(inner)) {
@@ -39,6 +46,7 @@ int span_call_init(SpanCall* self, PyObject* inner, PyObject* recorder, unsigned
   self->inner = Py_NewRef(inner);
   self->owner = Py_NewRef(recorder);
   self->site = site;
+  self->left_out = left_out(span_detail);
   return 0;
 }
 
@@ -74,8 +82,13 @@ int init(PyObject* self, PyObject* args, PyObject*) {
   PyObject* recorder = nullptr;
   PyObject* observer = nullptr;
   unsigned int site = 0;
-  if (!PyArg_ParseTuple(args, "OOI|O:SpanCall", &inner, &recorder, &site, &observer)) return -1;
-  return span_call_init(reinterpret_cast<SpanCall*>(self), inner, recorder, site, observer);
+  unsigned int span_detail = kDetailLayers;
+  if (!PyArg_ParseTuple(args, "OOI|IO:SpanCall", &inner, &recorder, &site, &span_detail,
+                        &observer)) {
+    return -1;
+  }
+  return span_call_init(reinterpret_cast<SpanCall*>(self), inner, recorder, site, span_detail,
+                        observer);
 }
 
 void dealloc(PyObject* self) {

@@ -23,6 +23,7 @@ struct SpanCall {
   Observer* observer;
   PyObject* weakrefs;  // for Python only: what has put the wrapper somewhere does not hold it
   uint32_t site;
+  uint32_t left_out;  // a bit of ThreadBuffer::open_detail: steps that have no spans of this sort
 };
 
 // How many calls of roots the calling thread is in: recorded ones, and, while roots are searched
@@ -91,7 +92,7 @@ PyObject* bind_method(PyObject* self, PyObject* instance, PyObject* type);
 
 // Shared by the two types, which begin with the same members.
 int span_call_init(SpanCall* self, PyObject* inner, PyObject* recorder, unsigned int site,
-                   PyObject* observer);
+                   unsigned int span_detail, PyObject* observer);
 int span_call_traverse(PyObject* self, visitproc visit, void* arg);
 int span_call_clear(PyObject* self);
 void span_call_release(SpanCall* self);

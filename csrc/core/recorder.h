@@ -22,6 +22,7 @@
 #include "core/observation_intake.h"
 #include "core/observation_rate.h"
 #include "core/request_tracker.h"
+#include "core/sampler.h"
 #include "core/spool.h"
 #include "core/step_triggers.h"
 #include "core/thread_buffer.h"
@@ -95,6 +96,12 @@ class Recorder {
     }
     return attach_thread();
   }
+
+  // Records no more than its budget allows. Before the first start().
+  void sample(const SamplerOptions& options) { sampler_ = std::make_unique<Sampler>(options); }
+  // Hot: nullptr where every step gets all that was selected.
+  Sampler* sampler() noexcept { return sampler_.get(); }
+  SamplerReport sampling();
 
   // A part of a record could not be found out and was left out or -1.
   void count_fault() noexcept { faults_.fetch_add(1, std::memory_order_relaxed); }
@@ -171,6 +178,7 @@ class Recorder {
   ThreadBuffer* attach_thread() noexcept;
   void run() noexcept;
   void refresh_rate_locked();
+  std::chrono::milliseconds control_sampler_locked();
   size_t drain_locked();
   size_t drain_buffer_locked(ThreadBuffer& buffer);
   void collect_observations();
@@ -194,6 +202,7 @@ class Recorder {
   std::atomic<uint64_t> unattached_{0};  // records of threads without a buffer; a statistic
   ObservationRate observation_rate_;
   ObservationIntake observations_;
+  std::unique_ptr<Sampler> sampler_;
   bool in_forked_child_ = false;  // written by the child's only thread
 
   std::mutex mutex_;  // guards everything below; never taken on the hot path

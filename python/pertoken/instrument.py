@@ -212,6 +212,7 @@ class Instrumentation:
         generation_var: Any,
         observed: dict[str, torch.nn.Module],
         observer: Any,
+        full_only: frozenset[str] = frozenset(),
     ) -> None:
         """Wraps the root and every selected or observed module.
 
@@ -223,6 +224,7 @@ class Instrumentation:
             generation_var: holds the state of the running ``generate()``.
             observed: modules whose outputs are observed, by name, "" the root.
             observer: the native observer.
+            full_only: names of modules that get spans only in steps with all detail.
         """
         import torch
 
@@ -232,13 +234,19 @@ class Instrumentation:
         self._root_name = type(root).__name__
 
         def make_root(
-            name: str, module: torch.nn.Module, site: int, is_span: bool, only_own_generate: bool
+            name: str,
+            module: torch.nn.Module,
+            site: int,
+            is_span_when_nested: bool,
+            only_own_generate: bool,
+            span_detail: int = _native.DETAIL_LAYERS,
         ) -> tuple[Any, Any]:
             places, takes_first = argument_places(module)
             learn_cache()
             only_of = id(module) if only_own_generate else 0
             rest = (recorder, site, generation_var, places, takes_first)
-            nested = (is_span, only_of, observer if name in observed else None)
+            own = observer if name in observed else None
+            nested = (is_span_when_nested, only_of, span_detail, own)
             return (
                 lambda inner: _native.RootCall(inner, *rest, *nested),
                 lambda inner: ForwardRootCall(inner, *rest, *nested),
@@ -252,20 +260,18 @@ class Instrumentation:
             if id(module) in self._wrappers:
                 continue
             site = _native.intern_module(name)
+            detail = _native.DETAIL_ALL if name in full_only else _native.DETAIL_LAYERS
             if name in inner_roots:
-                self._wrap(
-                    name,
-                    module,
-                    *make_root(name, module, site, name in modules, len(inner_roots) > 1),
+                makers = make_root(
+                    name, module, site, name in modules, len(inner_roots) > 1, detail
                 )
             else:
-                rest = (recorder, site, observer if name in observed else None)
-                self._wrap(
-                    name,
-                    module,
-                    partial(_make_span_call, _native.SpanCall, rest),
-                    partial(_make_span_call, ForwardCall, rest),
+                own = (recorder, site, detail, observer if name in observed else None)
+                makers = (
+                    partial(_make_span_call, _native.SpanCall, own),
+                    partial(_make_span_call, ForwardCall, own),
                 )
+            self._wrap(name, module, *makers)
         # module.compile() writes into the slot; we go back on top of what it put there.
         self._hook_class(torch.nn.Module, "compile", self._before_compile, self._after_compile)
         # These copy attributes as they are, wrappers included.

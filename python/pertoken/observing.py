@@ -45,7 +45,10 @@ class Skipped(Counter[str]):
     def read(self, value: object) -> TensorMemory | None:
         """Where the values of what is no plain tensor lie; None, counted, where nobody can tell."""
         try:
-            return memory_of(value)
+            memory = memory_of(value)
+            if memory.device is None:
+                return memory
+            self.skip("the tensor is on a GPU, where outputs are not observed yet")
         except UnsupportedTensorError as error:
             self.skip(str(error).partition(";")[0])
         except Exception as error:

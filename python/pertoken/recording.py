@@ -23,10 +23,11 @@ from pertoken.identity import Ranks, group_ranks
 from pertoken.instrument import Instrumentation, unwrap_compiled
 from pertoken.observing import NOTHING_OBSERVED, Observed, Observing, OutputChoice, new_seed
 from pertoken.patch import change_lock
-from pertoken.recording_meta import lasting_meta
+from pertoken.recording_meta import lasting_meta, model_facts
 from pertoken.request_log import RequestLog
 from pertoken.result import Profile
 from pertoken.retention import retention
+from pertoken.sampling import checked_budget, cost_facts, sample
 from pertoken.scopes import entered_round
 from pertoken.selection import ModuleSelection, select_modules
 from pertoken.spool_folder import SpoolFolder
@@ -53,6 +54,7 @@ def profile(
     model: torch.nn.Module,
     *,
     modules: ModuleSelection = "layers",
+    budget: float | None = None,
     memory_limit_bytes: int = 256 << 20,
     log_interval_s: float | None = None,
     activations: ModuleSelection | None = None,
@@ -73,6 +75,9 @@ def profile(
             each repeated block with its attention and feed-forward parts, the embeddings and the
             head, ``"all"`` every one; or a glob pattern over module names, a list of patterns, or
             a predicate ``f(name, module) -> bool``.
+        budget: what recording may cost, as a share of the time of the steps, such as 0.01. Every
+            step is timed; which of them have spans of modules is sampled, so that the cost stays
+            within it. `steps.sample_weight` holds the weights. None: every step has them.
         memory_limit_bytes: how much the trace may hold; past it the oldest steps go, whole, and
             are counted in ``losses``. Totals since the start are not affected.
         log_interval_s: how often to log the line of `Recording.status()`, through the logger
@@ -103,6 +108,7 @@ def profile(
     return Recording(
         model,
         modules=modules,
+        budget=budget,
         memory_limit_bytes=memory_limit_bytes,
         log_interval_s=log_interval_s,
         observed=Observed(activations, activation_every, activation_rows, activation_output),
@@ -128,6 +134,7 @@ class Recording:
         *,
         modules: ModuleSelection,
         memory_limit_bytes: int,
+        budget: float | None = None,
         log_interval_s: float | None = None,
         keep: str | int | None = None,
         triggers: Sequence[Trigger] = (),
@@ -151,6 +158,7 @@ class Recording:
             raise SelectionError(
                 f"log_interval_s={log_interval_s}: give a positive number of seconds, or None"
             )
+        self.budget = checked_budget(budget)
         kept = retention(keep)
         memory_limit_bytes = kept.memory_bytes or memory_limit_bytes
         self.memory_limit_bytes = memory_limit_bytes
@@ -163,7 +171,7 @@ class Recording:
         self._holds_model = holds_model
         self._selected: dict[str, torch.nn.Module] | None = selected
         self.selection = modules if isinstance(modules, str) else self.detail
-        self.model_facts = _describe(unwrap_compiled(model))
+        self.model_facts = model_facts(unwrap_compiled(model))
         self._model_ref = weakref.ref(model)
         self._held_model: torch.nn.Module | None = model if holds_model else None
         self.faults = FaultLog()
@@ -226,10 +234,11 @@ class Recording:
             observed = self.observing.select(root)
             if not self.origin_ticks:
                 self.origin_ticks, self.origin_unix_ns = _native.now_ticks(), _native.unix_time_ns()
-            self.model_facts = _describe(root)
+            self.model_facts = model_facts(root)
             self.ranks = group_ranks() or self.ranks
             if self._spool is not None:
                 self._begin_spool(self._spool, selected)
+            full_only = sample(self.recorder, self.budget, root, selected, self.detail)
             _start(self.recorder)
             if not self.recorder.active:
                 return
@@ -250,6 +259,7 @@ class Recording:
                     self.generate_watch.generation_var,
                     observed,
                     self.observing.observer,
+                    full_only,
                 )
                 self.observing.start()
                 if self._dumps is not None:
@@ -354,6 +364,10 @@ class Recording:
         """What counts to the memory limit: the store's bytes, and about those of the requests."""
         return store_bytes + len(self.log.requests) * _BYTES_A_REQUEST
 
+    def cost_facts(self) -> dict[str, Any]:
+        """What its profiles state of what it costs: `meta["cost"]`."""
+        return cost_facts(self)
+
     def totals(self) -> Totals:
         """Counts and latencies since the start, evicted steps included; a copy at one moment.
 
@@ -436,13 +450,3 @@ def _abandon(
         watch.remove()
 
     change_lock.run_outside(remove)
-
-
-def _describe(root: torch.nn.Module) -> dict[str, Any]:
-    parameters = list(root.parameters())
-    return {
-        "class": type(root).__name__,
-        "device": str(parameters[0].device) if parameters else "",
-        "parameters": sum(parameter.numel() for parameter in parameters),
-        "modules": sum(1 for _ in root.modules()),
-    }

@@ -14,6 +14,8 @@ from pertoken.identity import boot_id, group_ranks, ranks_of_environment
 from pertoken.version import __version__
 
 if TYPE_CHECKING:
+    import torch
+
     from pertoken.recording import Recording
 
 
@@ -39,7 +41,18 @@ def lasting_meta(recording: Recording) -> dict[str, Any]:
         "model": {key: recording.model_facts[key] for key in ("class", "parameters", "modules")},
         "modules": recording.selection,
         "build": _native.build_info(),
-        "cost": {},
+        "cost": {"budget": recording.budget},
+    }
+
+
+def model_facts(root: torch.nn.Module) -> dict[str, Any]:
+    """What is said of the model: its class, its first parameter's device, and its size."""
+    parameters = list(root.parameters())
+    return {
+        "class": type(root).__name__,
+        "device": str(parameters[0].device) if parameters else "",
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "modules": sum(1 for _ in root.modules()),
     }
 
 

@@ -71,9 +71,7 @@ def totals_from_dict(data: object) -> Totals:
     return Totals(
         recordings=_count(content["recordings"], "recordings"),
         recorded_ns=_count(content["recorded_ns"], "recorded_ns"),
-        steps=_by_kind(
-            content["steps"], "steps", lambda value: _object_of(StepTotals, value, "steps")
-        ),
+        steps=_by_kind(content["steps"], "steps", _step_totals),
         sites=_by_site(content["sites"], "sites", SiteTotals),
         activations=_by_site(content["activations"], "activations", ActivationTotals),
         requests=requests,
@@ -97,6 +95,13 @@ def _by_site(data: object, label: str, cls: type[T]) -> dict[SiteKey, T]:
             raise TotalsError(f"totals have a site of an unknown kind: {str(key)[:200]}")
         sites[key] = _object_of(cls, values, label)
     return sites
+
+
+def _step_totals(data: object) -> StepTotals:
+    """Before format version 3 nothing was sampled."""
+    if isinstance(data, Mapping) and "begun" in data and "detailed" not in data:
+        data = {**data, "detailed": data["begun"]}
+    return _object_of(StepTotals, data, "steps")
 
 
 def _fields_of(value: Any) -> dict[str, Any]:

