@@ -87,8 +87,7 @@ def profile(
             spans, too. None: none.
         activation_every: of the steps of each kind, the first is observed, and then one of so many,
             at a random place among them; 1: every step.
-        activation_rows: whether each row of a batch is observed by itself, so that an observation
-            belongs to one request.
+        activation_rows: whether each row is observed by itself, and so belongs to one request.
         activation_output: what is observed of an output that is more than a tensor: a position, the
             name of a field, or ``f(output) -> tensor``; None: the first floating-point tensor.
         keep: hold the last seconds, ``"5s"``, within `memory_limit_bytes`; or so many bytes,
@@ -190,10 +189,8 @@ class Recording:
         self.observing = Observing(self.recorder, observed)
         self.observing.select(unwrap_compiled(model))
         self.skipped = self.observing.skipped
-        self.log = RequestLog(
-            max(1024, memory_limit_bytes // 8 // _BYTES_A_REQUEST),
-            self.recorder,
-        )
+        log_size = max(1024, memory_limit_bytes // 8 // _BYTES_A_REQUEST)
+        self.log = RequestLog(log_size, self.recorder)
         self.instrumentation = Instrumentation(makes_cycles=holds_model)
         self.ranks: Ranks | None = None  # in the process group, when it last started
         self.generate_watch = GenerateWatch(self.recorder, self.log, self.faults.note)
