@@ -43,6 +43,11 @@ constexpr StepKind step_kind(uint32_t detail) {
   return kind < kStepKinds ? static_cast<StepKind>(kind) : StepKind::kOther;
 }
 
+// The 64-bit number nearest to `reference` whose low half is `low`.
+constexpr int64_t widen(int64_t reference, uint32_t low) noexcept {
+  return reference + static_cast<int32_t>(low - static_cast<uint32_t>(reference));
+}
+
 // In kCommit: the numbers are those of all rows together, not of each.
 inline constexpr uint32_t kCommitTotal = 1u << 0;
 

@@ -12,11 +12,6 @@ namespace pertoken {
 
 namespace {
 
-// The 64-bit number nearest to `reference` whose low half is `low`.
-int64_t widen(int64_t reference, uint32_t low) {
-  return reference + static_cast<int32_t>(low - static_cast<uint32_t>(reference));
-}
-
 constexpr std::chrono::milliseconds kShortestWait{1};
 // At three million records a second, more than Python can call, a ring of 65,536 fills in 21 ms.
 constexpr std::chrono::milliseconds kLongestWait{20};
@@ -315,20 +310,6 @@ void Recorder::collect(const Record& record, ThreadBuffer::Progress& progress, i
                              static_cast<uint32_t>(record.end_ticks >> 32),
                              static_cast<uint32_t>(record.end_ticks)});
       break;
-  }
-}
-
-// One that cannot be stored is lost and counted; the others are not.
-void Recorder::collect_observations() {
-  for (const Observation& observation : observations_.take()) {
-    const int64_t step =
-        observation.step == kNone32 ? kNoStep : widen(last_step_, observation.step);
-    try {
-      aggregates_.add_values(observation.site, observation.kind, observation.values);
-      store_.add_observation(step, last_step_, observation);
-    } catch (...) {
-      ++collector_faults_;
-    }
   }
 }
 
