@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from pertoken.merging import merge
     from pertoken.observing import observe
     from pertoken.overhead_measurement import measure_overhead
-    from pertoken.recording import Recording, profile
+    from pertoken.profile_function import profile
+    from pertoken.recording import Recording
     from pertoken.recovery import recover
     from pertoken.result import Profile
     from pertoken.scopes import request, span, step
@@ -84,7 +85,7 @@ _HOMES = {
     "measure_overhead": "overhead_measurement",
     "merge": "merging",
     "observe": "observing",
-    "profile": "recording",
+    "profile": "profile_function",
     "recover": "recovery",
     "request": "scopes",
     "span": "scopes",

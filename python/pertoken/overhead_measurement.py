@@ -12,8 +12,9 @@ from pertoken.experiment.comparison import variant_looks
 from pertoken.experiment.observations import Call, Clock, TimedCalls
 from pertoken.experiment.plan import Plan
 from pertoken.experiment.result import Result
+from pertoken.profile_function import profile
 from pertoken.random_state import RandomState
-from pertoken.recording import Recording, profile
+from pertoken.recording import Recording
 
 if TYPE_CHECKING:
     import torch

@@ -355,7 +355,9 @@ def test_the_root_and_patterns_and_predicates_select() -> None:
         {"activation_output": 1.5},
         {"activation_output": True},
     ],
-    ids=str,
+    ids=lambda options: "-".join(
+        f"{name} {type(value).__name__}" for name, value in options.items()
+    ),
 )
 def test_bad_arguments_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(SelectionError, match=next(iter(options))):
