@@ -234,6 +234,11 @@ def test_the_command_writes_a_profile_and_says_what_it_found(
     counts = f"{len(live.requests)} requests, {len(live.steps)} steps"
     assert f"wrote run.pertoken (LlamaForCausalLM, {counts}" in done.stdout
     assert_same(pertoken.load("run.pertoken"), live)
+    assert "recordings" not in done.stdout
+    recorded(llama(), generate, tmp_path / "spool")
+    both = run("spool", "-o", "last.pertoken").stdout
+    assert "The newest that is over of 2 recordings" in both
+    assert all(str(path.name) in both for path in recordings_in(Path("spool")))
     again = run("spool", "-o", "run.pertoken")
     assert again.exit_code == 1 and "--force replaces it" in again.stderr
     assert run("spool", "-o", "run.pertoken", "--force").exit_code == 0

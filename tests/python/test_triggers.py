@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from pertoken.triggers import Signal, SlowStep, StepTime, When
 from test_keep import Waits
 
 PATIENCE_S = 20.0
+HERE = str(Path(__file__).parent)
 
 
 def wait_for(condition: Callable[[], Any]) -> Any:
@@ -96,15 +99,41 @@ def test_the_last_step_before_the_end_fires_as_well(tmp_path: Path) -> None:
 def test_a_time_is_learned_from_the_steps_before(tmp_path: Path) -> None:
     model = Waits()
     trigger = SlowStep(factor=50.0, quantile=0.5, min_steps=20)
-    with pertoken.profile(model, triggers=[trigger], dump_folder=tmp_path) as recording:
-        until = time.monotonic() + 2.2  # what was learned is looked at once a second
-        while time.monotonic() < until:
+    recording = pertoken.profile(model, triggers=[trigger], dump_folder=tmp_path)
+    with recording:
+        for _ in range(25):
             model(torch.tensor([0.005]))
+    with recording:  # what was learned is looked at here, and then once a second
         model(torch.tensor([0.9]))
     wait_for(lambda: recording.dumps)
     told = pertoken.load(recording.dumps[-1]).meta["trigger"]
-    assert told["reason"] == "slow_step"
+    assert told["reason"] == "slow_step" and told["step"] == 25
     assert 0.2e9 < told["over_ns"] < 0.9e9 <= told["wall_ns"]
+
+
+def test_the_interpreter_ends_with_triggers_armed(tmp_path: Path) -> None:
+    script = (
+        "import sys; sys.path[:0] = sys.argv[2:]\n"
+        "import pertoken\n"
+        "from odd_modules import Stack, numbers, seeded\n"
+        "from pertoken.triggers import Signal, StepTime, When\n"
+        "model = seeded(Stack)\n"
+        "triggers = [Signal(), StepTime(1e5), When(lambda recording: False, every_s=0.001)]\n"
+        "folder = sys.argv[1]\n"
+        "recording = pertoken.profile(\n"
+        "    model, keep='5s', triggers=triggers, dump_folder=folder, spool=folder)\n"
+        "recording.start()\n"
+        "model(numbers())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "ignore", "-c", script, str(tmp_path), HERE],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert len(pertoken.recover(tmp_path).steps) == 1
 
 
 def test_dumps_an_hour_are_bounded_and_the_rest_is_counted(tmp_path: Path) -> None:

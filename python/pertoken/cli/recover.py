@@ -9,6 +9,7 @@ import click
 import pertoken
 from pertoken.errors import PertokenError
 from pertoken.quantity import plural_text
+from pertoken.spool_folder import recordings_in
 
 
 @click.command()
@@ -42,3 +43,10 @@ def command(folder: Path, output: Path, force: bool) -> None:
     click.echo(f"wrote {output} ({profile.meta['model'].get('class', '')}, {counts})")
     for reason in profile.losses["reasons"]:
         click.echo(reason)
+    found = recordings_in(folder)
+    if len(found) > 1:
+        click.echo(
+            f"The newest that is over of {len(found)} recordings; give another by its folder:"
+        )
+        for path in found:
+            click.echo(f"  {path}")
