@@ -198,61 +198,6 @@ TENSOR_BARS = (
     ),
 )
 
-
-def _largest_share(budget: float) -> Callable[[Any], dict[str, float]]:
-    """The largest that was accounted under any load and selection."""
-
-    def read(budgets: Any) -> dict[str, float]:
-        shares = [
-            load["share"]
-            for selection in budgets["accounted"].values()
-            for load in selection[f"{budget:g}"]
-        ]
-        return {"median": max(shares), "low": min(shares), "high": max(shares)}
-
-    return read
-
-
-def _proved(budget: float) -> Callable[[Any], dict[str, float] | None]:
-    """The upper end of what the experiment found; the interval beside it."""
-
-    def read(budgets: Any) -> dict[str, float] | None:
-        found = budgets["proved"][f"{budget:g}"]
-        if found["high"] is None:  # too few pairs for an interval
-            return None
-        return {"median": found["high"], "low": found["low"], "high": found["high"]}
-
-    return read
-
-
-def share_text(value: float) -> str:
-    """Writes a share."""
-    return f"{value * 100:.2f} %"
-
-
-BUDGET_BARS = (
-    *(
-        Bar(
-            f"accounted cost at a budget of {budget * 100:g} %, the largest of any 200 steps",
-            "sampler_budget",
-            _largest_share(budget),
-            budget,
-            share_text,
-        )
-        for budget in (0.002, 0.01, 0.05)
-    ),
-    *(
-        Bar(
-            f"upper end of the A/B test of a budget of {budget * 100:g} %",
-            "sampler_budget",
-            _proved(budget),
-            budget,
-            share_text,
-        )
-        for budget in (0.01, 0.05)
-    ),
-)
-
 BARS = (
     Bar(
         "ring push with its timestamp, against a bare clock read",
@@ -310,7 +255,6 @@ BARS = (
         at_least=True,
     ),
     *TENSOR_BARS,
-    *BUDGET_BARS,
 )
 
 

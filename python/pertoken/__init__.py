@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pertoken.errors import (
+    DeviceError,
     ExperimentError,
     FileFormatError,
     HistogramError,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from pertoken.version import __version__
 
 __all__ = [
+    "DeviceError",
     "ExperimentError",
     "FileFormatError",
     "Histogram",

@@ -11,6 +11,10 @@ class PertokenError(Exception):
     """Base of all errors raised on purpose by this package."""
 
 
+class DeviceError(PertokenError, RuntimeError):
+    """A GPU, its driver or a stream of it failed, or cannot be used as it is."""
+
+
 class ExperimentError(PertokenError, ValueError):
     """A plan or a measurement of an experiment is not of a form that can be tested."""
 
