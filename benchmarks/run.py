@@ -40,6 +40,7 @@ BENCHMARKS = {
     "export_speed": "Chrome export, beside torch.profiler's",
     "peers": "other tools on the same work",
     "decode_overhead": "overhead in a decode",
+    "sampler_budget": "budgets that are kept",
 }
 
 

@@ -31,6 +31,7 @@ def measure_overhead(
     *,
     modules: ModuleSelection = "layers",
     budget: float = 0.01,
+    sampled: bool = False,
     plan: Plan | None = None,
     on_look: Callable[[Result], object] | None = None,
     clock: Clock = time.perf_counter_ns,
@@ -49,6 +50,8 @@ def measure_overhead(
             steps for instance. What else it returns is dropped.
         modules: as `profile` takes it.
         budget: the margin, as a share of the time without a recording. A `plan` has its own.
+        sampled: whether the recording keeps `budget`, as ``profile(budget=)`` does, so that it is
+            proved that it does; else it records everything.
         plan: another plan than "the mean, within `budget`".
         on_look: called with the result so far after every pair of blocks, outside what is timed.
         clock: nanoseconds.
@@ -64,7 +67,12 @@ def measure_overhead(
     """
     last = None
     for last in overhead_looks(
-        model, run, modules=modules, plan=plan or Plan(margin=budget), clock=clock
+        model,
+        run,
+        modules=modules,
+        recording_budget=budget if sampled else None,
+        plan=plan or Plan(margin=budget),
+        clock=clock,
     ):
         if on_look is not None:
             on_look(last)
@@ -78,12 +86,18 @@ def overhead_looks(
     *,
     modules: ModuleSelection,
     plan: Plan,
+    recording_budget: float | None = None,
     clock: Clock = time.perf_counter_ns,
 ) -> Iterator[Result]:
     """As `measure_overhead`, giving the result after every pair."""
     if not callable(run):
         raise ExperimentError("run: give a callable without arguments that runs the model once")
-    recording = profile(model, modules=modules, memory_limit_bytes=_MEMORY_LIMIT_BYTES)
+    recording = profile(
+        model,
+        modules=modules,
+        budget=recording_budget,
+        memory_limit_bytes=_MEMORY_LIMIT_BYTES,
+    )
     if not recording.enabled:
         raise ExperimentError("PERTOKEN=0 switches recording off: unset it to measure its cost")
     own = RandomState()

@@ -236,7 +236,7 @@ def told(monkeypatch):
                 dur_ns = planted.now_ns - start_ns
                 return Measured({"generate_ns": dur_ns, "step_ns": [dur_ns / 10] * 10})
 
-        def looks(model, run, *, modules, plan):
+        def looks(model, run, *, modules, plan, recording_budget=None):
             asked.update(modules=modules, plan=plan)
             return overhead_looks(
                 planted.model, run, modules=modules, plan=plan, clock=planted.clock

@@ -58,6 +58,9 @@ def _share(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     show_default=True,
     help="Margin of the mean.",
 )
+@click.option(
+    "--sampled", is_flag=True, help="Record within that budget, as profile(budget=) does."
+)
 @click.option("--p99", callback=_share, help="Test the p99 of decode steps, too, at this margin.")
 @click.option(
     "--alpha", callback=_share, default="5%", show_default=True, help="Probability of an error."
@@ -99,6 +102,7 @@ def _share(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 def command(
     name: str | None,
     modules: str,
+    sampled: bool,
     tokens: int,
     prompt_tokens: int,
     threads: int,
@@ -121,7 +125,14 @@ def command(
     from pertoken.timed_generate import TimedGenerate
 
     run = TimedGenerate(model, prompt_tokens, tokens)
-    result, interrupted = _last_look(overhead_looks(model, run, modules=modules, plan=plan))
+    looks = overhead_looks(
+        model,
+        run,
+        modules=modules,
+        plan=plan,
+        recording_budget=planned["budget"] if sampled else None,
+    )
+    result, interrupted = _last_look(looks)
     if result is None:
         raise KeyboardInterrupt
     if as_json:
