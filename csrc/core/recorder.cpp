@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <limits>
 #include <unordered_set>
 
 namespace pertoken {
@@ -18,6 +19,8 @@ int64_t widen(int64_t reference, uint32_t low) {
 constexpr std::chrono::milliseconds kShortestWait{1};
 // At three million records a second, more than Python can call, a ring of 65,536 fills in 21 ms.
 constexpr std::chrono::milliseconds kLongestWait{20};
+// For how long after stop() devices may still come to what was recorded.
+constexpr int kRoundsForDevices = 1000;  // of kShortestWait
 
 }  // namespace
 
@@ -26,6 +29,11 @@ Recorder::Recorder(const RecorderOptions& options, uint64_t uid)
 
 Recorder::~Recorder() {
   stop();
+  {
+    const std::lock_guard lock(mutex_);
+    leaving_ = true;
+  }
+  wake_.notify_all();
   if (thread_.joinable()) thread_.join();
 }
 
@@ -35,13 +43,15 @@ bool Recorder::start() {
   {
     const std::lock_guard lock(mutex_);
     finished = std::move(thread_);
+    leaving_ = true;  // what is pending, the next thread waits for
   }
+  wake_.notify_all();
   if (finished.joinable()) finished.join();
   if (!take_slot()) return false;
   try {
     const std::lock_guard lock(mutex_);
     clock_.sample();
-    stopping_ = false;
+    stopping_ = leaving_ = false;
     thread_ = std::thread([this] { run(); });
   } catch (...) {
     release_slot();
@@ -66,6 +76,7 @@ void Recorder::run() noexcept {
   pthread_setname_np(pthread_self(), "pertoken-drain");
   int64_t counted_cpu_ns = 0;
   std::chrono::microseconds wait = kLongestWait;
+  int rounds_for_devices = 0;
   std::unique_lock lock(mutex_);
   while (true) {
     const bool last_round = stopping_;
@@ -79,7 +90,12 @@ void Recorder::run() noexcept {
     const int64_t cpu_ns = detail::read_clock_ns(CLOCK_THREAD_CPUTIME_ID);
     drain_cpu_ns_ += static_cast<uint64_t>(cpu_ns - counted_cpu_ns);
     counted_cpu_ns = cpu_ns;
-    if (last_round) return;
+    if (last_round) {
+      if (leaving_ || !devices_are_pending_locked()) return;
+      if (++rounds_for_devices > kRoundsForDevices) return devices_->give_up();
+      wake_.wait_for(lock, kShortestWait, [this] { return leaving_; });
+      continue;
+    }
     // Come back when a ring that fills as fast as the fullest one did would be a quarter full.
     const size_t quarter = options_.ring_capacity / 4;
     wait = std::clamp<std::chrono::microseconds>(wait * quarter / std::max<size_t>(fullest, 1),
@@ -120,10 +136,14 @@ size_t Recorder::drain_locked() {
       ++i;
       continue;
     }
+    if (devices_ != nullptr && buffer.device_thread != nullptr) {
+      devices_->release(*buffer.device_thread);
+    }
     dropped_by_gone_threads_ += buffer.dropped.load(std::memory_order_relaxed);
     store_.close_track(buffer.track);
     buffers_.erase(buffers_.begin() + static_cast<std::ptrdiff_t>(i));
   }
+  collect_devices_locked();
   tracker_.end_round();
   store_.evict();
   if (tracks_.size() >= forget_tracks_at_) forget_tracks_locked();
@@ -136,6 +156,8 @@ void Recorder::forget_tracks_locked() {
   std::unordered_set<int32_t> used = store_.tracks();
   for (const auto& buffer : buffers_) used.insert(buffer->track);
   std::erase_if(tracks_, [&](const TrackInfo& track) { return !used.contains(track.track); });
+  std::erase_if(device_tracks_,
+                [&](const auto& entry) { return !used.contains(entry.second.track); });
   forget_tracks_at_ = std::max(2 * tracks_.size(), kFewTracks);
 }
 
@@ -246,6 +268,64 @@ void Recorder::collect(const Record& record, ThreadBuffer& buffer) {
   }
 }
 
+void Recorder::set_device_source(std::shared_ptr<DeviceSource> source) {
+  const std::lock_guard lock(mutex_);
+  devices_ = std::move(source);
+}
+
+bool Recorder::devices_are_pending_locked() {
+  return devices_ != nullptr && devices_->is_pending();
+}
+
+// After the rings, so that a step is known before its time on the device. A forked child has no
+// device.
+void Recorder::collect_devices_locked() {
+  if (devices_ == nullptr || in_forked_child_) return;
+  device_spans_.clear();
+  devices_->collect(ns_per_tick_, device_spans_);
+  size_t done = 0;
+  while (done < device_spans_.size()) {
+    try {
+      for (; done < device_spans_.size(); ++done) collect_device_span(device_spans_[done]);
+    } catch (...) {
+      ++collector_faults_;
+      ++done;
+    }
+  }
+}
+
+void Recorder::collect_device_span(const DeviceSpan& span) {
+  const auto [entry, is_new] =
+      device_tracks_.try_emplace({span.track, span.device, span.stream}, DeviceTrack{});
+  DeviceTrack& track = entry->second;
+  if (is_new) {
+    track = {next_track_, int64_t{span.seq}};
+    for (const auto& buffer : buffers_) {
+      if (buffer->track == span.track) track.last_seq = buffer->progress.last_seq;
+    }
+    tracks_.push_back(
+        {track.track, static_cast<int64_t>(span.stream),
+         "GPU " + std::to_string(span.device) + " stream " + std::to_string(span.stream),
+         span.device});
+    next_track_ = next_track_ == std::numeric_limits<int32_t>::max() ? 0 : next_track_ + 1;
+  }
+  track.last_seq = widen(track.last_seq, span.seq);
+  const int64_t seq = track.last_seq;
+  const int64_t parent_seq =
+      span.parent_seq == 0 ? 0 : seq - static_cast<uint32_t>(span.seq - span.parent_seq);
+  const int64_t step = span.step == kNone32 ? kNoStep : widen(last_step_, span.step);
+  store_.add_span({span.start_ticks, span.end_ticks - span.start_ticks, seq, parent_seq, step,
+                   span.site, track.track});
+  if (!span.is_step || step == kNoStep) return;
+  StepRow* row = store_.step(step);
+  if (row == nullptr || !row->begun) return;
+  const bool is_first = row->gpu_end_ticks == 0;
+  row->gpu_start_ticks =
+      is_first ? span.start_ticks : std::min(row->gpu_start_ticks, span.start_ticks);
+  row->gpu_end_ticks = std::max(row->gpu_end_ticks, span.end_ticks);
+  row->gpu_idle_ticks = std::max(row->gpu_idle_ticks, span.idle_ticks);
+}
+
 RecorderSnapshot Recorder::snapshot() {
   const std::lock_guard lock(mutex_);
   drain_locked();
@@ -276,6 +356,7 @@ RecorderLosses Recorder::losses_locked() const {
   losses.collector_faults = collector_faults_;
   losses.spans_evicted = store_.spans_evicted();
   losses.steps_evicted = store_.steps_evicted();
+  if (devices_ != nullptr) losses.devices = devices_->losses();
   return losses;
 }
 

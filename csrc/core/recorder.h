@@ -15,6 +15,8 @@
 #include "core/activity.h"
 #include "core/aggregates.h"
 #include "core/clock_calibrator.h"
+#include "core/device_source.h"
+#include "core/device_tracks.h"
 #include "core/request_tracker.h"
 #include "core/thread_buffer.h"
 #include "core/trace_store.h"
@@ -26,18 +28,13 @@ struct RecorderOptions {
   size_t ring_capacity = size_t{1} << 16;  // records a thread
 };
 
-struct TrackInfo {
-  int32_t track;
-  int64_t tid;
-  std::string name;
-};
-
 struct RecorderLosses {
   uint64_t records_dropped = 0;   // rings that were full, threads that could not be attached
   uint64_t recording_faults = 0;  // on the model's threads: see count_fault()
   uint64_t collector_faults = 0;  // records lost to a fault in the drain thread
   uint64_t spans_evicted = 0;
   uint64_t steps_evicted = 0;
+  DeviceLosses devices;
 };
 
 struct RecorderSnapshot {
@@ -88,6 +85,9 @@ class Recorder {
   // Hot: numbers the steps of the recording. Relaxed: only uniqueness matters.
   uint32_t next_step() noexcept { return next_step_.fetch_add(1, std::memory_order_relaxed); }
 
+  // What times the devices, before the first start(). It is asked in every round of the collector.
+  void set_device_source(std::shared_ptr<DeviceSource> source);
+
   // Takes one of kMaxRecorders slots; false when all are taken. Throws std::system_error when no
   // thread can be had.
   bool start();
@@ -133,6 +133,9 @@ class Recorder {
   size_t drain_locked();
   size_t drain_buffer_locked(ThreadBuffer& buffer);
   void collect(const Record& record, ThreadBuffer& buffer);
+  void collect_devices_locked();
+  void collect_device_span(const DeviceSpan& span);
+  bool devices_are_pending_locked();
   void forget_tracks_locked();
   RecorderLosses losses_locked() const;
 
@@ -156,6 +159,9 @@ class Recorder {
   int64_t last_step_ = 0;  // the reference for widening step numbers
   uint64_t dropped_by_gone_threads_ = 0;
   uint64_t collector_faults_ = 0;
+  std::shared_ptr<DeviceSource> devices_;  // may be null
+  std::vector<DeviceSpan> device_spans_;   // of one round
+  DeviceTracks device_tracks_;
   TraceStore store_;
   Aggregates aggregates_;
   RequestTracker tracker_{aggregates_};
@@ -167,6 +173,7 @@ class Recorder {
 
   std::condition_variable wake_;
   bool stopping_ = false;
+  bool leaving_ = false;  // the thread is not to wait for devices any longer
   std::thread thread_;
 };
 

@@ -16,6 +16,8 @@ namespace pertoken {
 
 inline constexpr int kMaxRecorders = 8;  // that run at once, in one process
 
+struct DeviceThread;  // see device_source.h
+
 struct ThreadBuffer {
   ThreadBuffer(size_t capacity, int32_t track_number, int64_t system_tid, std::string thread_name)
       : ring(capacity), track(track_number), tid(system_tid), name(std::move(thread_name)) {}
@@ -34,6 +36,7 @@ struct ThreadBuffer {
   // The owning thread only.
   uint32_t open_seq = 0;  // innermost open span, 0 when none
   uint32_t open_step = kNone32;
+  DeviceThread* device_thread = nullptr;  // the device source's; null until the first span of one
 
   // Written by the owning thread, read by the collector; a statistic, so relaxed on both sides.
   std::atomic<uint64_t> dropped{0};

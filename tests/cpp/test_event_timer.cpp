@@ -1,0 +1,554 @@
+// Spans on devices by recycled events, on the fake driver: thousands of random schedules, in which
+// every span is right to the clock's stated error or counted as lost, whatever fails meanwhile.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "cuda/event_timer.h"
+#include "fake_driver.h"
+
+namespace pertoken {
+namespace {
+
+using namespace cuda;
+using testing::FakeDriver;
+
+constexpr double kNsPerTick = 1.0 / FakeDriver::kTicksPerNs;
+constexpr double kSharedNs = 3000;  // boundaries that are one event, and calls between them
+
+double boot_ns(uint64_t ticks) { return static_cast<double>(ticks) * kNsPerTick; }
+
+uint64_t lost(const DeviceLosses& losses) {
+  return losses.no_event + losses.in_capture + losses.stream_changed + losses.late + losses.failed;
+}
+
+// A timer with threads that are only their buffers, and our own events beside its own.
+struct Rig {
+  FakeDriver fake;
+  std::unique_ptr<EventTimer> timer;
+  std::vector<std::unique_ptr<ThreadBuffer>> buffers;
+  std::vector<DeviceSpan> spans;
+  uint32_t next_seq = 1;
+
+  explicit Rig(int devices = 1, uint32_t max_events = EventTimer::kMaxEvents) : fake(devices) {
+    timer = std::make_unique<EventTimer>(*fake.api(), &FakeDriver::ticks, max_events);
+    add_thread();
+  }
+
+  ThreadBuffer& add_thread() {
+    const auto track = static_cast<int32_t>(buffers.size());
+    buffers.push_back(std::make_unique<ThreadBuffer>(size_t{16}, track, int64_t{track}, "thread"));
+    return *buffers.back();
+  }
+  CUstream stream(int device = 0) {
+    fake.set_current(device);
+    CUstream made = nullptr;
+    fake.api()->cuStreamCreate(&made, CU_STREAM_NON_BLOCKING);
+    return made;
+  }
+  CUevent event(CUstream on) {
+    CUevent made = nullptr;
+    fake.api()->cuEventCreate(&made, CU_EVENT_DEFAULT);
+    fake.api()->cuEventRecord(made, on);
+    return made;
+  }
+  EventLane& lane(int device = 0, size_t thread = 0) {
+    return *timer->lane(*buffers[thread], device);
+  }
+  void collect() { timer->collect(kNsPerTick, spans); }
+  // Lets the device get to everything, and reads it.
+  void settle() {
+    for (int i = 0; i < 4; ++i) {
+      fake.advance(20'000'000);
+      collect();
+    }
+  }
+  SpanLabels label(bool is_step = false) { return {7, next_seq++, 0, 3, is_step}; }
+};
+
+TEST(a_span_is_as_long_as_the_work_in_it_and_lies_where_the_work_ran) {
+  Rig rig;
+  const CUstream stream = rig.stream();
+  rig.fake.set_device_clock(3e-5, 123'456'789'000, 32);
+  rig.lane();
+  rig.settle();
+  rig.fake.spin(stream, 40'000);
+  const Boundary start = rig.lane().begin(stream);
+  const CUevent before = rig.event(stream);
+  rig.fake.spin(stream, 250'000);
+  const CUevent after = rig.event(stream);
+  rig.lane().end(start, stream, {7, 5, 2, 3, false});
+  rig.settle();
+  CHECK_EQ(rig.spans.size(), size_t{1});
+  const DeviceSpan& span = rig.spans.at(0);
+  CHECK_EQ(span.seq, 5u);
+  CHECK_EQ(span.parent_seq, 2u);
+  CHECK_EQ(span.step, 3u);
+  CHECK_EQ(span.site, 7u);
+  CHECK_EQ(span.device, int16_t{0});
+  const DeviceLosses losses = rig.timer->losses();
+  const auto error = static_cast<double>(losses.clock_error_ns);
+  CHECK(error > 0 && error < 50'000);
+  const auto start_ns = static_cast<double>(rig.fake.event_time_ns(before));
+  const auto end_ns = static_cast<double>(rig.fake.event_time_ns(after));
+  CHECK(std::abs(boot_ns(span.start_ticks) - start_ns) <= error);
+  CHECK(std::abs(boot_ns(span.end_ticks) - end_ns) <= error);
+  CHECK(std::abs(boot_ns(span.end_ticks - span.start_ticks) - (end_ns - start_ns)) < 1000);
+  CHECK_EQ(lost(losses), uint64_t{0});
+}
+
+TEST(regions_in_a_row_share_their_boundaries) {
+  Rig rig;
+  rig.fake.set_call_cost(50);
+  const CUstream stream = rig.stream();
+  rig.lane();
+  rig.settle();
+  const uint64_t before = rig.fake.calls("cuEventRecord");
+  constexpr uint64_t kRegions = 20;
+  for (uint64_t i = 0; i < kRegions; ++i) {
+    const Boundary start = rig.lane().begin(stream);
+    rig.fake.spin(stream, 10'000);
+    rig.fake.advance(6'000);  // no kernel is launched in less
+    rig.lane().end(start, stream, rig.label());
+  }
+  CHECK_EQ(rig.fake.calls("cuEventRecord") - before, kRegions + 1);
+  rig.settle();
+  CHECK_EQ(rig.spans.size(), size_t{kRegions});
+  for (size_t i = 1; i < rig.spans.size(); ++i) {
+    CHECK_EQ(rig.spans[i].start_ticks, rig.spans[i - 1].end_ticks);
+  }
+}
+
+TEST(events_are_used_again_only_after_they_were_read) {
+  Rig rig(1, 128);
+  const CUstream stream = rig.stream();
+  for (int i = 0; i < 3000; ++i) {
+    const Boundary start = rig.lane().begin(stream);
+    rig.fake.spin(stream, 20'000);
+    rig.fake.advance(25'000);
+    rig.lane().end(start, stream, rig.label());
+    if (i % 20 == 19) rig.collect();
+  }
+  rig.settle();
+  CHECK_EQ(rig.spans.size(), size_t{3000});
+  CHECK_EQ(lost(rig.timer->losses()), uint64_t{0});
+  CHECK(rig.fake.live_events() < 128 + 64);
+  CHECK_EQ(rig.fake.misuses(), uint64_t{0});
+}
+
+TEST(a_pool_that_runs_dry_drops_and_counts) {
+  Rig rig(1, 64);
+  const CUstream stream = rig.stream();
+  rig.fake.hold(stream);
+  for (int i = 0; i < 100; ++i) {
+    const Boundary start = rig.lane().begin(stream);
+    rig.fake.advance(10'000);
+    rig.lane().end(start, stream, rig.label());
+    rig.fake.advance(10'000);
+  }
+  rig.fake.release(stream);
+  rig.settle();
+  const DeviceLosses losses = rig.timer->losses();
+  CHECK(losses.no_event > 30);
+  CHECK_EQ(rig.spans.size() + losses.no_event, size_t{100});
+  CHECK_EQ(lost(losses), losses.no_event);
+}
+
+TEST(nothing_is_recorded_or_asked_in_a_capture_and_the_capture_survives) {
+  Rig rig;
+  const CUstream stream = rig.stream();
+  const CUstream other = rig.stream();
+  rig.lane();
+  const DriverApi& api = *rig.fake.api();
+  rig.settle();
+  const Boundary before = rig.lane().begin(stream);
+  rig.fake.spin(stream, 5'000);
+  rig.fake.advance(9'000);
+  rig.lane().end(before, stream, rig.label());
+  CHECK_EQ(api.cuStreamBeginCapture_v2(other, CU_STREAM_CAPTURE_MODE_GLOBAL), CUDA_SUCCESS);
+  std::thread([&] { rig.settle(); }).join();  // the drain thread, while this one captures
+  rig.settle();
+  rig.fake.advance(9'000);
+  const Boundary captured = rig.lane().begin(other);
+  CHECK(!captured);
+  rig.lane().end(captured, other, rig.label());
+  CHECK(!rig.lane().begin(nullptr));  // the legacy stream would wait for the captured one
+  CUgraph graph = nullptr;
+  CHECK_EQ(api.cuStreamEndCapture(other, &graph), CUDA_SUCCESS);
+  CHECK_EQ(rig.fake.captures_broken(), uint64_t{0});
+  size_t nodes = 1;
+  api.cuGraphGetNodes(graph, nullptr, &nodes);
+  CHECK_EQ(nodes, size_t{0});
+  CHECK_EQ(rig.spans.size(), size_t{1});
+  CHECK_EQ(rig.timer->losses().in_capture, uint64_t{2});
+}
+
+TEST(a_stream_that_does_not_move_holds_up_no_other) {
+  Rig rig;
+  const CUstream stuck = rig.stream();
+  const CUstream free = rig.stream();
+  rig.fake.hold(stuck);
+  for (const CUstream stream : {stuck, free, stuck, free}) {
+    const Boundary start = rig.lane().begin(stream);
+    rig.fake.spin(stream, 5'000);
+    rig.fake.advance(9'000);
+    rig.lane().end(start, stream, rig.label());
+    rig.fake.advance(9'000);
+  }
+  rig.settle();
+  CHECK_EQ(rig.spans.size(), size_t{2});
+  CHECK(rig.timer->is_pending());
+  for (int i = 0; i < 200; ++i) {
+    rig.fake.advance(100'000'000);
+    rig.collect();
+  }
+  CHECK_EQ(rig.timer->losses().late, uint64_t{2});
+  CHECK(!rig.timer->is_pending());
+}
+
+TEST(an_error_of_the_device_ends_its_timing_and_nothing_else) {
+  Rig rig(2);
+  const CUstream bad = rig.stream(0);
+  const CUstream good = rig.stream(1);
+  for (int i = 0; i < 10; ++i) {
+    for (int device = 0; device < 2; ++device) {
+      const CUstream stream = device == 0 ? bad : good;
+      const Boundary start = rig.lane(device).begin(stream);
+      rig.fake.spin(stream, 5'000);
+      rig.fake.advance(9'000);
+      rig.lane(device).end(start, stream, rig.label());
+    }
+    if (i == 4) {
+      rig.settle();
+      rig.fake.destroy_context(0);
+    }
+  }
+  rig.settle();
+  const DeviceLosses losses = rig.timer->losses();
+  CHECK_EQ(rig.spans.size(), size_t{15});
+  CHECK_EQ(losses.failed, uint64_t{5});
+  CHECK(!losses.failure.empty());
+}
+
+TEST(a_sticky_error_is_named_and_everything_after_it_is_counted) {
+  Rig rig;
+  const CUstream stream = rig.stream();
+  for (int i = 0; i < 6; ++i) {
+    const Boundary start = rig.lane().begin(stream);
+    rig.fake.spin(stream, 5'000);
+    rig.fake.advance(9'000);
+    if (i == 2) rig.fake.break_device(CUDA_ERROR_ILLEGAL_ADDRESS);
+    rig.lane().end(start, stream, rig.label());
+  }
+  rig.settle();
+  const DeviceLosses losses = rig.timer->losses();
+  CHECK_EQ(rig.spans.size() + losses.failed, size_t{6});
+  CHECK(losses.failure.find("CUDA_ERROR_ILLEGAL_ADDRESS") != std::string::npos);
+  rig.fake.break_device(CUDA_SUCCESS);
+}
+
+TEST(placement_stays_good_over_an_hour_and_after_a_long_pause) {
+  Rig rig;
+  const CUstream stream = rig.stream();
+  rig.fake.set_device_clock(-4e-5, 55'000'000'000, 32);
+  rig.lane();
+  for (int burst = 0; burst < 40; ++burst) {
+    rig.fake.advance(90'000'000'000);
+    for (int i = 0; i < 30; ++i) {
+      const size_t before = rig.spans.size();
+      const Boundary start = rig.lane().begin(stream);
+      const CUevent truth = rig.event(stream);
+      rig.fake.spin(stream, 100'000);
+      rig.fake.advance(110'000);
+      rig.lane().end(start, stream, rig.label());
+      rig.fake.advance(15'000'000);
+      rig.collect();
+      for (size_t k = before; k < rig.spans.size() && burst > 0; ++k) {
+        CHECK(std::abs(boot_ns(rig.spans[k].end_ticks - rig.spans[k].start_ticks) - 100'000) <
+              10'000);
+      }
+      if (rig.spans.size() == before + 1) {
+        const double off = boot_ns(rig.spans.back().start_ticks) -
+                           static_cast<double>(rig.fake.event_time_ns(truth));
+        CHECK(std::abs(off) <= static_cast<double>(rig.timer->losses().clock_error_ns));
+      }
+    }
+  }
+  rig.settle();
+  CHECK_EQ(rig.spans.size(), size_t{1200});
+  CHECK(rig.timer->losses().clock_error_ns < 1'000'000);
+}
+
+TEST(waiting_for_the_host_is_told_from_computing) {
+  Rig rig;
+  const CUstream stream = rig.stream();
+  rig.lane();
+  rig.settle();
+  const auto step = [&](int64_t kernel_ns, int64_t host_ns) {
+    rig.fake.advance(5'000'000);
+    const Boundary root = rig.lane().begin(stream);
+    for (int i = 0; i < 10; ++i) {
+      rig.fake.advance(5'000);
+      const Boundary layer = rig.lane().begin(stream);
+      rig.fake.spin(stream, kernel_ns);
+      rig.fake.advance(host_ns);
+      rig.lane().end(layer, stream, rig.label());
+    }
+    rig.lane().end(root, stream, rig.label(true));
+    rig.spans.clear();
+    rig.settle();
+    return rig.spans.back();
+  };
+  const DeviceSpan computing = step(500'000, 20'000);
+  CHECK(computing.is_step);
+  CHECK(boot_ns(computing.idle_ticks) <=
+        0.1 * boot_ns(computing.end_ticks - computing.start_ticks));
+  const DeviceSpan launching = step(10'000, 200'000);
+  CHECK(boot_ns(launching.idle_ticks) >=
+        0.9 * boot_ns(launching.end_ticks - launching.start_ticks));
+}
+
+TEST(a_thread_that_ends_leaves_no_events_behind) {
+  Rig rig;
+  const CUstream stream = rig.stream();
+  rig.lane();
+  rig.settle();
+  const size_t before = rig.fake.live_events();
+  for (int i = 0; i < 20; ++i) {
+    ThreadBuffer& buffer = rig.add_thread();
+    EventLane& lane = *rig.timer->lane(buffer, 0);
+    const Boundary start = lane.begin(stream);
+    rig.fake.spin(stream, 5'000);
+    rig.fake.advance(9'000);
+    lane.end(start, stream, rig.label());
+    rig.timer->release(*buffer.device_thread);
+    rig.settle();
+  }
+  CHECK_EQ(rig.spans.size(), size_t{20});
+  CHECK(rig.fake.live_events() <= before + 4);
+  rig.timer.reset();
+  CHECK_EQ(rig.fake.live_events(), size_t{0});
+  CHECK_EQ(rig.fake.live_streams(), size_t{1});
+  CHECK_EQ(rig.fake.misuses(), uint64_t{0});
+}
+
+TEST(a_device_that_torch_has_not_started_is_not_started_by_us) {
+  Rig rig(2);
+  rig.fake.destroy_context(1);
+  CHECK(rig.timer->lane(*rig.buffers[0], 1) == nullptr);
+  CHECK(rig.timer->lane(*rig.buffers[0], 99) == nullptr);
+  CHECK_EQ(rig.fake.calls("cuDevicePrimaryCtxRetain"), uint64_t{0});
+  CHECK_EQ(rig.timer->losses().failed, uint64_t{2});
+}
+
+// A random program: nested spans on several streams, devices and threads, captures, pauses, slow
+// streams, and now and then a fault.
+struct Schedule {
+  struct Open {
+    Boundary start;
+    CUstream stream;
+    int device;
+    size_t thread;
+    uint32_t seq;
+  };
+  struct Truth {
+    CUevent start;
+    CUevent end;
+  };
+
+  explicit Schedule(uint64_t seed)
+      : random(seed), rig(1 + static_cast<int>(seed % 2), seed % 5 == 0 ? 64 : 1024) {
+    rig.fake.set_device_clock(std::uniform_real_distribution<double>(-5e-5, 5e-5)(random),
+                              static_cast<int64_t>(random() % 1'000'000'000'000),
+                              random() % 2 != 0 ? 1 : 32);
+    rig.fake.set_call_cost(static_cast<int64_t>(100 + random() % 400));
+    devices = 1 + static_cast<int>(seed % 2);
+    rig.add_thread();
+    for (int device = 0; device < devices; ++device) {
+      streams.push_back({nullptr, device});
+      for (int i = 0; i < 2; ++i) streams.push_back({rig.stream(device), device});
+    }
+    has_faults = seed % 3 == 0;
+  }
+
+  uint64_t pick(uint64_t count) { return random() % count; }
+
+  CUevent truth_event(const Open& open) {
+    rig.fake.set_current(open.device);
+    return rig.event(open.stream);
+  }
+
+  void begin() {
+    const auto& [stream, device] = streams[pick(streams.size())];
+    Open span{{}, stream, device, static_cast<size_t>(pick(2)), rig.next_seq++};
+    EventLane* lane = rig.timer->lane(*rig.buffers[span.thread], device);
+    ++begun;
+    if (lane == nullptr) return;
+    span.start = lane->begin(stream);
+    if (!capturing && span.start) truths[span.seq].start = truth_event(span);
+    open.push_back(span);
+  }
+
+  void end() {
+    if (open.empty()) return;
+    const Open span = open.back();
+    open.pop_back();
+    EventLane& lane = *rig.timer->lane(*rig.buffers[span.thread], span.device);
+    if (!capturing && span.start) truths[span.seq].end = truth_event(span);
+    rig.fake.set_current(static_cast<int>(pick(static_cast<uint64_t>(devices))));
+    const bool moves = pick(40) == 0;
+    const auto& other = streams[pick(streams.size())];
+    lane.end(span.start, moves && other.second == span.device ? other.first : span.stream,
+             {1, span.seq, 0, 1, pick(8) == 0});
+  }
+
+  void plant() {
+    switch (pick(6)) {
+      case 0:
+        rig.fake.fail("cuEventCreate", CUDA_ERROR_OUT_OF_MEMORY, 3);
+        break;
+      case 1:
+        rig.fake.fail("cuEventQuery", CUDA_ERROR_ILLEGAL_ADDRESS);
+        break;
+      case 2:
+        rig.fake.fail("cuEventRecord", CUDA_ERROR_INVALID_HANDLE);
+        break;
+      case 3:
+        rig.fake.fail("cuEventElapsedTime", CUDA_ERROR_ILLEGAL_ADDRESS);
+        break;
+      case 4:
+        if (devices > 1) rig.fake.destroy_context(1);
+        context_gone = context_gone || devices > 1;
+        break;
+      default:
+        rig.fake.fail("cuStreamIsCapturing", CUDA_ERROR_CONTEXT_IS_DESTROYED);
+        break;
+    }
+  }
+
+  void act() {
+    const auto& [stream, device] = streams[pick(streams.size())];
+    switch (pick(12)) {
+      case 0:
+      case 1:
+      case 2:
+        return begin();
+      case 3:
+      case 4:
+      case 5:
+        return end();
+      case 6:
+      case 7:
+        rig.fake.spin(stream, static_cast<int64_t>(pick(300'000)), device);
+        rig.fake.advance(3'000 + static_cast<int64_t>(pick(20'000)));
+        return;
+      case 8:
+        rig.fake.advance(static_cast<int64_t>(pick(8) == 0 ? pick(700'000'000) : pick(300'000)));
+        return;
+      case 9:
+        return rig.collect();
+      case 10:
+        if (pick(4) != 0) return;
+        if (held == nullptr && stream != nullptr) {
+          held = stream;
+          rig.fake.hold(held);
+        } else if (held != nullptr) {
+          rig.fake.release(held);
+          held = nullptr;
+        }
+        return;
+      default:
+        if (pick(6) == 0) capture_something();
+        if (has_faults && pick(30) == 0) plant();
+        return;
+    }
+  }
+
+  void capture_something() {
+    if (context_gone) return;
+    const DriverApi& api = *rig.fake.api();
+    rig.fake.set_current(0);
+    CUstream stream = rig.stream(0);
+    if (api.cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_GLOBAL) != CUDA_SUCCESS) return;
+    capturing = true;
+    const Boundary inside = rig.lane(0, 0).begin(stream);
+    ++begun;
+    CHECK(!inside);
+    rig.collect();
+    CUgraph graph = nullptr;
+    CHECK_EQ(api.cuStreamEndCapture(stream, &graph), CUDA_SUCCESS);
+    capturing = false;
+  }
+
+  void check() {
+    if (held != nullptr) rig.fake.release(held);
+    while (!open.empty()) end();
+    rig.settle();
+    rig.timer->give_up();
+    const DeviceLosses losses = rig.timer->losses();
+    CHECK_EQ(rig.spans.size() + lost(losses), static_cast<size_t>(begun));
+    if (!has_faults) CHECK_EQ(losses.failed, uint64_t{0});
+    CHECK_EQ(rig.fake.captures_broken(), uint64_t{0});
+    std::map<uint32_t, int> seen;
+    for (const DeviceSpan& span : rig.spans) {
+      CHECK_EQ(++seen[span.seq], 1);
+      const Truth& truth = truths[span.seq];
+      CHECK(span.start_ticks <= span.end_ticks);
+      const double error = static_cast<double>(losses.clock_error_ns) + kSharedNs;
+      const double start_off =
+          boot_ns(span.start_ticks) - static_cast<double>(rig.fake.event_time_ns(truth.start));
+      const double end_off =
+          boot_ns(span.end_ticks) - static_cast<double>(rig.fake.event_time_ns(truth.end));
+      CHECK(std::abs(start_off) <= error);
+      CHECK(std::abs(end_off) <= error);
+      worst_error = std::max(worst_error, static_cast<double>(losses.clock_error_ns));
+    }
+    CHECK_EQ(rig.fake.misuses(), uint64_t{0});
+  }
+
+  std::mt19937_64 random;
+  Rig rig;
+  int devices = 1;
+  bool has_faults = false;
+  bool context_gone = false;
+  bool capturing = false;
+  CUstream held = nullptr;
+  std::vector<std::pair<CUstream, int>> streams;
+  std::vector<Open> open;
+  std::map<uint32_t, Truth> truths;
+  uint64_t begun = 0;
+  double worst_error = 0;
+};
+
+TEST(every_span_of_a_random_schedule_is_right_or_counted) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  constexpr uint64_t kSchedules = 1000;
+#else
+  constexpr uint64_t kSchedules = 4000;
+#endif
+  double worst_error = 0;
+  size_t spans = 0;
+  for (uint64_t seed = 0; seed < kSchedules; ++seed) {
+    const long failed_before = testing::checks_failed;
+    Schedule schedule(seed);
+    for (int i = 0; i < 120; ++i) schedule.act();
+    schedule.check();
+    worst_error = std::max(worst_error, schedule.worst_error);
+    spans += schedule.rig.spans.size();
+    if (testing::checks_failed != failed_before) {
+      std::cerr << "schedule " << seed << "\n";
+      return;
+    }
+  }
+  CHECK(spans > kSchedules * 5);
+  CHECK(worst_error < 2e6);
+}
+
+}  // namespace
+}  // namespace pertoken
