@@ -143,4 +143,4 @@ fuzz: $(VENV)/.installed $(VENV)/.dev cpp-build-asan ## fuzz the loader and the 
 	.ci/fuzz.sh $(FUZZ_SECONDS) build-fuzz
 
 pytest: $(VENV)/.installed $(VENV)/.dev ## the Python tests
-	python -m pytest $(PYTEST_ARGS)
+	python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)

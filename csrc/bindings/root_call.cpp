@@ -177,12 +177,15 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
   const uint32_t parent_seq = outer_seq != 0 ? outer_seq : enclosing(recorder).seq;
   const uint32_t seq = tls_thread_state->next_seq();
   const uint64_t pushed_before = buffer.pushed();
+  const uint32_t outer_detail = buffer.open_detail;
   buffer.open_seq = seq;
   buffer.open_step = step;
+  buffer.open_detail = 0;
   PyObject* result = call_inner(call.base.inner, args, kwargs);
   const uint64_t end_ticks = now_ticks();
   buffer.open_seq = outer_seq;
   buffer.open_step = kNone32;
+  buffer.open_detail = outer_detail;
   if (recorder.active()) {
     buffer.push({start_ticks, end_ticks, make_tag(RecordType::kSpan, call.base.site), seq,
                  parent_seq, step});

@@ -37,6 +37,7 @@ struct ThreadBuffer {
   uint32_t open_seq = 0;  // innermost open span, 0 when none
   uint32_t open_step = kNone32;
   DeviceThread* device_thread = nullptr;  // the device source's; null until the first span of one
+  uint32_t open_detail = 0;  // of the open step, see step_detail.h
 
   // Written by the owning thread, read by the collector; a statistic, so relaxed on both sides.
   std::atomic<uint64_t> dropped{0};

@@ -212,6 +212,7 @@ void FakeDriver::run_due() {
 
 void FakeDriver::spin(CUstream stream, int64_t duration_ns, int device) {
   const std::lock_guard lock(mutex_);
+  advance_locked(kLaunchCostNs);
   Stream& target =
       stream == nullptr ? default_streams_.at(static_cast<size_t>(device)) : streams_.at(stream);
   enqueue(target, {}, duration_ns);

@@ -78,6 +78,7 @@ class FakeDriver {
   // The virtual clock as a host's tick counter: kTicksPerNs a nanosecond. Of the one fake there is.
   static uint64_t ticks();
   static constexpr double kTicksPerNs = 2.5;
+  static constexpr int64_t kLaunchCostNs = 2500;  // what a launch takes the host
 
   // The device's clock runs at 1 + drift and is read in steps of its resolution.
   void set_device_clock(double drift, int64_t offset_ns, int64_t resolution_ns);
