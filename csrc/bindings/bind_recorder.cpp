@@ -5,6 +5,7 @@
 
 #include "bindings/bind_totals.h"
 #include "bindings/cache_length.h"
+#include "bindings/device_calls.h"
 #include "bindings/module.h"
 #include "bindings/request_numbers.h"
 #include "bindings/scope.h"
@@ -86,6 +87,12 @@ void bind_recorder(py::module_& m) {
             return snapshot_columns(snapshot, origin_ticks, marks);
           },
           py::arg("origin_ticks"), py::arg("marks"));
+  recorder_class.def(
+      "time_devices",
+      [](Recorder& recorder, const py::function& current_stream, const std::vector<int>& devices) {
+        return time_devices(recorder, current_stream.ptr(), devices);
+      },
+      py::arg("current_stream"), py::arg("devices"));
   bind_totals(m, recorder_class);
   m.def(
       "intern_module",
@@ -114,9 +121,10 @@ void bind_recorder(py::module_& m) {
   m.def("unix_time_ns", &unix_time_ns);
   m.attr("MAX_RECORDERS") = kMaxRecorders;
   if (!add_request_number_types(m.ptr()) || !add_scope_types(m.ptr()) ||
-      !add_span_call_type(m.ptr()) || !add_root_call_type(m.ptr()) ||
-      !add_generation_types(m.ptr()) || !add_method_call_type(m.ptr()) ||
-      !add_root_search_types(m.ptr()) || !add_weak_method_type(m.ptr())) {
+      !add_span_call_type(m.ptr()) || !add_device_span_call_type(m.ptr()) ||
+      !add_root_call_type(m.ptr()) || !add_generation_types(m.ptr()) ||
+      !add_method_call_type(m.ptr()) || !add_root_search_types(m.ptr()) ||
+      !add_weak_method_type(m.ptr())) {
     throw py::error_already_set();
   }
 }

@@ -5,8 +5,10 @@
 
 #include <cstddef>
 #include <new>
+#include <optional>
 
 #include "bindings/cache_length.h"
+#include "bindings/device_calls.h"
 #include "bindings/generation_state.h"
 #include "bindings/request_numbers.h"
 #include "bindings/span_call.h"
@@ -155,8 +157,12 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
     const uint32_t parent = buffer.open_seq != 0 ? buffer.open_seq : enclosing(recorder).seq;
     // What a forward of generate() commits here is for the user's step to say.
     if (state != nullptr) note_step(*state, plan, keep_known, kNone32);
+    std::optional<DeviceIntervals> devices;
+    const uint32_t seq = tls_thread_state->coming_seq();
+    if (recorder.device_calls() != nullptr) devices.emplace(recorder, buffer, seq);
     PyObject* result =
         timed_call(call.base.inner, args, kwargs, recorder, buffer, call.base.site, parent, step);
+    if (devices) devices->end({call.base.site, seq, 0, step, false});
     if (state != nullptr) state->last_end_ticks = now_ticks();
     return result;
   }
@@ -181,7 +187,10 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
   buffer.open_seq = seq;
   buffer.open_step = step;
   buffer.open_detail = 0;
+  std::optional<DeviceIntervals> devices;
+  if (recorder.device_calls() != nullptr) devices.emplace(recorder, buffer, seq);
   PyObject* result = call_inner(call.base.inner, args, kwargs);
+  if (devices) devices->end({call.base.site, seq, 0, step, true});
   const uint64_t end_ticks = now_ticks();
   buffer.open_seq = outer_seq;
   buffer.open_step = kNone32;

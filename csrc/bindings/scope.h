@@ -14,6 +14,8 @@ namespace pertoken::bindings {
 
 enum class ScopeKind : uint8_t { kRegion, kStep, kRequest };
 
+class DeviceInterval;
+
 // How one scope stands in one recorder. `uid` 0: it has no part in it.
 struct ScopeEntry {
   uint64_t uid;
@@ -24,6 +26,8 @@ struct ScopeEntry {
   uint32_t forwards;    // step: that ran in it
   uint32_t generation;  // request: its number here
   uint32_t tokens;      // request: what its step regions have committed so far
+  DeviceInterval*
+      device;  // region and step: what times it on the model's device; owned, may be null
 };
 
 struct Scope {

@@ -1,5 +1,8 @@
 #include "bindings/snapshot_columns.h"
 
+#include <algorithm>
+#include <unordered_map>
+
 #include "bindings/without_gil.h"
 #include "core/string_table.h"
 
@@ -27,7 +30,9 @@ py::dict span_columns(const RecorderSnapshot& snapshot, int64_t origin_ns) {
   }
   const auto length = static_cast<py::ssize_t>(count);
   py::array_t<int64_t> ids(length), parents(length), steps(length), starts(length), durs(length);
-  py::array_t<int32_t> sites(length), tracks(length);
+  py::array_t<int32_t> sites(length), tracks(length), devices(length);
+  std::unordered_map<int32_t, int32_t> device_of;
+  for (const TrackInfo& track : snapshot.tracks) device_of[track.track] = track.device;
   {
     auto* id = ids.mutable_data();
     auto* parent = parents.mutable_data();
@@ -36,9 +41,12 @@ py::dict span_columns(const RecorderSnapshot& snapshot, int64_t origin_ns) {
     auto* dur_ns = durs.mutable_data();
     auto* site = sites.mutable_data();
     auto* track = tracks.mutable_data();
+    auto* device = devices.mutable_data();
     without_gil([&] {
       size_t at = 0;
       for (const auto& chunk : snapshot.store.chunks) {
+        const auto known = device_of.find(chunk->track());
+        const int32_t on_device = known == device_of.end() ? -1 : known->second;
         for (uint32_t i = 0; i < chunk->size(); ++i) {
           const StoredSpan span = chunk->at(i);
           if (!is_held(span, first_step)) continue;
@@ -51,6 +59,7 @@ py::dict span_columns(const RecorderSnapshot& snapshot, int64_t origin_ns) {
           dur_ns[at] = end_ns - begin_ns;
           site[at] = static_cast<int32_t>(span.site);
           track[at] = span.track;
+          device[at] = on_device;
           ++at;
         }
       }
@@ -62,6 +71,7 @@ py::dict span_columns(const RecorderSnapshot& snapshot, int64_t origin_ns) {
   columns["step"] = steps;
   columns["site"] = sites;
   columns["track"] = tracks;
+  columns["device"] = devices;
   columns["start_ns"] = starts;
   columns["dur_ns"] = durs;
   return columns;
@@ -92,6 +102,22 @@ py::dict step_columns(const RecorderSnapshot& snapshot, int64_t origin_ns) {
   column("start_ns", [&](const StepRow& row) { return clock.to_ns(row.start_ticks) - origin_ns; });
   column("wall_ns", [&](const StepRow& row) {
     return row.end_ticks == 0 ? -1 : clock.to_ns(row.end_ticks) - clock.to_ns(row.start_ticks);
+  });
+  column("gpu_ns", [&](const StepRow& row) {
+    return row.gpu_end_ticks == 0
+               ? -1
+               : clock.to_ns(row.gpu_end_ticks) - clock.to_ns(row.gpu_start_ticks);
+  });
+  // By the clock's error the device may seem to have begun before the host.
+  column("launch_lag_ns", [&](const StepRow& row) {
+    return row.gpu_end_ticks == 0 ? -1
+                                  : std::max<int64_t>(0, clock.to_ns(row.gpu_start_ticks) -
+                                                             clock.to_ns(row.start_ticks));
+  });
+  column("gpu_idle_ns", [&](const StepRow& row) {
+    return row.gpu_end_ticks == 0 ? -1
+                                  : clock.to_ns(row.gpu_start_ticks + row.gpu_idle_ticks) -
+                                        clock.to_ns(row.gpu_start_ticks);
   });
   // The lengths are those of the first forward; of several, only what the user said holds.
   column("rows", [](const StepRow& row) {
@@ -189,7 +215,7 @@ py::dict snapshot_columns(const RecorderSnapshot& snapshot, uint64_t origin_tick
 
   py::list tracks;
   for (const TrackInfo& track : snapshot.tracks) {
-    tracks.append(py::make_tuple(track.track, track.tid, track.name));
+    tracks.append(py::make_tuple(track.track, track.tid, track.name, track.device));
   }
   result["tracks"] = tracks;
   py::list sites;
@@ -204,6 +230,13 @@ py::dict snapshot_columns(const RecorderSnapshot& snapshot, uint64_t origin_tick
   losses["collector_faults"] = snapshot.losses.collector_faults;
   losses["spans_evicted"] = snapshot.losses.spans_evicted;
   losses["steps_evicted"] = snapshot.losses.steps_evicted;
+  const DeviceLosses& on_devices = snapshot.losses.devices;
+  losses["device_spans"] = py::dict(
+      py::arg("no_event") = on_devices.no_event, py::arg("in_capture") = on_devices.in_capture,
+      py::arg("stream_changed") = on_devices.stream_changed, py::arg("late") = on_devices.late,
+      py::arg("failed") = on_devices.failed);
+  losses["device_clock_error_ns"] = on_devices.clock_error_ns;
+  losses["device_failure"] = on_devices.failure;
   result["losses"] = losses;
 
   py::dict clock;

@@ -8,8 +8,13 @@
 
 namespace pertoken {
 
+inline constexpr uint32_t kNoSite = 0x00FFFFFFu;  // of a step that is no call: only its times count
+
 // What a source keeps for one of the model's threads; defined by the source.
 struct DeviceThread;
+
+// What the calls of a recording are timed with; defined by the bindings.
+struct DeviceCalls;
 
 // One interval on a device, placed on the host's ticks. Numbers are as in a kSpan record of the
 // call that enqueued the work.

@@ -295,6 +295,8 @@ void Recorder::collect_devices_locked() {
 }
 
 void Recorder::collect_device_span(const DeviceSpan& span) {
+  if (span.is_step) collect_device_step(span);
+  if (span.site == kNoSite) return;
   const auto [entry, is_new] =
       device_tracks_.try_emplace({span.track, span.device, span.stream}, DeviceTrack{});
   DeviceTrack& track = entry->second;
@@ -316,8 +318,11 @@ void Recorder::collect_device_span(const DeviceSpan& span) {
   const int64_t step = span.step == kNone32 ? kNoStep : widen(last_step_, span.step);
   store_.add_span({span.start_ticks, span.end_ticks - span.start_ticks, seq, parent_seq, step,
                    span.site, track.track});
-  if (!span.is_step || step == kNoStep) return;
-  StepRow* row = store_.step(step);
+}
+
+void Recorder::collect_device_step(const DeviceSpan& span) {
+  if (span.step == kNone32) return;
+  StepRow* row = store_.step(widen(last_step_, span.step));
   if (row == nullptr || !row->begun) return;
   const bool is_first = row->gpu_end_ticks == 0;
   row->gpu_start_ticks =

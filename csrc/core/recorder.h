@@ -87,6 +87,10 @@ class Recorder {
 
   // What times the devices, before the first start(). It is asked in every round of the collector.
   void set_device_source(std::shared_ptr<DeviceSource> source);
+  // What the wrappers time devices with: null where there is nothing to time. Kept as long as the
+  // recorder. Set before the first start(), and read by the model's threads.
+  void set_device_calls(std::shared_ptr<DeviceCalls> calls) { device_calls_ = std::move(calls); }
+  DeviceCalls* device_calls() const noexcept { return device_calls_.get(); }
 
   // Takes one of kMaxRecorders slots; false when all are taken. Throws std::system_error when no
   // thread can be had.
@@ -135,12 +139,14 @@ class Recorder {
   void collect(const Record& record, ThreadBuffer& buffer);
   void collect_devices_locked();
   void collect_device_span(const DeviceSpan& span);
+  void collect_device_step(const DeviceSpan& span);
   bool devices_are_pending_locked();
   void forget_tracks_locked();
   RecorderLosses losses_locked() const;
 
   const RecorderOptions options_;
   const uint64_t uid_;
+  std::shared_ptr<DeviceCalls> device_calls_;
   std::atomic<uint64_t> run_uid_{0};
   std::atomic<int> slot_{0};
   std::atomic<bool> active_{false};

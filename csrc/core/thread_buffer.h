@@ -37,7 +37,7 @@ struct ThreadBuffer {
   uint32_t open_seq = 0;  // innermost open span, 0 when none
   uint32_t open_step = kNone32;
   DeviceThread* device_thread = nullptr;  // the device source's; null until the first span of one
-  uint32_t open_detail = 0;  // of the open step, see step_detail.h
+  uint32_t open_detail = 0;               // of the open step, see step_detail.h
 
   // Written by the owning thread, read by the collector; a statistic, so relaxed on both sides.
   std::atomic<uint64_t> dropped{0};
@@ -72,6 +72,9 @@ struct ThreadState {
   std::vector<Entry> attached;   // every recorder that this thread has a buffer for; cold
   const uint64_t uid;            // never 0, never used again
   uint32_t last_seq = 0;  // span numbers of this thread, common to all recorders; 0 is never used
+
+  // What the next next_seq() will give.
+  uint32_t coming_seq() const noexcept { return last_seq + 1 == 0 ? 1 : last_seq + 1; }
 
   uint32_t next_seq() noexcept {
     if (++last_seq == 0) [[unlikely]]

@@ -7,7 +7,7 @@
 namespace pertoken::cuda {
 
 EventLane::EventLane(TimedDevice& device, HostTicks ticks, int32_t track, uint32_t max_events)
-    : device_(device), ticks_(ticks), track_(track), pool_(max_events), ring_(2 * max_events) {}
+    : device_(device), ticks_(ticks), track_(track), pool_(max_events), ring_(4 * max_events) {}
 
 // Nothing may be recorded, created or asked for on a stream that is being captured: the record
 // would become an edge of somebody's graph. The legacy stream answers so while any other captures.
@@ -67,6 +67,8 @@ Boundary EventLane::mark(CUstream stream) noexcept {
   if (latest_) pool_.drop(latest_.slot);
   latest_ = {taken, slot.generation};
   pool_.add_reference(taken);
+  pool_.add_reference(taken);
+  if (!ring_.try_push({{}, latest_, 0, 0, 0, 0})) pool_.drop(taken);
   latest_done_ticks_ = ticks_();
   return latest_;
 }
@@ -97,10 +99,10 @@ void EventLane::read_ring() {
     for (const Message& message : messages) {
       if (pending_.size() < kMaxPending) {
         pending_.push_back(message);
-      } else {
-        ++unfit_;
-        drop(message);
+        continue;
       }
+      if (message.start) ++unfit_;
+      drop(message);
     }
     ring_.release(messages.size());
   }
@@ -125,6 +127,7 @@ bool EventLane::resolve(EventSlot& slot, double ns_per_tick) {
     device_.fail(result);
     return false;
   }
+  // Boundaries come in their order; by different anchors they could be some nanoseconds out of it.
   Stream& stream = stream_state(slot.stream);
   stream.last_ns = std::max(stream.last_ns, device_ns);
   slot.device_ns = stream.last_ns;
@@ -186,63 +189,78 @@ DeviceSpan EventLane::span_of(const Message& message) {
   return span;
 }
 
+// Of one stream nothing after what is not ready is ready; other streams go on.
+bool EventLane::is_reached(const EventSlot& slot) {
+  if (slot.resolved_generation == slot.generation) return true;
+  if (!device_.clock.is_ready()) return false;
+  if (std::find(waiting_.begin(), waiting_.end(), slot.stream) != waiting_.end()) return false;
+  const CUresult result = device_.api.cuEventQuery(slot.event);
+  if (result == CUDA_ERROR_NOT_READY) {
+    waiting_.push_back(slot.stream);
+  } else if (result != CUDA_SUCCESS) {
+    device_.fail(result);
+  }
+  return result == CUDA_SUCCESS;
+}
+
+bool EventLane::take(const Message& message, uint64_t now, double ns_per_tick,
+                     std::vector<DeviceSpan>& spans) {
+  EventSlot& end = pool_[message.end.slot];
+  EventSlot& start = message.start ? pool_[message.start.slot] : end;
+  if (end.generation != message.end.generation ||
+      (message.start && start.generation != message.start.generation)) {
+    ++failed_;  // recorded again before it was read: references forbid it
+    return true;
+  }
+  if (is_reached(end) && resolve(start, ns_per_tick) && resolve(end, ns_per_tick)) {
+    if (message.start) spans.push_back(span_of(message));
+    return true;
+  }
+  const bool is_alive = device_.is_alive.load(std::memory_order_relaxed);
+  const double age_ns = static_cast<double>(now - end.record_ticks) * ns_per_tick;
+  if (is_alive && age_ns <= static_cast<double>(kLateNs)) return false;
+  if (message.start) ++(is_alive ? late_ : failed_);
+  return true;
+}
+
 void EventLane::collect(double ns_per_tick, std::vector<DeviceSpan>& spans) {
   read_ring();
   if (!device_.is_alive.load(std::memory_order_relaxed)) {
-    failed_ += pending_.size();
-    for (const Message& message : pending_) drop(message);
-    pending_.clear();
+    failed_ += drop_pending();
     return;
   }
-  const bool can_place = device_.clock.is_ready();
   const uint64_t now = ticks_();
   waiting_.clear();
   size_t kept = 0;
-  for (size_t i = 0; i < pending_.size(); ++i) {
-    const Message message = pending_[i];
-    EventSlot& start = pool_[message.start.slot];
-    EventSlot& end = pool_[message.end.slot];
-    const bool waits =
-        !can_place || std::find(waiting_.begin(), waiting_.end(), end.stream) != waiting_.end();
-    // Of one stream the later ones are not ready either; other streams go on.
-    bool is_ready = !waits && end.resolved_generation == end.generation;
-    if (!is_ready && !waits) {
-      const CUresult result = device_.api.cuEventQuery(end.event);
-      is_ready = result == CUDA_SUCCESS;
-      if (result == CUDA_ERROR_NOT_READY) {
-        waiting_.push_back(end.stream);
-      } else if (result != CUDA_SUCCESS) {
-        device_.fail(result);
-      }
-    }
-    const bool is_ours =
-        start.generation == message.start.generation && end.generation == message.end.generation;
-    if (is_ready && is_ours && resolve(start, ns_per_tick) && resolve(end, ns_per_tick)) {
-      spans.push_back(span_of(message));
+  for (const Message& message : pending_) {
+    if (take(message, now, ns_per_tick, spans)) {
       drop(message);
-      continue;
+    } else {
+      pending_[kept++] = message;
     }
-    const bool is_alive = device_.is_alive.load(std::memory_order_relaxed);
-    const double age_ns = static_cast<double>(now - end.record_ticks) * ns_per_tick;
-    if (!is_alive || !is_ours || (!is_ready && age_ns > static_cast<double>(kLateNs))) {
-      ++(is_alive ? late_ : failed_);
-      drop(message);
-      continue;
-    }
-    pending_[kept++] = message;
   }
   pending_.resize(kept);
 }
 
+uint64_t EventLane::drop_pending() noexcept {
+  uint64_t spans = 0;
+  for (const Message& message : pending_) {
+    if (message.start) ++spans;
+    drop(message);
+  }
+  pending_.clear();
+  return spans;
+}
+
 void EventLane::give_up() noexcept {
+  late_ += drop_pending();
   for (auto messages = ring_.readable(); !messages.empty(); messages = ring_.readable()) {
-    for (const Message& message : messages) drop(message);
-    late_ += messages.size();
+    for (const Message& message : messages) {
+      if (message.start) ++late_;
+      drop(message);
+    }
     ring_.release(messages.size());
   }
-  late_ += pending_.size();
-  for (const Message& message : pending_) drop(message);
-  pending_.clear();
 }
 
 void EventLane::add_losses(DeviceLosses& losses) const noexcept {
@@ -256,7 +274,8 @@ void EventLane::add_losses(DeviceLosses& losses) const noexcept {
 uint64_t EventLane::oldest_record_ticks(uint64_t otherwise) noexcept {
   uint64_t oldest = otherwise;
   for (const Message& message : pending_) {
-    oldest = std::min(oldest, pool_[message.start.slot].record_ticks);
+    const Boundary first = message.start ? message.start : message.end;
+    oldest = std::min(oldest, pool_[first.slot].record_ticks);
   }
   return oldest;
 }

@@ -69,9 +69,14 @@ class EventLane {
   EventPool& pool() noexcept { return pool_; }
   TimedDevice& device() noexcept { return device_; }
 
+  // The thread's: the innermost open span that is timed here, 0 none, and its stream.
+  uint32_t open_seq = 0;
+  CUstream open_stream = nullptr;
+
  private:
+  // A boundary that was recorded, so that boundaries are read in their order, or a span.
   struct Message {
-    Boundary start;
+    Boundary start;  // none: `end` is all there is
     Boundary end;
     uint32_t tag;  // site, and 1 << 24 for a step
     uint32_t seq;
@@ -111,9 +116,15 @@ class EventLane {
   uint64_t idle_ticks(const EventSlot& start, const EventSlot& end);
   Stream& stream_state(CUstream stream);
   void drop(const Message& message) noexcept {
-    pool_.drop_collected(message.start.slot);
+    if (message.start) pool_.drop_collected(message.start.slot);
     pool_.drop_collected(message.end.slot);
   }
+  // Gives up what is pending; returns how many spans that were.
+  uint64_t drop_pending() noexcept;
+  // Whether this message is done with; `now` and what it was waited for are the round's.
+  bool take(const Message& message, uint64_t now, double ns_per_tick,
+            std::vector<DeviceSpan>& spans);
+  bool is_reached(const EventSlot& slot);
 
   TimedDevice& device_;
   const HostTicks ticks_;

@@ -104,6 +104,8 @@ class FakeDriver {
   // Faults
   // The next `count` calls of a function fail, after `after` that do not; by any thread.
   void fail(const std::string& symbol, cuda::CUresult result, int count = 1, int after = 0);
+  // Planted faults wait, while a test makes calls of its own.
+  void pause_faults(bool pause) { faults_paused_ = pause; }
   // Every call fails with it from now on, as after an illegal address; CUDA_SUCCESS ends it.
   void break_device(cuda::CUresult result) { sticky_ = result; }
   // As cudaDeviceReset(): every handle of the device is gone.
@@ -211,6 +213,7 @@ class FakeDriver {
   unsigned long long next_id_ = 7;
   std::map<std::string, FakeKernel> kernels_;
   std::map<std::string, Fault> faults_;
+  bool faults_paused_ = false;
   std::map<std::string, uint64_t> calls_;
   cuda::CUresult sticky_ = cuda::CUDA_SUCCESS;
   std::vector<cuda::CUcontext> contexts_;  // by device
