@@ -3,6 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
+
 #include "bindings/bind_totals.h"
 #include "bindings/cache_length.h"
 #include "bindings/device_calls.h"
@@ -93,6 +95,13 @@ void bind_recorder(py::module_& m) {
         return time_devices(recorder, current_stream.ptr(), devices);
       },
       py::arg("current_stream"), py::arg("devices"));
+  // For tests: a table of another driver, which lives as long as it is used; None: the real one.
+  m.def(
+      "replace_driver",
+      [](const std::optional<py::capsule>& table) {
+        cuda::replace_driver(table ? table->get_pointer<const cuda::DriverApi>() : nullptr);
+      },
+      py::arg("table"));
   bind_totals(m, recorder_class);
   m.def(
       "intern_module",

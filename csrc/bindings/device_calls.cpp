@@ -2,6 +2,7 @@
 
 #include <structmember.h>
 
+#include <algorithm>
 #include <new>
 #include <string>
 
@@ -187,15 +188,18 @@ bool add_device_span_call_type(PyObject* module) {
 
 std::string time_devices(Recorder& recorder, PyObject* current_stream,
                          const std::vector<int>& devices) {
+  if (std::any_of(devices.begin(), devices.end(),
+                  [](int device) { return device < 0 || device >= kMaxDevices; })) {
+    return "only the first " + std::to_string(kMaxDevices) + " devices of a process can be timed";
+  }
+  if (DeviceCalls* known = recorder.device_calls()) {
+    known->devices = devices;  // threads have lanes in its timer, which therefore stays
+    return {};
+  }
   const cuda::DriverStatus driver = cuda::driver();
   if (driver.api == nullptr) return driver.reason;
   std::shared_ptr<DeviceCalls> calls(new DeviceCalls, &delete_calls);
-  for (const int device : devices) {
-    if (device < 0 || device >= kMaxDevices) {
-      return "of more than " + std::to_string(kMaxDevices) + " devices only the first are timed";
-    }
-    calls->devices.push_back(device);
-  }
+  calls->devices = devices;
   for (int i = 0; i < kMaxDevices; ++i) {
     calls->indices[static_cast<size_t>(i)] = PyLong_FromLong(i);
     if (calls->indices[static_cast<size_t>(i)] == nullptr) {

@@ -305,10 +305,8 @@ void Recorder::collect_device_span(const DeviceSpan& span) {
     for (const auto& buffer : buffers_) {
       if (buffer->track == span.track) track.last_seq = buffer->progress.last_seq;
     }
-    tracks_.push_back(
-        {track.track, static_cast<int64_t>(span.stream),
-         "GPU " + std::to_string(span.device) + " stream " + std::to_string(span.stream),
-         span.device});
+    tracks_.push_back({track.track, static_cast<int64_t>(span.stream),
+                       "stream " + std::to_string(span.stream), span.device});
     next_track_ = next_track_ == std::numeric_limits<int32_t>::max() ? 0 : next_track_ + 1;
   }
   track.last_seq = widen(track.last_seq, span.seq);

@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pertoken.errors import (
+    DeviceTimingError,
     ExperimentError,
     FileFormatError,
     HistogramError,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from pertoken.version import __version__
 
 __all__ = [
+    "DeviceTimingError",
     "ExperimentError",
     "FileFormatError",
     "Histogram",

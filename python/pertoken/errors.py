@@ -11,6 +11,10 @@ class PertokenError(Exception):
     """Base of all errors raised on purpose by this package."""
 
 
+class DeviceTimingError(PertokenError):
+    """GPU times were asked for by name and cannot be measured; the message says why."""
+
+
 class ExperimentError(PertokenError, ValueError):
     """A plan or a measurement of an experiment is not of a form that can be tested."""
 

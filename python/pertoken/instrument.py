@@ -62,6 +62,10 @@ class ForwardCall(_CopiedAsInner, _native.SpanCall):
     """A wrapper in an instance's own ``forward``."""
 
 
+class ForwardDeviceCall(_CopiedAsInner, _native.DeviceSpanCall):
+    """As `ForwardCall`, for a module that is timed on a device."""
+
+
 class ForwardRootCall(_CopiedAsInner, _native.RootCall):
     """As `ForwardCall`, for the root."""
 
@@ -210,6 +214,7 @@ class Instrumentation:
         inner_roots: dict[str, torch.nn.Module],
         recorder: Any,
         generation_var: Any,
+        device_of: Callable[[torch.nn.Module], int | None],
     ) -> None:
         """Wraps the root and every selected module.
 
@@ -219,6 +224,7 @@ class Instrumentation:
             inner_roots: modules whose calls are steps where no call of the root is round them.
             recorder: the native recorder.
             generation_var: holds the state of the running ``generate()``.
+            device_of: on which device the calls of a module are timed; None: on none.
         """
         import torch
 
@@ -252,12 +258,7 @@ class Instrumentation:
                     name, module, *make_root(module, site, name in modules, len(inner_roots) > 1)
                 )
             else:
-                self._wrap(
-                    name,
-                    module,
-                    partial(_make_span_call, _native.SpanCall, recorder, site),
-                    partial(_make_span_call, ForwardCall, recorder, site),
-                )
+                self._wrap(name, module, *_span_makers(recorder, site, device_of(module)))
         # module.compile() writes into the slot; we go back on top of what it put there.
         self._hook_class(torch.nn.Module, "compile", self._before_compile, self._after_compile)
         # These copy attributes as they are, wrappers included.
@@ -325,8 +326,21 @@ class Instrumentation:
         patch.put_back_on_top(*token)
 
 
-def _make_span_call(cls: Any, recorder: Any, site: int, inner: Any) -> Any:
-    return cls(inner, recorder, site)
+def _span_makers(recorder: Any, site: int, device: int | None) -> tuple[Any, Any]:
+    if device is None:
+        return (
+            partial(_make_span_call, _native.SpanCall, recorder, site),
+            partial(_make_span_call, ForwardCall, recorder, site),
+        )
+    return (
+        partial(_make_span_call, _native.DeviceSpanCall, recorder, site, device),
+        partial(_make_span_call, ForwardDeviceCall, recorder, site, device),
+    )
+
+
+def _make_span_call(cls: Any, recorder: Any, site: int, *rest: Any) -> Any:
+    *device, inner = rest
+    return cls(inner, recorder, site, *device)
 
 
 def _before_copy(args: tuple[Any, ...], kwargs: Any) -> Any:

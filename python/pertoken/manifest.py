@@ -76,7 +76,8 @@ _MODEL_TYPES: Mapping[str, type | tuple[type, ...]] = {
 _LOSS_TYPES: Mapping[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("records_dropped", "clock_error_ns"), int),
     **dict.fromkeys(("spans_evicted", "steps_evicted", "requests_evicted"), int),
-    "faults": dict,
+    "device_clock_error_ns": int,
+    **dict.fromkeys(("faults", "device_spans_lost"), dict),
     **dict.fromkeys(("inlined_modules", "reasons", "processes"), list),
 }
 
@@ -289,8 +290,9 @@ def _check_meta(label: str, meta: object) -> None:
 def _check_losses(label: str, losses: object) -> None:
     _check_types(label, losses, _LOSS_TYPES)
     assert isinstance(losses, dict)
-    faults = losses.get("faults") or {}
-    _check_types(f"{label}.faults", faults, dict.fromkeys(faults, int))
+    for key in ("faults", "device_spans_lost"):
+        counts = losses.get(key) or {}
+        _check_types(f"{label}.{key}", counts, dict.fromkeys(counts, int))
     for key in ("inlined_modules", "reasons"):
         if not all(isinstance(item, str) for item in losses.get(key) or ()):
             raise ManifestError(f"{label}.{key} is not a list of strings")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pertoken import _native
 from pertoken.assembly import assemble
+from pertoken.device_timing import DeviceChoice, DeviceTiming, check_choice
 from pertoken.errors import RecordingStateError, SelectionError
 from pertoken.fault_log import FaultLog
 from pertoken.generation import GenerateWatch, inner_roots
@@ -48,6 +49,7 @@ def profile(
     modules: ModuleSelection = "layers",
     memory_limit_bytes: int = 256 << 20,
     log_interval_s: float | None = None,
+    device: DeviceChoice = "auto",
 ) -> Recording:
     """Records every step of a model, as a context manager or as a decorator.
 
@@ -61,6 +63,8 @@ def profile(
             are counted in ``losses``. Totals since the start are not affected.
         log_interval_s: how often to log the line of `Recording.status()`, through the logger
             ``pertoken`` at INFO, in seconds; None: never.
+        device: whether the time on the GPU is measured, too: ``"auto"`` where the model is on CUDA
+            devices and the driver is there, ``"cuda"`` as well, or it is an error, ``"off"`` never.
 
     Raises:
         SelectionError: `model` is not a module, `modules` selects nothing, or a number is out of
@@ -71,6 +75,7 @@ def profile(
         modules=modules,
         memory_limit_bytes=memory_limit_bytes,
         log_interval_s=log_interval_s,
+        device=device,
     )
 
 
@@ -89,6 +94,7 @@ class Recording:
         modules: ModuleSelection,
         memory_limit_bytes: int,
         log_interval_s: float | None = None,
+        device: DeviceChoice = "auto",
         holds_model: bool = True,
     ) -> None:
         torch_module = sys.modules.get("torch")
@@ -105,6 +111,8 @@ class Recording:
             raise SelectionError(
                 f"log_interval_s={log_interval_s}: give a positive number of seconds, or None"
             )
+        check_choice(device)
+        self.device_timing = DeviceTiming(device)
         self.memory_limit_bytes = memory_limit_bytes
         self.enabled = os.environ.get("PERTOKEN", "") != "0"
         if isinstance(modules, Iterable) and not isinstance(modules, str):
@@ -148,6 +156,7 @@ class Recording:
         """Starts recording; does nothing while it runs, or in a process forked from the recording.
 
         Raises:
+            DeviceTimingError: with ``device="cuda"``, where there is no GPU to time.
             RecordingStateError: as many recordings run as a process can hold, or the model is
                 gone, which a stopped recording does not hold.
             SelectionError: the model has changed, and `modules` selects nothing any longer.
@@ -162,6 +171,7 @@ class Recording:
             selected = self._selected or select_modules(root, self._modules)[0]
             if not self.origin_ticks:
                 self.origin_ticks, self.origin_unix_ns = _native.now_ticks(), _native.unix_time_ns()
+            self.device_timing.start(root, self.recorder)
             _start(self.recorder)
             if not self.recorder.active:
                 return
@@ -182,6 +192,7 @@ class Recording:
                     inner,
                     self.recorder,
                     self.generate_watch.generation_var,
+                    self.device_timing.device_of,
                 )
             except BaseException:
                 self.stop()

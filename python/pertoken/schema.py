@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 STEP_KINDS = ("prefill", "decode", "verify", "draft", "mixed", "other")
 SPAN_CATEGORIES = ("module", "region", "generate")
@@ -111,6 +111,18 @@ TABLES: dict[str, tuple[Column, ...]] = {
             begins_at="start_ns",
         ),
         Column("gpu_ns", "int64", "its duration on the device; -1 when not measured"),
+        Column(
+            "launch_lag_ns",
+            "int64",
+            "from its start on the host until the device came to it; -1 when not measured",
+            since=3,
+        ),
+        Column(
+            "gpu_idle_ns",
+            "int64",
+            "of gpu_ns, at most so much the device waited for the host; -1 when not measured",
+            since=3,
+        ),
         Column("rows", "int64", "rows of the batch; -1 unknown"),
         Column("tokens_in", "int64", "positions fed to the model, padding included; -1 unknown"),
         Column("tokens_committed", "int64", "tokens committed at its end, all rows; -1 unknown"),
@@ -149,7 +161,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         _id("step", "step", "the step it ran in; -1 outside any"),
         _coded("site", "module name, or the name of the region"),
         _coded("category", "module, region (user) or generate (inside generate, outside forward)"),
-        _track("track", "the thread it ran on (see tracks)"),
+        _track("track", "the thread it ran on, or the stream of a device (see tracks)"),
         _moment("start_ns", "when it began"),
         Column("dur_ns", "int64", "how long it took", begins_at="start_ns"),
         Column("device", "int32", "-1 the host, else the index of the GPU"),
@@ -157,8 +169,8 @@ TABLES: dict[str, tuple[Column, ...]] = {
     "tracks": (
         _track("track", "number of the track"),
         Column("pid", "int64", "process id"),
-        Column("tid", "int64", "the system's thread id"),
-        _coded("name", "name of the thread"),
+        Column("tid", "int64", "the system's thread id, or the driver's number of the stream"),
+        _coded("name", "name of the thread, or of the stream"),
         _process(),
     ),
     "processes": (
