@@ -38,7 +38,7 @@ WAYS: dict[str, Callable[..., list[int]]] = {
 
 def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
     """Compares all selections in one interleaved run of both ways to decode."""
-    rounds, steps = (3, 4) if smoke else (700, 32)
+    rounds, steps = (3, 4) if smoke else (400, 32)
     model, prompt = tiny_llama(), prompt_ids()
     result: dict[str, Any] = {
         "modules": sum(1 for _ in model.modules()),

@@ -1,14 +1,16 @@
 """How many instructions a recorded call takes, counted by valgrind: a figure without noise.
 
-A process makes some number of calls and counts all its main thread's instructions; the difference
-between a long and a short run, a call, is what the calls take. A bare callable is counted the same
-way, and the rest is the wrapper's. The callables are the package's own, without torch, which would
-take valgrind minutes to load. A smoke run counts as many calls as any other.
+A process makes some number of calls, and all its main thread's instructions are counted; the
+difference between a long and a short run, a call, is what the calls take. A bare callable is
+counted the same way, and the rest is the wrapper's. The callables are the package's own, without
+torch, which would take valgrind minutes to load. A smoke run counts as many calls as any other.
 """
 
 from __future__ import annotations
 
 import gc
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -31,10 +33,8 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
     valgrind = shutil.which("valgrind")
     if valgrind is None:
         return {"missing": "valgrind is not installed"}
-    counts: dict[str, float] = {}
-    for number, kind in enumerate(KINDS):
-        counts[kind] = instructions_a_call(valgrind, kind)
-        advance((number + 1) / len(KINDS))
+    counts = instructions_a_call(valgrind)
+    advance(1.0)
     return {
         "instructions_a_call": counts,
         "added_by_wrapper": counts["wrapped"] - counts["bare"],
@@ -42,33 +42,38 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
     }
 
 
-def instructions_a_call(valgrind: str, kind: str) -> float:
-    """Instructions of the main thread for one call of a kind, start-up excluded."""
-    short, long = (_count(valgrind, kind, calls) for calls in (SHORT_CALLS, LONG_CALLS))
-    return (long - short) / (LONG_CALLS - SHORT_CALLS)
-
-
-def _count(valgrind: str, kind: str, calls: int) -> int:
+def instructions_a_call(valgrind: str) -> dict[str, float]:
+    """Instructions of the main thread for one call of each kind, start-up excluded."""
     with tempfile.TemporaryDirectory(prefix="pertoken-bench-") as folder:
         options = [
             "--tool=callgrind",
             "--separate-threads=yes",
-            f"--callgrind-out-file={folder}/counts",
+            f"--callgrind-out-file={folder}/%p",
         ]
-        script = [sys.executable, __file__, "count", kind, str(calls)]
-        subprocess.run(
-            [valgrind, *options, *script],
+        done = subprocess.run(
+            [valgrind, *options, sys.executable, __file__, "count"],
             check=True,
             capture_output=True,
+            text=True,
             # Dicts and sets are laid out alike in every run.
             env={**quiet_environment(), "PYTHONHASHSEED": "0"},
             timeout=300,
         )
-        found = next(path for path in Path(folder).iterdir() if path.name.endswith(MAIN_THREAD))
-        totals = re.search(r"^(?:totals|summary): (\d+)", found.read_text(), re.MULTILINE)
-    if totals is None:
+        total = {
+            (kind, calls): _total(Path(folder, f"{pid}{MAIN_THREAD}"))
+            for kind, calls, pid in json.loads(done.stdout)
+        }
+    return {
+        kind: (total[kind, LONG_CALLS] - total[kind, SHORT_CALLS]) / (LONG_CALLS - SHORT_CALLS)
+        for kind in KINDS
+    }
+
+
+def _total(counted: Path) -> int:
+    found = re.search(r"^(?:totals|summary): (\d+)", counted.read_text(), re.MULTILINE)
+    if found is None:
         raise RuntimeError("callgrind wrote no totals")
-    return int(totals[1])
+    return int(found[1])
 
 
 def _inner(x: object) -> object:
@@ -155,16 +160,29 @@ KINDS = {
 }
 
 
-def _run_counted(kind: str, calls: int) -> None:
-    # Imported whatever the kind, so that all processes differ in their calls alone.
+def _count_all() -> None:
+    """Runs each kind for a short and a long while, each in a child of this process.
+
+    The children begin alike, with everything imported, which valgrind takes seconds for.
+    """
     import pertoken  # noqa: F401
 
     gc.disable()
-    KINDS[kind](calls)
+    counted = []
+    for kind, run in KINDS.items():
+        for calls in (SHORT_CALLS, LONG_CALLS):
+            pid = os.fork()
+            if pid == 0:
+                run(calls)
+                os._exit(0)
+            if os.waitpid(pid, 0)[1] != 0:
+                raise RuntimeError(f"the process that counts {kind!r} failed")
+            counted.append((kind, calls, pid))
+    print(json.dumps(counted))
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["count"]:
-        _run_counted(sys.argv[2], int(sys.argv[3]))
+        _count_all()
     else:
         run_script("instructions", measure)

@@ -20,10 +20,12 @@ namespace {
 using Int64Array = py::array_t<int64_t, 0>;
 using Uint64Array = py::array_t<uint64_t, 0>;
 
+const char* source_name() { return clock_source() == ClockSource::kTsc ? "tsc" : "steady"; }
+
 py::dict clock_info() {
   const ClockMap map = ClockCalibrator().map();
   py::dict info;
-  info["source"] = clock_source() == ClockSource::kTsc ? "tsc" : "steady";
+  info["source"] = source_name();
   info["reason"] = clock_source_reason();
   info["ticks_per_second"] = map.ticks_per_second();
   info["error_bound_ns"] = map.error_bound_ns();
@@ -83,6 +85,7 @@ void bind_clock(py::module_& m) {
   m.def("clock_info", &clock_info,
         "The clock in use, as a new dict: source (\"tsc\" or \"steady\"), reason (a sentence), "
         "ticks_per_second and error_bound_ns, measured now, over 2 ms.");
+  m.def("clock_source", &source_name, "The clock in use: \"tsc\" or \"steady\".");
   m.def("now_ticks", &now_ticks, "The current tick of the clock in use.");
   m.def(
       "fit_clock",

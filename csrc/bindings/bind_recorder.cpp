@@ -5,7 +5,9 @@
 
 #include <optional>
 
+#include "bindings/bind_spool.h"
 #include "bindings/bind_totals.h"
+#include "bindings/bind_triggers.h"
 #include "bindings/cache_length.h"
 #include "bindings/device_calls.h"
 #include "bindings/module.h"
@@ -23,8 +25,10 @@ namespace py = pybind11;
 
 namespace {
 
-std::shared_ptr<Recorder> make_recorder(size_t store_limit_bytes, size_t ring_capacity) {
-  return Recorder::create({.store_limit_bytes = store_limit_bytes, .ring_capacity = ring_capacity});
+std::shared_ptr<Recorder> make_recorder(size_t store_limit_bytes, size_t ring_capacity,
+                                        uint64_t keep_ns) {
+  return Recorder::create(
+      {.store_limit_bytes = store_limit_bytes, .ring_capacity = ring_capacity, .keep_ns = keep_ns});
 }
 
 void start(Recorder& recorder) {
@@ -67,7 +71,8 @@ Recorder* recorder_of(PyObject* object) {
 void bind_recorder(py::module_& m) {
   py::class_<Recorder, std::shared_ptr<Recorder>> recorder_class(m, "Recorder");
   recorder_class
-      .def(py::init(&make_recorder), py::arg("store_limit_bytes"), py::arg("ring_capacity"))
+      .def(py::init(&make_recorder), py::arg("store_limit_bytes"), py::arg("ring_capacity"),
+           py::arg("keep_ns") = 0)
       .def("start", &start)
       .def("stop", [](Recorder& recorder) { without_gil([&] { recorder.stop(); }); })
       .def("drain", [](Recorder& recorder) { without_gil([&] { recorder.drain(); }); })
@@ -103,6 +108,8 @@ void bind_recorder(py::module_& m) {
       },
       py::arg("table"));
   bind_totals(m, recorder_class);
+  bind_spool(m, recorder_class);
+  bind_triggers(recorder_class);
   m.def(
       "intern_module",
       [](const std::string& name) { return intern_site(SiteCategory::kModule, name); },

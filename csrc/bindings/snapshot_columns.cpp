@@ -237,10 +237,10 @@ py::dict snapshot_columns(const RecorderSnapshot& snapshot, uint64_t origin_tick
       py::arg("failed") = on_devices.failed);
   losses["device_clock_error_ns"] = on_devices.clock_error_ns;
   losses["device_failure"] = on_devices.failure;
+  losses["spool_frames_lost"] = snapshot.losses.spool_frames_lost;
   result["losses"] = losses;
 
   py::dict clock;
-  clock["source"] = clock_source() == ClockSource::kTsc ? "tsc" : "steady";
   clock["ticks_per_second"] = snapshot.clock.ticks_per_second();
   clock["error_bound_ns"] = error_bound(snapshot.clock);
   clock["boot_origin_ns"] = origin_ns;

@@ -73,6 +73,7 @@ class Aggregates {
  public:
   void add_span(uint32_t site, uint8_t kind, uint64_t dur_ns, uint64_t own_ns);
   StepTotals& steps(StepKind kind) { return steps_[static_cast<size_t>(kind)]; }
+  const StepTotals& steps(StepKind kind) const { return steps_[static_cast<size_t>(kind)]; }
   RequestTotals& requests(uint32_t label_set);
   AggregateSnapshot snapshot() const;
 

@@ -31,6 +31,10 @@ class ClockCalibrator {
   // no rate can be had from less; that first rate is known to some 25 parts per million.
   ClockMap map();
 
+  // The scheduled samples that it holds, oldest first, and how many there ever were.
+  std::span<const ClockSample> kept() const noexcept { return kept_; }
+  uint64_t kept_count() const noexcept { return kept_count_; }
+
   // Ticks up to here are fixed: 0 before the first map.
   uint64_t settled_ticks() const noexcept { return settled_ticks_; }
 

@@ -70,6 +70,11 @@ struct Record {
   uint32_t detail() const noexcept { return tag & kSiteMask; }
 };
 
+// The 64-bit number nearest to `reference` whose low half is `low`.
+constexpr int64_t widen(int64_t reference, uint32_t low) noexcept {
+  return reference + static_cast<int32_t>(low - static_cast<uint32_t>(reference));
+}
+
 constexpr uint32_t make_tag(RecordType type, uint32_t detail) noexcept {
   return static_cast<uint32_t>(type) << 24 | (detail & kSiteMask);
 }

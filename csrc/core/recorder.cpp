@@ -4,17 +4,12 @@
 
 #include <algorithm>
 #include <chrono>
-#include <limits>
 #include <unordered_set>
+#include <utility>
 
 namespace pertoken {
 
 namespace {
-
-// The 64-bit number nearest to `reference` whose low half is `low`.
-int64_t widen(int64_t reference, uint32_t low) {
-  return reference + static_cast<int32_t>(low - static_cast<uint32_t>(reference));
-}
 
 constexpr std::chrono::milliseconds kShortestWait{1};
 // At three million records a second, more than Python can call, a ring of 65,536 fills in 21 ms.
@@ -51,6 +46,7 @@ bool Recorder::start() {
   try {
     const std::lock_guard lock(mutex_);
     clock_.sample();
+    spool_clock_locked();
     stopping_ = leaving_ = false;
     thread_ = std::thread([this] { run(); });
   } catch (...) {
@@ -84,6 +80,7 @@ void Recorder::run() noexcept {
     try {
       fullest = drain_locked();
       clock_.sample();
+      spool_clock_locked();
     } catch (...) {
       ++collector_faults_;
     }
@@ -116,14 +113,16 @@ void Recorder::refresh_rate_locked() {
   if (static_cast<double>(now - rate_ticks_) * ns_per_tick_ < kRefreshNs && rate_ticks_ != 0)
     return;
   rate_ticks_ = now;
-  clock_.trim(store_.oldest_ticks(now));
-  ns_per_tick_ = 1e9 / clock_.map().ticks_per_second();
+  if (!replayed_clock_) clock_.trim(store_.oldest_ticks(now));
+  ns_per_tick_ = 1e9 / clock_map_locked().ticks_per_second();
   tracker_.set_rate(ns_per_tick_);
+  triggers_.learn(aggregates_, ns_per_tick_);
 }
 
 // Returns the largest number of records that one buffer held.
 size_t Recorder::drain_locked() {
   refresh_rate_locked();
+  if (spool_ != nullptr) spool_->begin_round();
   tracker_.begin_round();
   size_t fullest = 0;
   for (size_t i = 0; i < buffers_.size();) {
@@ -141,11 +140,14 @@ size_t Recorder::drain_locked() {
     }
     dropped_by_gone_threads_ += buffer.dropped.load(std::memory_order_relaxed);
     store_.close_track(buffer.track);
+    if (buffer.ring_file != nullptr) buffer.ring_file->remove();
     buffers_.erase(buffers_.begin() + static_cast<std::ptrdiff_t>(i));
   }
   collect_devices_locked();
   tracker_.end_round();
-  store_.evict();
+  if (spool_ != nullptr) spool_losses_locked();
+  evict_locked();
+  if (triggers_.has_fired()) trigger_wake_.notify_all();
   if (tracks_.size() >= forget_tracks_at_) forget_tracks_locked();
   return fullest;
 }
@@ -165,28 +167,34 @@ size_t Recorder::drain_buffer_locked(ThreadBuffer& buffer) {
   size_t drained = 0;
   // Bounded, so that one busy thread cannot keep the collector from the others.
   while (drained < buffer.ring.capacity()) {
-    const std::span<const Record> records = buffer.ring.readable();
+    std::span<const Record> records = buffer.ring.readable();
     if (records.empty()) break;
+    if (spool_ != nullptr) {
+      records = records.first(std::min(records.size(), kFrameRecords));
+      spool_batch_locked(buffer, records);
+    }
     size_t done = 0;
     try {
-      for (; done < records.size(); ++done) collect(records[done], buffer);
+      for (; done < records.size(); ++done) {
+        collect(records[done], buffer.progress, buffer.track);
+      }
     } catch (...) {
       ++collector_faults_;
     }
+    if (spool_ != nullptr) spool_->set_newest_step(newest_step_);
     // A record that could not be stored is lost and counted; the rest of its batch is not.
     buffer.ring.release(std::min(done + 1, records.size()));
     drained += records.size();
-    if (drained % 16384 < records.size()) store_.evict();
+    if (drained % 16384 < records.size()) evict_locked();
   }
   return drained;
 }
 
-void Recorder::collect(const Record& record, ThreadBuffer& buffer) {
-  ThreadBuffer::Progress& progress = buffer.progress;
-  const int32_t track = buffer.track;
+void Recorder::collect(const Record& record, ThreadBuffer::Progress& progress, int32_t track) {
   activity_.add(record);
   const int64_t step =
       record.step == kNone32 ? kNoStep : (last_step_ = widen(last_step_, record.step));
+  newest_step_ = std::max(newest_step_, step);
   switch (record.type()) {
     case RecordType::kSpan:
     case RecordType::kGap: {
@@ -196,6 +204,7 @@ void Recorder::collect(const Record& record, ThreadBuffer& buffer) {
       const int64_t parent_seq =
           record.parent_seq == 0 ? 0 : seq - static_cast<uint32_t>(record.seq - record.parent_seq);
       const uint64_t dur_ticks = record.end_ticks - record.start_ticks;
+      newest_ticks_ = std::max(newest_ticks_, record.end_ticks);
       // A gap lies in no step, but its time is part of the token that the next step commits.
       const int64_t inside = record.type() == RecordType::kGap ? kNoStep : step;
       store_.add_span(
@@ -234,6 +243,8 @@ void Recorder::collect(const Record& record, ThreadBuffer& buffer) {
       row->end_ticks = record.start_ticks;
       row->detail |= record.detail() & (kStepFailed | kStepBare | kStepSeveral);
       activity_.step_ticks += row->end_ticks - row->start_ticks;
+      newest_ticks_ = std::max(newest_ticks_, row->end_ticks);
+      triggers_.see_step(step, step_kind(row->detail), row->end_ticks - row->start_ticks);
       break;
     }
     case RecordType::kCommit:
@@ -268,72 +279,11 @@ void Recorder::collect(const Record& record, ThreadBuffer& buffer) {
   }
 }
 
-void Recorder::set_device_source(std::shared_ptr<DeviceSource> source) {
-  const std::lock_guard lock(mutex_);
-  devices_ = std::move(source);
-}
-
-bool Recorder::devices_are_pending_locked() {
-  return devices_ != nullptr && devices_->is_pending();
-}
-
-// After the rings, so that a step is known before its time on the device. A forked child has no
-// device.
-void Recorder::collect_devices_locked() {
-  if (devices_ == nullptr || in_forked_child_) return;
-  device_spans_.clear();
-  devices_->collect(ns_per_tick_, device_spans_);
-  size_t done = 0;
-  while (done < device_spans_.size()) {
-    try {
-      for (; done < device_spans_.size(); ++done) collect_device_span(device_spans_[done]);
-    } catch (...) {
-      ++collector_faults_;
-      ++done;
-    }
-  }
-}
-
-void Recorder::collect_device_span(const DeviceSpan& span) {
-  if (span.is_step) collect_device_step(span);
-  if (span.site == kNoSite) return;
-  const auto [entry, is_new] =
-      device_tracks_.try_emplace({span.track, span.device, span.stream}, DeviceTrack{});
-  DeviceTrack& track = entry->second;
-  if (is_new) {
-    track = {next_track_, int64_t{span.seq}};
-    for (const auto& buffer : buffers_) {
-      if (buffer->track == span.track) track.last_seq = buffer->progress.last_seq;
-    }
-    tracks_.push_back({track.track, static_cast<int64_t>(span.stream),
-                       "stream " + std::to_string(span.stream), span.device});
-    next_track_ = next_track_ == std::numeric_limits<int32_t>::max() ? 0 : next_track_ + 1;
-  }
-  track.last_seq = widen(track.last_seq, span.seq);
-  const int64_t seq = track.last_seq;
-  const int64_t parent_seq =
-      span.parent_seq == 0 ? 0 : seq - static_cast<uint32_t>(span.seq - span.parent_seq);
-  const int64_t step = span.step == kNone32 ? kNoStep : widen(last_step_, span.step);
-  store_.add_span({span.start_ticks, span.end_ticks - span.start_ticks, seq, parent_seq, step,
-                   span.site, track.track});
-}
-
-void Recorder::collect_device_step(const DeviceSpan& span) {
-  if (span.step == kNone32) return;
-  StepRow* row = store_.step(widen(last_step_, span.step));
-  if (row == nullptr || !row->begun) return;
-  const bool is_first = row->gpu_end_ticks == 0;
-  row->gpu_start_ticks =
-      is_first ? span.start_ticks : std::min(row->gpu_start_ticks, span.start_ticks);
-  row->gpu_end_ticks = std::max(row->gpu_end_ticks, span.end_ticks);
-  row->gpu_idle_ticks = std::max(row->gpu_idle_ticks, span.idle_ticks);
-}
-
 RecorderSnapshot Recorder::snapshot() {
   const std::lock_guard lock(mutex_);
   drain_locked();
   RecorderSnapshot snapshot;
-  snapshot.clock = clock_.map();
+  snapshot.clock = clock_map_locked();
   snapshot.store = store_.snapshot();
   snapshot.tracks = tracks_;
   snapshot.losses = losses_locked();
@@ -349,14 +299,62 @@ RecorderTotals Recorder::totals() {
   return totals;
 }
 
-RecorderLosses Recorder::losses_locked() const {
-  RecorderLosses losses;
-  losses.records_dropped = dropped_by_gone_threads_ + unattached_.load(std::memory_order_relaxed);
+// The last seconds are those before the last thing that ended, so that a pause loses nothing.
+void Recorder::evict_locked() {
+  if (options_.keep_ns != 0) {
+    const double keep_ticks = static_cast<double>(options_.keep_ns) / ns_per_tick_;
+    if (keep_ticks < static_cast<double>(newest_ticks_)) {
+      store_.evict_before(newest_ticks_ - static_cast<uint64_t>(keep_ticks));
+    }
+  }
+  store_.evict();
+}
+
+void Recorder::arm_triggers(const StepTriggers::Times& fixed_ns, std::vector<LearnedTime> learned) {
+  const std::lock_guard lock(mutex_);
+  ns_per_tick_ = 1e9 / clock_map_locked().ticks_per_second();
+  triggers_.arm(fixed_ns, std::move(learned));
+  triggers_.learn(aggregates_, ns_per_tick_);
+}
+
+void Recorder::disarm_triggers() {
+  const std::lock_guard lock(mutex_);
+  if (!in_forked_child_) drain_locked();  // the last step may have been the slow one
+  triggers_.disarm();
+  trigger_wake_.notify_all();
+}
+
+void Recorder::fire_trigger(int signal) {
+  if (in_forked_child_) return;
+  const std::lock_guard lock(mutex_);
+  triggers_.see_signal(signal);
+  trigger_wake_.notify_all();
+}
+
+std::vector<FiredTrigger> Recorder::wait_for_trigger(std::chrono::duration<double> timeout) {
+  std::unique_lock lock(mutex_);
+  trigger_wake_.wait_for(lock, timeout,
+                         [this] { return triggers_.has_fired() || !triggers_.is_armed(); });
+  return triggers_.take();
+}
+
+ClockMap Recorder::clock_map_locked() { return replayed_clock_ ? *replayed_clock_ : clock_.map(); }
+
+// All but what the store has evicted, which takes a look at its chunks.
+RecorderLosses Recorder::record_losses_locked() const {
+  RecorderLosses losses = replayed_losses_;
+  losses.records_dropped += dropped_by_gone_threads_ + unattached_.load(std::memory_order_relaxed);
   for (const auto& buffer : buffers_) {
     losses.records_dropped += buffer->dropped.load(std::memory_order_relaxed);
   }
-  losses.recording_faults = faults_.load(std::memory_order_relaxed);
-  losses.collector_faults = collector_faults_;
+  losses.recording_faults += faults_.load(std::memory_order_relaxed);
+  losses.collector_faults += collector_faults_;
+  if (spool_ != nullptr) losses.spool_frames_lost = spool_->frames_lost();
+  return losses;
+}
+
+RecorderLosses Recorder::losses_locked() const {
+  RecorderLosses losses = record_losses_locked();
   losses.spans_evicted = store_.spans_evicted();
   losses.steps_evicted = store_.steps_evicted();
   if (devices_ != nullptr) losses.devices = devices_->losses();

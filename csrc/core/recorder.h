@@ -4,12 +4,16 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <span>
 #include <string>
 #include <thread>
+#include <unordered_map>
 #include <vector>
 
 #include "core/activity.h"
@@ -18,6 +22,8 @@
 #include "core/device_source.h"
 #include "core/device_tracks.h"
 #include "core/request_tracker.h"
+#include "core/spool.h"
+#include "core/step_triggers.h"
 #include "core/thread_buffer.h"
 #include "core/trace_store.h"
 
@@ -26,6 +32,7 @@ namespace pertoken {
 struct RecorderOptions {
   size_t store_limit_bytes = size_t{256} << 20;
   size_t ring_capacity = size_t{1} << 16;  // records a thread
+  uint64_t keep_ns = 0;                    // the store holds no more than the last ones; 0: any
 };
 
 struct RecorderLosses {
@@ -35,6 +42,7 @@ struct RecorderLosses {
   uint64_t spans_evicted = 0;
   uint64_t steps_evicted = 0;
   DeviceLosses devices;
+  uint64_t spool_frames_lost = 0;  // that could not be written
 };
 
 struct RecorderSnapshot {
@@ -91,6 +99,10 @@ class Recorder {
   // recorder. Set before the first start(), and read by the model's threads.
   void set_device_calls(std::shared_ptr<DeviceCalls> calls) { device_calls_ = std::move(calls); }
   DeviceCalls* device_calls() const noexcept { return device_calls_.get(); }
+  // Leaves all that is recorded in files, too. Before the first start(); throws std::system_error.
+  void spool_into(const SpoolOptions& options);
+  // nullptr: nothing is spooled. Set before the first start().
+  Spool* spool() noexcept { return spool_.get(); }
 
   // Takes one of kMaxRecorders slots; false when all are taken. Throws std::system_error when no
   // thread can be had.
@@ -110,6 +122,23 @@ class Recorder {
   uint64_t oldest_step_ticks();
   size_t store_bytes();
   size_t attached_threads();
+
+  // Has slow steps and fire_trigger() wake the thread that waits, until disarmed.
+  void arm_triggers(const StepTriggers::Times& fixed_ns, std::vector<LearnedTime> learned);
+  void disarm_triggers();
+  void fire_trigger(int signal);
+  // What has fired: none when the time is up, or when nothing is armed.
+  std::vector<FiredTrigger> wait_for_trigger(std::chrono::duration<double> timeout);
+
+  // For a recorder that never starts: what another one has spooled, in the same order.
+  void replay_clock(std::span<const ClockSample> samples);
+  void replay_from(int64_t first_step);  // earlier steps may not be whole
+  void replay_round();
+  // `goes_on`: behind the last batch of its track, so that what to widen against is known. False,
+  // with a part of it taken, where something in it cannot be.
+  bool replay(const RecordBatch& batch, bool goes_on);
+  void replay_losses(const LossesFrame& losses);
+
   // Where it stands while it runs. Relaxed: what is found there is checked against uid().
   int slot() const noexcept { return slot_.load(std::memory_order_relaxed); }
   uint64_t uid() const noexcept { return uid_; }
@@ -130,19 +159,26 @@ class Recorder {
   bool take_slot() noexcept;
   void release_slot() noexcept;
   void leave_registry() noexcept;
+  void leave_spool_in_child() noexcept;
   static void forget_gone_recorders(ThreadState& state) noexcept;
   ThreadBuffer* attach_thread() noexcept;
   void run() noexcept;
   void refresh_rate_locked();
   size_t drain_locked();
   size_t drain_buffer_locked(ThreadBuffer& buffer);
-  void collect(const Record& record, ThreadBuffer& buffer);
+  void collect(const Record& record, ThreadBuffer::Progress& progress, int32_t track);
   void collect_devices_locked();
   void collect_device_span(const DeviceSpan& span);
   void collect_device_step(const DeviceSpan& span);
   bool devices_are_pending_locked();
+  void spool_clock_locked();
+  void spool_losses_locked();
+  void spool_batch_locked(const ThreadBuffer& buffer, std::span<const Record> records);
+  ClockMap clock_map_locked();
   void forget_tracks_locked();
+  RecorderLosses record_losses_locked() const;
   RecorderLosses losses_locked() const;
+  void evict_locked();
 
   const RecorderOptions options_;
   const uint64_t uid_;
@@ -162,7 +198,9 @@ class Recorder {
   std::vector<TrackInfo> tracks_;
   size_t forget_tracks_at_ = kFewTracks;
   int32_t next_track_ = 0;
-  int64_t last_step_ = 0;  // the reference for widening step numbers
+  int64_t last_step_ = 0;      // the reference for widening step numbers
+  int64_t newest_step_ = -1;   // of those collected
+  uint64_t newest_ticks_ = 0;  // when the last of them ended
   uint64_t dropped_by_gone_threads_ = 0;
   uint64_t collector_faults_ = 0;
   std::shared_ptr<DeviceSource> devices_;  // may be null
@@ -176,6 +214,14 @@ class Recorder {
   ClockCalibrator clock_;
   double ns_per_tick_ = 1.0;
   uint64_t rate_ticks_ = 0;  // when ns_per_tick_ was read
+  StepTriggers triggers_;
+  std::condition_variable trigger_wake_;
+  std::unique_ptr<Spool> spool_;
+  uint64_t samples_spooled_ = 0;  // by the count of the calibrator
+  // Of what is replayed.
+  std::optional<ClockMap> replayed_clock_;
+  std::unordered_map<int32_t, ThreadBuffer::Progress> replayed_;
+  RecorderLosses replayed_losses_;
 
   std::condition_variable wake_;
   bool stopping_ = false;

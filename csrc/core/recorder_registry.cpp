@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <bit>
 #include <limits>
 
 #include "core/recorder.h"
@@ -37,10 +38,12 @@ struct ForkHandlers {
     for (Recorder* recorder : registry().recorders) {
       recorder->mutex_.lock();
       recorder->tracker_.events().lock();
+      if (recorder->spool_ != nullptr) recorder->spool_->lock();
     }
   }
   static void in_parent() {
     for (Recorder* recorder : registry().recorders) {
+      if (recorder->spool_ != nullptr) recorder->spool_->unlock();
       recorder->tracker_.events().unlock();
       recorder->mutex_.unlock();
     }
@@ -50,6 +53,7 @@ struct ForkHandlers {
     for (Recorder* recorder : registry().recorders) {
       recorder->active_.store(false, std::memory_order_relaxed);
       recorder->in_forked_child_ = true;
+      recorder->leave_spool_in_child();
       recorder->tracker_.events().unlock();
       recorder->mutex_.unlock();
     }
@@ -80,6 +84,17 @@ void Recorder::leave_registry() noexcept {
   release_slot();
   const std::lock_guard lock(registry().mutex);
   std::erase(registry().recorders, this);
+}
+
+void Recorder::leave_spool_in_child() noexcept {
+  if (spool_ == nullptr) return;
+  spool_->abandon();
+  spool_->unlock();
+  for (const auto& buffer : buffers_) {
+    if (buffer->ring_file == nullptr) continue;
+    const uint64_t pushed = buffer->ring.pushed();
+    if (buffer->ring_file->become_private()) buffer->ring.restart(pushed);
+  }
 }
 
 Recorder* Recorder::at(int slot) noexcept {
@@ -135,8 +150,15 @@ ThreadBuffer* Recorder::attach_thread() noexcept {
   try {
     state->attached.reserve(state->attached.size() + 1);
     const std::lock_guard lock(mutex_);
-    auto buffer = std::make_unique<ThreadBuffer>(options_.ring_capacity, next_track_,
-                                                 system_thread_id(), system_thread_name());
+    const int64_t tid = system_thread_id();
+    const std::string name = system_thread_name();
+    const size_t capacity = std::bit_ceil(options_.ring_capacity);
+    std::unique_ptr<MappedFile> file;
+    if (spool_ != nullptr) {
+      file = spool_->make_ring_file(next_track_, tid, name, capacity,
+                                    SpscRing<Record>::block_bytes(capacity));
+    }
+    auto buffer = std::make_unique<ThreadBuffer>(capacity, next_track_, tid, name, std::move(file));
     buffers_.reserve(buffers_.size() + 1);
     tracks_.push_back({buffer->track, buffer->tid, buffer->name});
     buffers_.push_back(std::move(buffer));

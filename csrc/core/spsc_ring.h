@@ -5,6 +5,9 @@
 // Each side keeps a copy of the other's index on its own cache line and reads the shared one only
 // when the copy says full (or empty). Indices count up for ever and wrap with their type; Capacity
 // is a power of two that divides the type's range, so a narrow Index exercises the wrap in tests.
+//
+// Indices and slots lie in one block, which may be a file that is mapped: what was pushed and not
+// taken can then be read out of the file when the process is gone (spool_format.h).
 #pragma once
 
 #include <atomic>
@@ -12,76 +15,109 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <new>
 #include <span>
 #include <type_traits>
 
 namespace pertoken {
 
+inline constexpr size_t kCacheLineBytes = 64;
+
 template <typename T, typename Index = uint64_t>
 class SpscRing {
   static_assert(std::is_trivially_copyable_v<T>);
   static_assert(std::is_unsigned_v<Index>);
+  static_assert(alignof(T) <= kCacheLineBytes);
 
  public:
-  // Capacity is rounded up to a power of two. Memory is not touched before it is first written.
-  // Throws std::bad_alloc.
-  explicit SpscRing(size_t capacity)
-      : capacity_(static_cast<Index>(std::bit_ceil(capacity))),
-        mask_(static_cast<Index>(capacity_ - 1)),
-        slots_(new T[capacity_]) {}
+  struct Indices {
+    alignas(kCacheLineBytes) std::atomic<Index> head{0};  // written by the producer
+    Index cached_tail = 0;                                // the producer's copy of tail
+    alignas(kCacheLineBytes) std::atomic<Index> tail{0};  // written by the consumer
+    Index cached_head = 0;                                // the consumer's copy of head
+  };
+
+  // What a block takes: the indices, and the slots behind them.
+  static size_t block_bytes(size_t capacity) {
+    return sizeof(Indices) + std::bit_ceil(capacity) * sizeof(T);
+  }
+
+  // Capacity is rounded up to a power of two. The block has block_bytes(capacity), aligned to a
+  // cache line, and outlives the ring; without one the ring has its own. The memory of slots is
+  // not touched before it is first written. Throws std::bad_alloc.
+  explicit SpscRing(size_t capacity, void* block = nullptr)
+      : own_block_(block != nullptr ? nullptr
+                                    : ::operator new(block_bytes(capacity), kBlockAlignment)),
+        indices_(new (block != nullptr ? block : own_block_.get()) Indices),
+        capacity_(static_cast<Index>(std::bit_ceil(capacity))),
+        mask_(static_cast<Index>(capacity_ - 1)) {}
 
   SpscRing(const SpscRing&) = delete;
   SpscRing& operator=(const SpscRing&) = delete;
 
   // Producer only.
   bool try_push(const T& value) noexcept {
-    const Index head = head_.load(std::memory_order_relaxed);
-    if (static_cast<Index>(head - cached_tail_) == capacity_) [[unlikely]] {
+    Indices& at = *indices_;
+    const Index head = at.head.load(std::memory_order_relaxed);
+    if (static_cast<Index>(head - at.cached_tail) == capacity_) [[unlikely]] {
       // Pairs with the release store in release(): the slot's previous reader is done with it.
-      cached_tail_ = tail_.load(std::memory_order_acquire);
-      if (static_cast<Index>(head - cached_tail_) == capacity_) return false;
+      at.cached_tail = at.tail.load(std::memory_order_acquire);
+      if (static_cast<Index>(head - at.cached_tail) == capacity_) return false;
     }
-    slots_[head & mask_] = value;
+    slots()[head & mask_] = value;
     // Pairs with the acquire load in readable(): publishes the slot's contents.
-    head_.store(static_cast<Index>(head + 1), std::memory_order_release);
+    at.head.store(static_cast<Index>(head + 1), std::memory_order_release);
     return true;
   }
 
   // Producer only: how many were pushed, as far as Index can count.
-  Index pushed() const noexcept { return head_.load(std::memory_order_relaxed); }
+  Index pushed() const noexcept { return indices_->head.load(std::memory_order_relaxed); }
 
   // Consumer only: the records that can be read now, in order, up to the end of the buffer; call
   // again after release() for those that wrapped round.
   std::span<const T> readable() noexcept {
-    const Index tail = tail_.load(std::memory_order_relaxed);
-    if (cached_head_ == tail) {
+    const Index tail = taken();
+    if (indices_->cached_head == tail) {
       // Pairs with the release store in try_push().
-      cached_head_ = head_.load(std::memory_order_acquire);
+      indices_->cached_head = indices_->head.load(std::memory_order_acquire);
     }
-    const Index available = static_cast<Index>(cached_head_ - tail);
+    const Index available = static_cast<Index>(indices_->cached_head - tail);
     const Index to_end = static_cast<Index>(capacity_ - (tail & mask_));
-    return {slots_.get() + (tail & mask_), available < to_end ? available : to_end};
+    return {slots() + (tail & mask_), available < to_end ? available : to_end};
   }
+
+  // Consumer only: how many were given back.
+  Index taken() const noexcept { return indices_->tail.load(std::memory_order_relaxed); }
 
   // Consumer only: gives back the first `count` of what readable() returned.
   void release(size_t count) noexcept {
-    const Index tail = tail_.load(std::memory_order_relaxed);
-    // Pairs with the acquire load of tail_ in try_push().
-    tail_.store(static_cast<Index>(tail + count), std::memory_order_release);
+    // Pairs with the acquire load of the tail in try_push().
+    indices_->tail.store(static_cast<Index>(taken() + count), std::memory_order_release);
+  }
+
+  // While nobody else uses it: empty, with the count that pushed() shall give.
+  void restart(Index count) noexcept {
+    indices_->head.store(count, std::memory_order_relaxed);
+    indices_->tail.store(count, std::memory_order_relaxed);
+    indices_->cached_head = indices_->cached_tail = count;
   }
 
   size_t capacity() const noexcept { return capacity_; }
 
  private:
-  static constexpr size_t kCacheLineBytes = 64;
+  static constexpr std::align_val_t kBlockAlignment{kCacheLineBytes};
 
-  alignas(kCacheLineBytes) std::atomic<Index> head_{0};  // written by the producer
-  Index cached_tail_ = 0;                                // the producer's copy of tail_
-  alignas(kCacheLineBytes) std::atomic<Index> tail_{0};  // written by the consumer
-  Index cached_head_ = 0;                                // the consumer's copy of head_
-  alignas(kCacheLineBytes) const Index capacity_;
+  struct Free {
+    void operator()(void* block) const noexcept { ::operator delete(block, kBlockAlignment); }
+  };
+
+  // Computed from the indices, so that a push loads one pointer.
+  T* slots() const noexcept { return reinterpret_cast<T*>(indices_ + 1); }
+
+  const std::unique_ptr<void, Free> own_block_;
+  Indices* const indices_;
+  const Index capacity_;
   const Index mask_;
-  const std::unique_ptr<T[]> slots_;
 };
 
 }  // namespace pertoken

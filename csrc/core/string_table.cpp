@@ -21,6 +21,7 @@ struct Codes {
 struct StringTable {
   std::mutex mutex;
   std::deque<SiteName> names;  // a deque, so that the keys below stay where they are
+  std::vector<SiteWatcher*> watchers;
   Codes codes[3];
 };
 
@@ -28,7 +29,10 @@ StringTable& table() {
   static StringTable* const instance = [] {
     // A fork while another thread interns a name must not leave the child a mutex held for ever.
     pthread_atfork([] { table().mutex.lock(); }, [] { table().mutex.unlock(); },
-                   [] { table().mutex.unlock(); });
+                   [] {
+                     table().watchers.clear();
+                     table().mutex.unlock();
+                   });
     return new StringTable;
   }();
   return *instance;
@@ -48,7 +52,23 @@ uint32_t intern_site(SiteCategory category, std::string_view name) {
   strings.names.push_back({category, std::string(name)});
   codes.by_name.emplace(strings.names.back().name, code);
   codes.name_bytes += name.size();
+  for (SiteWatcher* watcher : strings.watchers) watcher->site_added(code, category, name);
   return code;
+}
+
+void watch_sites(SiteWatcher& watcher) {
+  StringTable& strings = table();
+  const std::lock_guard lock(strings.mutex);
+  strings.watchers.push_back(&watcher);
+  for (uint32_t code = 0; code < strings.names.size(); ++code) {
+    watcher.site_added(code, strings.names[code].category, strings.names[code].name);
+  }
+}
+
+void unwatch_sites(SiteWatcher& watcher) noexcept {
+  StringTable& strings = table();
+  const std::lock_guard lock(strings.mutex);
+  std::erase(strings.watchers, &watcher);
 }
 
 std::vector<SiteName> site_names() {

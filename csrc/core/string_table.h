@@ -28,4 +28,16 @@ uint32_t intern_site(SiteCategory category, std::string_view name);
 // All names, by code.
 std::vector<SiteName> site_names();
 
+// Hears of every name, in the order of their codes, on whichever thread interns it.
+class SiteWatcher {
+ public:
+  virtual ~SiteWatcher() = default;
+  // Must not intern a name.
+  virtual void site_added(uint32_t code, SiteCategory category, std::string_view name) noexcept = 0;
+};
+
+// From now on, and of those that there are, before this returns. In a forked child nobody watches.
+void watch_sites(SiteWatcher& watcher);
+void unwatch_sites(SiteWatcher& watcher) noexcept;
+
 }  // namespace pertoken

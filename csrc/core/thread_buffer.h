@@ -5,11 +5,15 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "core/mapped_file.h"
 #include "core/own_time.h"
 #include "core/record.h"
+#include "core/spool_format.h"
 #include "core/spsc_ring.h"
 
 namespace pertoken {
@@ -19,8 +23,14 @@ inline constexpr int kMaxRecorders = 8;  // that run at once, in one process
 struct DeviceThread;  // see device_source.h
 
 struct ThreadBuffer {
-  ThreadBuffer(size_t capacity, int32_t track_number, int64_t system_tid, std::string thread_name)
-      : ring(capacity), track(track_number), tid(system_tid), name(std::move(thread_name)) {}
+  // The ring lies in the file, where there is one.
+  ThreadBuffer(size_t capacity, int32_t track_number, int64_t system_tid, std::string thread_name,
+               std::unique_ptr<MappedFile> file = nullptr)
+      : ring_file(std::move(file)),
+        ring(capacity, ring_file == nullptr ? nullptr : ring_file->data() + kRingFileHeaderBytes),
+        track(track_number),
+        tid(system_tid),
+        name(std::move(thread_name)) {}
 
   // How far the collector is in this track. The collector only, so on a cache line of its own.
   struct alignas(64) Progress {
@@ -31,6 +41,7 @@ struct ThreadBuffer {
   };
   Progress progress;
 
+  const std::unique_ptr<MappedFile> ring_file;
   SpscRing<Record> ring;
 
   // The owning thread only.

@@ -30,6 +30,7 @@ bool SpanChunk::try_append(const StoredSpan& span) {
           parent_distance,  static_cast<int32_t>(step_delta)};
   ++size_;
   last_step_ = std::max(last_step_, span.step);
+  last_ticks_ = std::max(last_ticks_, span.start_ticks + span.dur_ticks);
   if (span.step != kNoStep) earliest_step_ = std::min(earliest_step_, span.step);
   return true;
 }
@@ -55,6 +56,7 @@ std::shared_ptr<const SpanChunk> SpanChunk::copy() const {
   chunk->base_step_ = base_step_;
   chunk->last_step_ = last_step_;
   chunk->earliest_step_ = earliest_step_;
+  chunk->last_ticks_ = last_ticks_;
   chunk->long_durations_ = long_durations_;
   return chunk;
 }
@@ -93,6 +95,9 @@ bool TraceStore::is_open(const SpanChunk& chunk) const {
 
 StepRow* TraceStore::step(int64_t number) {
   if (number < first_step_) return nullptr;
+  // Numbers that nothing is known of are no reason to hold more than the limit.
+  const auto most = static_cast<int64_t>(limit_bytes_ / sizeof(StepRow));
+  if (number - first_step_ > 2 * most) evict_steps_below(number - most);
   while (first_step_ + static_cast<int64_t>(steps_.size()) <= number) {
     StepRow& row = steps_.emplace_back();
     row.step = first_step_ + static_cast<int64_t>(steps_.size()) - 1;
@@ -174,10 +179,37 @@ void TraceStore::evict_steps_below(int64_t first) {
 void TraceStore::drop_front_chunk() {
   const std::shared_ptr<SpanChunk> chunk = std::move(chunks_.front());
   chunks_.pop_front();
-  bytes_ -= chunk->bytes();
-  span_bytes_ -= chunk->bytes();
-  spans_dropped_ += chunk->size();
-  if (is_open(*chunk)) open_chunks_.erase(chunk->track());
+  forget(*chunk);
+}
+
+void TraceStore::forget(const SpanChunk& chunk) {
+  bytes_ -= chunk.bytes();
+  span_bytes_ -= chunk.bytes();
+  spans_dropped_ += chunk.size();
+  if (is_open(chunk)) open_chunks_.erase(chunk.track());
+}
+
+void TraceStore::evict_before(uint64_t ticks) {
+  int64_t first = first_step_;
+  for (const StepRow& row : steps_) {
+    if (!row.begun) continue;  // it goes with the next one that does, unless it still comes
+    const bool is_over = std::max(row.start_ticks, row.end_ticks) < ticks;
+    if (!is_over || (row.end_ticks == 0 && still_runs(row))) break;
+    first = row.step + 1;
+  }
+  evict_steps_below(first);
+  std::erase_if(chunks_, [&](const std::shared_ptr<SpanChunk>& chunk) {
+    const bool is_over = chunk->last_ticks() < ticks && chunk->last_step() < first_step_;
+    if (is_over) forget(*chunk);
+    return is_over;
+  });
+}
+
+// A thread runs its steps one after the other; the record of an end may have been dropped.
+bool TraceStore::still_runs(const StepRow& row) const {
+  return std::none_of(
+      steps_.begin() + (row.step + 1 - first_step_), steps_.end(),
+      [&](const StepRow& later) { return later.begun && later.track == row.track; });
 }
 
 StoreSnapshot TraceStore::snapshot() const {

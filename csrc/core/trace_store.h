@@ -47,6 +47,7 @@ class SpanChunk {
   int32_t track() const { return track_; }
   int64_t last_step() const { return last_step_; }  // the highest step in it, kNoStep when none
   bool holds_steps_below(int64_t step) const { return earliest_step_ < step; }
+  uint64_t last_ticks() const { return last_ticks_; }  // when the last of its spans ended
   size_t bytes() const { return bytes_of(capacity_); }
   static size_t bytes_of(uint32_t capacity);
 
@@ -71,6 +72,7 @@ class SpanChunk {
   int64_t base_step_ = 0;
   int64_t last_step_ = kNoStep;
   int64_t earliest_step_ = std::numeric_limits<int64_t>::max();
+  uint64_t last_ticks_ = 0;
   std::unique_ptr<Row[]> rows_;
   std::unordered_map<uint32_t, uint64_t> long_durations_;  // over 2^32 ticks, about a second
 };
@@ -133,6 +135,8 @@ class TraceStore {
  public:
   explicit TraceStore(size_t limit_bytes);
 
+  // Steps below it count as gone before anything is added.
+  void begin_at(int64_t first_step) { evict_steps_below(first_step); }
   void add_span(const StoredSpan& span);
   // The row of a step, made when it is new; nullptr when the step was evicted already.
   StepRow* step(int64_t number);
@@ -147,6 +151,9 @@ class TraceStore {
   void close_track(int32_t track) { open_chunks_.erase(track); }
   // Drops the oldest whole steps until the store fits its limit.
   void evict();
+  // Drops the oldest whole steps, as far as they ended before; one that runs stays, and all after
+  // it. Spans outside steps go with their chunks.
+  void evict_before(uint64_t ticks);
 
   StoreSnapshot snapshot() const;
   size_t bytes() const { return bytes_; }
@@ -169,6 +176,8 @@ class TraceStore {
   };
 
   bool is_open(const SpanChunk& chunk) const;
+  bool still_runs(const StepRow& row) const;
+  void forget(const SpanChunk& chunk);
   void evict_steps_below(int64_t first);
   void drop_front_chunk();
 

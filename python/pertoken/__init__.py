@@ -21,17 +21,19 @@ from pertoken.errors import (
     PertokenError,
     RecordingStateError,
     SelectionError,
+    SpoolError,
     TotalsError,
     UnsupportedTensorError,
 )
 
 if TYPE_CHECKING:
-    from pertoken import experiment
+    from pertoken import experiment, triggers
     from pertoken.clock_sync import synchronize_clocks
     from pertoken.histogram import Histogram
     from pertoken.merging import merge
     from pertoken.overhead_measurement import measure_overhead
     from pertoken.recording import Recording, profile
+    from pertoken.recovery import recover
     from pertoken.result import Profile
     from pertoken.scopes import request, span, step
     from pertoken.storage import load
@@ -51,6 +53,7 @@ __all__ = [
     "Recording",
     "RecordingStateError",
     "SelectionError",
+    "SpoolError",
     "Totals",
     "TotalsError",
     "UnsupportedTensorError",
@@ -60,10 +63,12 @@ __all__ = [
     "measure_overhead",
     "merge",
     "profile",
+    "recover",
     "request",
     "span",
     "step",
     "synchronize_clocks",
+    "triggers",
 ]
 
 # Imported when first used: a program that only imports pertoken pays next to nothing.
@@ -77,12 +82,13 @@ _HOMES = {
     "measure_overhead": "overhead_measurement",
     "merge": "merging",
     "profile": "recording",
+    "recover": "recovery",
     "request": "scopes",
     "span": "scopes",
     "step": "scopes",
     "synchronize_clocks": "clock_sync",
 }
-_PACKAGES = {"experiment"}
+_PACKAGES = {"experiment", "triggers"}
 
 
 def __getattr__(name: str) -> Any:

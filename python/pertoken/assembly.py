@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import socket
-import sys
-import threading
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pertoken import _native
-from pertoken.clock_sync import clock_measurements
-from pertoken.identity import boot_id, group_ranks, ranks_of_environment
 from pertoken.losses import describe_losses
 from pertoken.processes import own_process
 from pertoken.result import Profile
 from pertoken.schema import FORMAT_VERSION, LABEL_PREFIX, SPAN_CATEGORIES, STEP_KINDS
 from pertoken.sequences import Outcome, Sequences
 from pertoken.strings import StringTable
-from pertoken.version import __version__
 
 if TYPE_CHECKING:
     from pertoken.recording import Recording
+    from pertoken.recovered_recording import RecoveredRecording
     from pertoken.request_log import RequestEntry
 
 Columns = dict[str, NDArray[Any]]
 
 
-def assemble(recording: Recording) -> Profile:
+def assemble(recording: Recording | RecoveredRecording) -> Profile:
     """The profile of everything that `recording` holds now."""
     entries, generations = recording.log.held()
     running = recording.stopped_ticks == 0
@@ -62,7 +56,7 @@ def assemble(recording: Recording) -> Profile:
         "step_rows": _step_rows(sequences, strings),
         "tokens": sequences.tokens(),
         "spans": _spans(raw, strings),
-        "tracks": _tracks(raw["tracks"], strings),
+        "tracks": _tracks(raw["tracks"], recording.thread_names(), meta["pid"], strings),
         "processes": own_process(meta, losses, strings),
     }
     return Profile.from_columns(tables, strings.strings, meta, losses, recording.totals())
@@ -178,11 +172,15 @@ def _spans(raw: dict[str, Any], strings: StringTable) -> Columns:
     }
 
 
-def _tracks(tracks: list[tuple[int, int, str, int]], strings: StringTable) -> Columns:
-    names = {thread.native_id: thread.name for thread in threading.enumerate()}
+def _tracks(
+    tracks: list[tuple[int, int, str, int]],
+    names: Mapping[int, str],
+    pid: int,
+    strings: StringTable,
+) -> Columns:
     return {
         "track": np.array([track for track, *_ in tracks], dtype=np.int32),
-        "pid": np.full(len(tracks), os.getpid(), dtype=np.int64),
+        "pid": np.full(len(tracks), pid, dtype=np.int64),
         "tid": np.array([tid for _, tid, *_ in tracks], dtype=np.int64),
         "name": strings.codes(
             [name if device >= 0 else names.get(tid, name) for _, tid, name, device in tracks]
@@ -191,37 +189,18 @@ def _tracks(tracks: list[tuple[int, int, str, int]], strings: StringTable) -> Co
     }
 
 
-def _meta(recording: Recording, raw: dict[str, Any], duration_ns: int) -> dict[str, Any]:
-    clock = raw["clock"]
+def _meta(
+    recording: Recording | RecoveredRecording, raw: dict[str, Any], duration_ns: int
+) -> dict[str, Any]:
+    clock, lasting = raw["clock"], recording.lasting_meta()
     return {
         "format_version": FORMAT_VERSION,
-        "pertoken_version": __version__,
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        **(group_ranks() or recording.ranks or ranks_of_environment()).as_dict(),
-        "device": recording.model_facts["device"],
-        "command": os.path.basename(sys.argv[0]) if sys.argv else "",
-        "python": platform.python_version(),
-        "torch": _version_of("torch"),
-        "transformers": _version_of("transformers"),
-        "platform": platform.platform(),
+        **lasting,
         "boot_origin_ns": clock["boot_origin_ns"],
-        "unix_origin_ns": recording.origin_unix_ns or _native.unix_time_ns(),
         "duration_ns": duration_ns,
         "clock": {
-            "source": clock["source"],
+            **lasting["clock"],
             "ticks_per_second": clock["ticks_per_second"],
             "error_bound_ns": clock["error_bound_ns"],
-            "boot_id": boot_id(),
-            "synchronized": [measured.as_dict() for measured in clock_measurements()],
         },
-        "model": {key: recording.model_facts[key] for key in ("class", "parameters", "modules")},
-        "modules": recording.selection,
-        "build": _native.build_info(),
-        "cost": {},
     }
-
-
-def _version_of(module: str) -> str | None:
-    loaded = sys.modules.get(module)
-    return None if loaded is None else str(getattr(loaded, "__version__", None))

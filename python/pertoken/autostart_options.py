@@ -37,6 +37,8 @@ class AutostartOptions:
         modules: which modules get spans: ``root``, ``layers``, ``all`` or a glob pattern.
         memory_limit: how much each recording may hold, in bytes.
         log_interval: seconds between lines of status; 0: none.
+        spool: a folder where each recording is also left for the case that the process is killed;
+            empty: nowhere.
         chrome: write a trace for Perfetto beside each profile.
         summary: print the summary at the end; of the process that is started first, not of those
             that it starts.
@@ -46,6 +48,7 @@ class AutostartOptions:
     modules: str = "layers"
     memory_limit: int = 256 << 20
     log_interval: float = 0.0
+    spool: str = ""
     chrome: bool = False
     summary: bool = False
 
@@ -80,11 +83,15 @@ class AutostartOptions:
         return ",".join(pairs)
 
     def resolved(self) -> AutostartOptions:
-        """With a full path to the output: a process may change its folder."""
+        """With full paths: a process may change its folder."""
         name = self.output
         if not name.endswith(SUFFIX):
             name = os.path.join(name, DEFAULT_NAME)
-        return replace(self, output=os.path.abspath(os.path.expanduser(name)))
+        return replace(
+            self,
+            output=os.path.abspath(os.path.expanduser(name)),
+            spool=self.spool and os.path.abspath(os.path.expanduser(self.spool)),
+        )
 
     def for_children(self) -> AutostartOptions:
         """What the processes get that this one starts: each writes files of its own."""
@@ -104,6 +111,12 @@ class AutostartOptions:
 def _path(value: str) -> str:
     if not value or "\0" in value:
         raise PertokenError("the output is empty; give a folder, or a file that ends in .pertoken")
+    return value
+
+
+def _folder(value: str) -> str:
+    if "\0" in value:
+        raise PertokenError("spool: a path cannot hold a null character; give a folder")
     return value
 
 
@@ -147,6 +160,7 @@ _READERS = {
     "modules": _modules,
     "memory_limit": memory_size,
     "log_interval": _seconds,
+    "spool": _folder,
     "chrome": _flag,
     "summary": _flag,
 }

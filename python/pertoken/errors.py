@@ -43,6 +43,10 @@ class SelectionError(PertokenError, ValueError):
     """An argument selects nothing, or is not of a form that can select."""
 
 
+class SpoolError(PertokenError):
+    """A folder holds no recording that can be recovered."""
+
+
 class TotalsError(PertokenError, ValueError):
     """Data is not what `Totals.to_dict` gives."""
 

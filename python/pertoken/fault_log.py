@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 
 logger = logging.getLogger("pertoken")
 
@@ -15,7 +16,12 @@ class FaultLog(Counter[str]):
     """Counts faults by reason; the first of each is logged.
 
     Messages may differ each time: after some, the further ones are counted by the place alone.
+
+    Attributes:
+        spooled: called with the reason, its place among the reasons and its count, at each fault.
     """
+
+    spooled: Callable[[str, int, int], None] | None = None
 
     def note(self, where: str, error: Exception, *, is_logged: bool = True) -> None:
         """Counts one.
@@ -31,3 +37,5 @@ class FaultLog(Counter[str]):
         if reason not in self and is_logged:
             logger.warning("pertoken: a fault while recording, in %s", reason)
         self[reason] += 1
+        if self.spooled is not None:
+            self.spooled(reason, list(self).index(reason), self[reason])

@@ -138,7 +138,7 @@ class GenerateWatch:
 
     def unknown(self, reason: str) -> None:
         """Notes what cannot be known of an engine."""
-        self._log.unknown[reason] = None
+        self._log.note_unknown(reason)
 
     def fault(self, where: str, error: Exception) -> None:
         """Counts what went wrong in an engine's adapter."""

@@ -10,9 +10,12 @@ from pertoken.quantity import plural_text
 
 if TYPE_CHECKING:
     from pertoken.recording import Recording
+    from pertoken.recovered_recording import RecoveredRecording
 
 
-def describe_losses(recording: Recording, raw: dict[str, Any]) -> dict[str, Any]:
+def describe_losses(
+    recording: Recording | RecoveredRecording, raw: dict[str, Any]
+) -> dict[str, Any]:
     """The `losses` of a profile.
 
     Args:
@@ -52,6 +55,11 @@ def describe_losses(recording: Recording, raw: dict[str, Any]) -> dict[str, Any]
         reasons.append(
             f"{plural_text(begun_before, 'request')} of an engine may have begun before the "
             "recording did: where their tokens stand, and how many there were, is unknown."
+        )
+    if native["spool_frames_lost"]:
+        reasons.append(
+            f"{plural_text(native['spool_frames_lost'], 'frame')} of the spool could not be "
+            "written: after a kill, what was in them would not be recovered."
         )
     if raw["clock"]["steps"]:
         reasons.append(
@@ -103,7 +111,9 @@ def _device_losses(native: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     }, said
 
 
-def _inlined_modules(recording: Recording, raw: dict[str, Any]) -> tuple[list[str], int]:
+def _inlined_modules(
+    recording: Recording | RecoveredRecording, raw: dict[str, Any]
+) -> tuple[list[str], int]:
     """Selected modules that compiled code ran without calling, and in how many steps it did.
 
     They are those below a module that is compiled and that ran, at least once, with no span of

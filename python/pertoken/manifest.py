@@ -139,7 +139,7 @@ def dump(profile: Profile) -> bytes:
         ManifestError: meta or losses hold something that cannot be written or read back.
     """
     meta, losses = profile.meta, profile.losses
-    _check_metadata(meta, losses)
+    check_metadata(meta, losses)
     tables = {
         name: {
             "rows": len(table),
@@ -195,7 +195,7 @@ def parse(text: bytes) -> Manifest:
     strings = content["strings"]
     if not isinstance(strings, list) or not all(isinstance(s, str) for s in strings):
         raise ManifestError("its table of strings is not a list of strings")
-    _check_metadata(content["meta"], content["losses"])
+    check_metadata(content["meta"], content["losses"])
     return Manifest(
         version,
         tuple(strings),
@@ -262,7 +262,12 @@ def _columns(
     return tuple(entries)
 
 
-def _check_metadata(meta: object, losses: object) -> None:
+def check_metadata(meta: object, losses: object) -> None:
+    """Checks that a profile may have these `meta` and `losses`.
+
+    Raises:
+        ManifestError: it may not; the message says why.
+    """
     _check_meta("meta", meta)
     _check_losses("losses", losses)
     assert isinstance(meta, dict) and isinstance(losses, dict)

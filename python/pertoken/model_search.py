@@ -157,6 +157,7 @@ class ModelSearch:
                 modules=self._options.modules,
                 memory_limit_bytes=self._options.memory_limit,
                 log_interval_s=self._options.log_interval or None,
+                spool=self._options.spool or None,
                 holds_model=False,
             )
             recording.start()

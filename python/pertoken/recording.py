@@ -9,26 +9,32 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pertoken import _native
 from pertoken.assembly import assemble
 from pertoken.device_timing import DeviceChoice, DeviceTiming, check_choice
+from pertoken.dumps import Dumps, dump
 from pertoken.errors import RecordingStateError, SelectionError
 from pertoken.fault_log import FaultLog
 from pertoken.generation import GenerateWatch, inner_roots
 from pertoken.identity import Ranks, group_ranks
 from pertoken.instrument import Instrumentation, unwrap_compiled
 from pertoken.patch import change_lock
+from pertoken.recording_meta import lasting_meta
 from pertoken.request_log import RequestLog
 from pertoken.result import Profile
+from pertoken.retention import retention
 from pertoken.scopes import entered_round
 from pertoken.selection import ModuleSelection, select_modules
+from pertoken.spool_folder import SpoolFolder
+from pertoken.spool_notes import SpoolNotes
 from pertoken.status import StatusLog, describe_status
 from pertoken.totals import Totals
 from pertoken.totals_reading import read_totals
+from pertoken.triggers import Trigger
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +56,11 @@ def profile(
     memory_limit_bytes: int = 256 << 20,
     log_interval_s: float | None = None,
     device: DeviceChoice = "auto",
+    keep: str | int | None = None,
+    triggers: Sequence[Trigger] = (),
+    dump_folder: str | os.PathLike[str] = "pertoken-dumps",
+    dumps_per_hour: int = 6,
+    spool: str | os.PathLike[str] | None = None,
 ) -> Recording:
     """Records every step of a model, as a context manager or as a decorator.
 
@@ -65,6 +76,15 @@ def profile(
             ``pertoken`` at INFO, in seconds; None: never.
         device: whether the time on the GPU is measured, too: ``"auto"`` where the model is on CUDA
             devices and the driver is there, ``"cuda"`` as well, or it is an error, ``"off"`` never.
+        keep: hold the last seconds, ``"5s"``, within `memory_limit_bytes`; or so many bytes,
+            ``"64MB"``, in the place of `memory_limit_bytes`. None: as much as fits.
+        triggers: of `pertoken.triggers`: when one fires, what is held is written to a file, from a
+            thread of pertoken's, and the recording goes on.
+        dump_folder: where these files go; made when the recording starts with a trigger.
+        dumps_per_hour: how many there may be in any hour.
+        spool: a folder where what is recorded is also left in files, so that `recover` finds it
+            when the process was killed; made when it is not there, and shared by recordings and
+            processes. None: nowhere.
 
     Raises:
         SelectionError: `model` is not a module, `modules` selects nothing, or a number is out of
@@ -76,6 +96,11 @@ def profile(
         memory_limit_bytes=memory_limit_bytes,
         log_interval_s=log_interval_s,
         device=device,
+        keep=keep,
+        triggers=triggers,
+        dump_folder=dump_folder,
+        dumps_per_hour=dumps_per_hour,
+        spool=spool,
     )
 
 
@@ -95,6 +120,11 @@ class Recording:
         memory_limit_bytes: int,
         log_interval_s: float | None = None,
         device: DeviceChoice = "auto",
+        keep: str | int | None = None,
+        triggers: Sequence[Trigger] = (),
+        dump_folder: str | os.PathLike[str] = "pertoken-dumps",
+        dumps_per_hour: int = 6,
+        spool: str | os.PathLike[str] | None = None,
         holds_model: bool = True,
     ) -> None:
         torch_module = sys.modules.get("torch")
@@ -113,7 +143,10 @@ class Recording:
             )
         check_choice(device)
         self.device_timing = DeviceTiming(device)
+        kept = retention(keep)
+        memory_limit_bytes = kept.memory_bytes or memory_limit_bytes
         self.memory_limit_bytes = memory_limit_bytes
+        self._dumps = Dumps(triggers, dump_folder, dumps_per_hour) if triggers else None
         self.enabled = os.environ.get("PERTOKEN", "") != "0"
         if isinstance(modules, Iterable) and not isinstance(modules, str):
             modules = list(modules)  # selected from again at each start
@@ -131,7 +164,7 @@ class Recording:
         self.stopped_ticks = 0  # 0 while it runs
         self._earlier_ns = 0  # for how long it ran before it was last started
         self._running_since_ns = 0  # by the monotonic clock; 0: it does not run
-        self.recorder = _native.Recorder(memory_limit_bytes * 7 // 8, _RING_RECORDS)
+        self.recorder = _native.Recorder(memory_limit_bytes * 7 // 8, _RING_RECORDS, kept.time_ns)
         self.log = RequestLog(
             max(1024, memory_limit_bytes // 8 // _BYTES_A_REQUEST),
             self.recorder,
@@ -139,6 +172,7 @@ class Recording:
         self.instrumentation = Instrumentation(makes_cycles=holds_model)
         self.ranks: Ranks | None = None  # in the process group, when it last started
         self.generate_watch = GenerateWatch(self.recorder, self.log, self.faults.note)
+        self._spool = None if spool is None else SpoolFolder(spool, memory_limit_bytes)
         self._log_interval_s = log_interval_s
         self._status_log: list[StatusLog] = []  # the one that runs
         self._depth = 0
@@ -150,6 +184,8 @@ class Recording:
             self.generate_watch,
             self.recorder,
             self._status_log,
+            self._spool,
+            self._dumps,
         )
 
     def start(self) -> None:
@@ -160,6 +196,7 @@ class Recording:
             RecordingStateError: as many recordings run as a process can hold, or the model is
                 gone, which a stopped recording does not hold.
             SelectionError: the model has changed, and `modules` selects nothing any longer.
+            PertokenError: the folder of `spool` or of the dumps cannot be written.
         """
         with change_lock:
             if self.recorder.active or not self.enabled:
@@ -172,12 +209,14 @@ class Recording:
             if not self.origin_ticks:
                 self.origin_ticks, self.origin_unix_ns = _native.now_ticks(), _native.unix_time_ns()
             self.device_timing.start(root, self.recorder)
+            self.model_facts = _describe(root)
+            self.ranks = group_ranks() or self.ranks
+            if self._spool is not None:
+                self._begin_spool(self._spool, selected)
             _start(self.recorder)
             if not self.recorder.active:
                 return
             self.stopped_ticks = 0
-            self.model_facts = _describe(root)
-            self.ranks = group_ranks() or self.ranks
             self._running_since_ns = time.monotonic_ns()
             if self._holds_model:
                 self._held_model = model
@@ -194,6 +233,8 @@ class Recording:
                     self.generate_watch.generation_var,
                     self.device_timing.device_of,
                 )
+                if self._dumps is not None:
+                    self._dumps.start(self)
             except BaseException:
                 self.stop()
                 raise
@@ -211,8 +252,12 @@ class Recording:
             self.instrumentation.remove()
             self.generate_watch.remove()
             self.recorder.stop()
+            if self._dumps is not None:
+                self._dumps.end(self)
             self.stopped_ticks = _native.now_ticks()
             self._earlier_ns, self._running_since_ns = self.recorded_ns, 0
+            if self.log.notes is not None:
+                self.log.notes.state(runs=False, recorded_ns=self._earlier_ns)
             while self._status_log:
                 self._status_log.pop().end()
             self._held_model = self._selected = None
@@ -257,6 +302,19 @@ class Recording:
         """Writes what was recorded so far for Perfetto and chrome://tracing."""
         self.result().export_chrome_trace(Path(path))
 
+    def dump(self, path: str | os.PathLike[str]) -> None:
+        """Writes what is held to a file, which is a profile; at any time, from any thread.
+
+        Raises:
+            PertokenError: the file cannot be written.
+        """
+        dump(self, path, {"reason": "by_hand"})
+
+    @property
+    def dumps(self) -> tuple[Path, ...]:
+        """The files that triggers have given, oldest first."""
+        return () if self._dumps is None else tuple(self._dumps.paths)
+
     def status(self) -> str:
         """One line for a person: what runs, for how long, what it holds, lost and costs.
 
@@ -287,10 +345,34 @@ class Recording:
     @property
     def unknown_commits(self) -> bool:
         """Whether some `generate()` ran whose steps do not tell how much they commit."""
-        return any(
-            generation.by_generate and not generation.commits_known
-            for generation in self.log.held()[1].values()
+        return self.log.has_unknown_commits
+
+    def lasting_meta(self) -> dict[str, Any]:
+        """What the `meta` of a profile says of the process and the model."""
+        return lasting_meta(self)
+
+    def thread_names(self) -> dict[int, str]:
+        """The names of the threads that run now, by their ids."""
+        return {
+            thread.native_id: thread.name
+            for thread in threading.enumerate()
+            if thread.native_id is not None
+        }
+
+    def _begin_spool(self, spool: SpoolFolder, selected: dict[str, torch.nn.Module]) -> None:
+        spool.make(self.recorder)
+        spool.identify(
+            {
+                "meta": self.lasting_meta(),
+                "origin_ticks": self.origin_ticks,
+                "origin_unix_ns": self.origin_unix_ns,
+                "detail": self.detail,
+                "modules": list(selected),
+            }
         )
+        self.log.notes = self.log.notes or SpoolNotes(self.recorder)
+        self.log.notes.state(runs=True, recorded_ns=self._earlier_ns)
+        self.faults.spooled = self.log.notes.fault
 
     def __repr__(self) -> str:
         """One line: what is recorded and whether it runs."""
@@ -315,9 +397,15 @@ def _abandon(
     watch: GenerateWatch,
     recorder: Any,
     status_log: list[StatusLog],
+    spool: SpoolFolder | None,
+    dumps: Dumps | None,
 ) -> None:
     """Stops what a recording that is gone, or the end of the process, has left running."""
     recorder.stop()
+    if spool is not None:
+        spool.leave()
+    if dumps is not None:
+        dumps.end(None)
     for log in status_log:
         log.end()
 

@@ -12,6 +12,7 @@ from pertoken.generate_call import Prompt
 from pertoken.label_sets import LabelSets
 from pertoken.patch import change_lock
 from pertoken.request_run import RequestRun, current_run
+from pertoken.spool_notes import SpoolNotes
 
 _FEW_REQUESTS = 256
 
@@ -92,6 +93,7 @@ class RequestLog:
         self._next_request = itertools.count()
         self._next_generation = itertools.count()
         self._of_run: dict[int, RequestEntry] = {}  # by identity; the entry keeps it alive
+        self.notes: SpoolNotes | None = None  # where all of this is spooled, too
 
     def open_request(self, run: RequestRun | EngineRequest | None) -> RequestEntry:
         """A new request, or the one that this run of the user's or an engine's has opened already.
@@ -109,11 +111,17 @@ class RequestLog:
                     number, run.start_ticks, run.id, run.model_version, dict(run.labels), run
                 )
                 self._of_run[id(run)] = entry
-            self.requests[entry.number] = entry
-            label_set = self.label_sets.number(entry.model_version, entry.labels)
-            self._recorder.begin_request(_narrow(entry.number), label_set, entry.start_ticks)
+            self.restore_request(entry)
+            if self.notes is not None:
+                self.notes.request(entry)
             self._forget_now_and_then()
             return entry
+
+    def restore_request(self, entry: RequestEntry) -> None:
+        """Takes in a request that has its number already, and has the totals count it."""
+        self.requests[entry.number] = entry
+        label_set = self.label_sets.number(entry.model_version, entry.labels)
+        self._recorder.begin_request(_narrow(entry.number), label_set, entry.start_ticks)
 
     def open_generation(self, entry: RequestEntry, **traits: Any) -> Generation:
         """A new generation of a request.
@@ -124,21 +132,27 @@ class RequestLog:
         """
         with change_lock:
             generation = Generation(next(self._next_generation), entry.number, **traits)
-            self.generations[generation.number] = generation
             if generation.by_rows:
                 entry.sequence = generation
             self._forget_now_and_then()
+        self.restore_generation(generation)
+        if self.notes is not None:
+            self.notes.generation(generation, has_ended=False)
+        return generation
+
+    def restore_generation(self, generation: Generation) -> None:
+        """Takes in a generation that has its number already, and has the totals count it."""
+        self.generations[generation.number] = generation
         prompt = generation.prompt
         self._recorder.begin_generation(
             generation=_narrow(generation.number),
-            request=_narrow(entry.number),
+            request=_narrow(generation.request),
             by_generate=generation.by_generate,
             by_rows=generation.by_rows,
             can_end_rows=generation.can_end_rows,
             is_beam_search=generation.is_beam_search,
             prompt=(prompt.rows, prompt.length, prompt.tokens),
         )
-        return generation
 
     def end_generation(self, generation: Generation) -> None:
         """Has the totals count a generation, of which all is known by now."""
@@ -154,6 +168,8 @@ class RequestLog:
             commits_known=commits_known,
             row_lengths=row_lengths,
         )
+        if self.notes is not None:
+            self.notes.generation(generation, has_ended=True)
 
     def end_request(self, entry: RequestEntry, end_ticks: int, error: str) -> None:
         """Notes the end of a request."""
@@ -162,6 +178,8 @@ class RequestLog:
             self.end_generation(entry.sequence)
         entry.end_ticks, entry.error, entry.run, entry.sequence = end_ticks, error, None, None
         self._recorder.end_request(_narrow(entry.number), end_ticks, error != "")
+        if self.notes is not None:
+            self.notes.request(entry)
 
     def delegate(self, state: Any) -> RequestEntry:
         """The request of a running `generate()` that has another model generate for it.
@@ -173,6 +191,8 @@ class RequestLog:
             if outer is None or outer.request not in self.requests:  # let go, though it runs
                 return self.open_request(current_run())
             outer.is_delegated = not state.steps
+            if self.notes is not None:
+                self.notes.generation(outer, has_ended=False)
             return self.requests[outer.request]
 
     def held(self) -> tuple[list[RequestEntry], dict[int, Generation]]:
@@ -192,6 +212,21 @@ class RequestLog:
         with change_lock:
             held = [g.request for g in self.generations.values() if not g.from_start]
         return len(set(held))
+
+    @property
+    def has_unknown_commits(self) -> bool:
+        """Whether some `generate()` ran whose steps do not tell how much they commit."""
+        return any(
+            generation.by_generate and not generation.commits_known
+            for generation in self.held()[1].values()
+        )
+
+    def note_unknown(self, sentence: str) -> None:
+        """Notes a sentence for `losses["reasons"]`, once."""
+        if sentence not in self.unknown:
+            self.unknown[sentence] = None
+            if self.notes is not None:
+                self.notes.unknown(sentence)
 
     def close_request(self, run: RequestRun | EngineRequest) -> None:
         """Notes the end of a run that has ended; one that was not met is passed over."""

@@ -117,6 +117,7 @@ class Summary:
             "processes": _processes(profile),
             "stragglers": find_stragglers(profile).as_dict() if merged else None,
             "since_start": since_start(profile),
+            "trigger": profile.meta.get("trigger"),
             "losses": {k: v for k, v in profile.losses.items() if k != "processes"},
         }
         return cls(data)
@@ -137,8 +138,9 @@ class Summary:
         list of {process, name, start_ns, end_ns, clock_basis, clock_offset_ns, clock_error_ns};
         ``stragglers`` as of `Stragglers.as_dict`, None unless the profile was merged;
         ``since_start``, None unless something was evicted: counts and latencies of the whole run by
-        the same keys, from `Profile.totals`; ``losses`` as in the profile, those of all processes
-        together. The root module is the site named by the empty string.
+        the same keys, from `Profile.totals`; ``trigger``, what made the recording dump this, None
+        unless it did; ``losses`` as in the profile, those of all processes together. The root
+        module is the site named by the empty string.
         """
         return copy.deepcopy(self._data)
 

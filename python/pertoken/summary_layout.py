@@ -61,8 +61,23 @@ def _header(data: Mapping[str, Any]) -> Block:
         line += f" in {duration_text(data['duration_ns'])}"
     if data["tokens"]["per_s"] is not None:
         line += f"; {rate_text(data['tokens']['per_s'])} from the first step to the last commit"
-    lines = [", ".join(facts), line, *_what_is_held(data), *_why_nothing(data)]
+    lines = [", ".join(facts), line, *_why_dumped(data), *_what_is_held(data), *_why_nothing(data)]
     return Block(title, tuple(text for text in lines if text))
+
+
+def _why_dumped(data: Mapping[str, Any]) -> list[str]:
+    trigger = data.get("trigger")
+    if not isinstance(trigger, Mapping):
+        return []
+    step, wall_ns, over_ns = (trigger.get(key) for key in ("step", "wall_ns", "over_ns"))
+    if isinstance(step, int) and isinstance(wall_ns, int) and isinstance(over_ns, int):
+        kind = name_text(trigger.get("kind") or "other")
+        return [
+            f"Dumped because step {step} ({kind}) took {duration_text(wall_ns)}, over "
+            f"{duration_text(over_ns)}."
+        ]
+    told = [trigger.get("reason") or "a trigger", trigger.get("answer")]
+    return [f"Dumped: {', '.join(name_text(each) for each in told if each)}."]
 
 
 def _what_is_held(data: Mapping[str, Any]) -> list[str]:

@@ -20,11 +20,12 @@ from pertoken.totals import (
 
 if TYPE_CHECKING:
     from pertoken.recording import Recording
+    from pertoken.recovered_recording import RecoveredRecording
 
 _KINDS = (*STEP_KINDS, OUTSIDE)
 
 
-def read_totals(recording: Recording) -> Totals:
+def read_totals(recording: Recording | RecoveredRecording) -> Totals:
     """The totals of a recording at this moment."""
     recording.log.close_ended_runs()
     native = recording.recorder.totals()

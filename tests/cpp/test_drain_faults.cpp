@@ -29,6 +29,18 @@ void* operator new(size_t size) {
 }
 void* operator new[](size_t size) { return ::operator new(size); }
 void* operator new(size_t size, const std::nothrow_t&) noexcept { return std::malloc(size); }
+// As for the rings, which are aligned to cache lines.
+void* operator new(size_t size, std::align_val_t alignment) {
+  if (size >= kLarge && no_large_blocks.load(std::memory_order_relaxed)) {
+    refused.fetch_add(1, std::memory_order_relaxed);
+    throw std::bad_alloc();
+  }
+  const auto unit = static_cast<size_t>(alignment);
+  if (void* block = std::aligned_alloc(unit, (size + unit - 1) / unit * unit)) return block;
+  throw std::bad_alloc();
+}
+void operator delete(void* block, std::align_val_t) noexcept { std::free(block); }
+void operator delete(void* block, size_t, std::align_val_t) noexcept { std::free(block); }
 void operator delete(void* block) noexcept { std::free(block); }
 void operator delete[](void* block) noexcept { std::free(block); }
 void operator delete(void* block, size_t) noexcept { std::free(block); }

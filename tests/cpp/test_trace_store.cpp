@@ -211,6 +211,56 @@ TEST(rows_of_an_evicted_step_that_come_late_are_not_kept) {
   CHECK_EQ(store.bytes(), bytes);
 }
 
+TEST(steps_that_ended_before_a_time_go_whole) {
+  TraceStore store(size_t{1} << 24);
+  const auto run = [&](int64_t step, int32_t track, uint64_t start, uint64_t end) {
+    StepRow* row = store.begin_step(step);
+    row->track = track;
+    row->start_ticks = start;
+    row->end_ticks = end;
+  };
+  for (int64_t step = 0; step < 1000; ++step) {
+    const auto start = static_cast<uint64_t>(step) * 100;
+    for (int64_t i = 1; i <= 10; ++i) {
+      StoredSpan span = span_of(step * 10 + i, step);
+      span.start_ticks = start;
+      span.dur_ticks = 50;
+      store.add_span(span);
+    }
+    run(step, 0, start, start + 60);
+  }
+  store.evict_before(50'000);
+  CHECK_EQ(store.first_step(), int64_t{500});  // step 499 ended at 49,960
+  CHECK_EQ(store.steps_evicted(), uint64_t{500});
+  CHECK_EQ(store.spans_evicted(), uint64_t{5000});
+  const size_t bytes = store.bytes();
+  store.evict_before(99'000);
+  CHECK_EQ(store.first_step(), int64_t{990});
+  CHECK(store.bytes() < bytes);
+
+  // One that runs stays, and all after it; one whose end was dropped does not.
+  TraceStore other(size_t{1} << 24);
+  const auto begin = [&](int64_t step, int32_t track, uint64_t start) {
+    StepRow* row = other.begin_step(step);
+    row->track = track;
+    row->start_ticks = start;
+  };
+  begin(0, 0, 10);
+  begin(2, 1, 20);
+  begin(3, 0, 30);
+  other.step(3)->end_ticks = 40;
+  other.evict_before(1000);
+  CHECK_EQ(other.first_step(), int64_t{1});
+  begin(1, 2, 50);  // came late, from another thread
+  other.step(2)->end_ticks = 60;
+  other.evict_before(1000);
+  CHECK_EQ(other.first_step(), int64_t{1});
+  other.step(1)->end_ticks = 2000;
+  other.evict_before(3000);
+  CHECK_EQ(other.first_step(), int64_t{4});
+  CHECK_EQ(other.bytes(), size_t{0});
+}
+
 TEST(a_snapshot_does_not_change_afterwards) {
   TraceStore store(size_t{1} << 20);
   for (int64_t seq = 1; seq <= 100; ++seq) store.add_span(span_of(seq, seq));

@@ -1,4 +1,4 @@
-"""One thread, no network and fixed seeds for every test."""
+"""One thread, no network, one width of text and fixed seeds for every test."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Summaries are as wide as the terminal; the tests' are the same whatever they run in.
+os.environ["COLUMNS"] = "100"
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,7 @@ OPTIONS = st.builds(
     modules=TEXTS.map(str.strip).filter(bool),
     memory_limit=st.integers(1 << 20, (1 << 48) - 1),
     log_interval=st.floats(0, 1e9),
+    spool=st.just("") | TEXTS,
     chrome=st.booleans(),
     summary=st.booleans(),
 )

@@ -309,6 +309,14 @@ def test_a_trace_that_cannot_be_written_is_told_and_the_profile_is_there(folder:
     assert step_counts(folder) == [1]
 
 
+def test_a_script_that_is_killed_is_recovered_from_its_spool(folder: Path) -> None:
+    ends = "model = run(3)\nos.kill(os.getpid(), 9)\n"
+    done = execute(sys.executable, "-c", TINY + ends, PERTOKEN_PROFILE="output=out,spool=spool")
+    assert done.returncode == -signal.SIGKILL and list(folder.rglob("*.pertoken")) == []
+    profile = pertoken.recover("spool")
+    assert len(profile.steps) == 3 and profile.meta["model"]["class"] == "Tiny"
+
+
 def test_a_pattern_that_matches_nothing_leaves_the_model_unrecorded_and_says_so(
     folder: Path,
 ) -> None:

@@ -19,6 +19,7 @@ COMMANDS = {
     "export": "Turn a saved profile into another format.",
     "merge": "Join the profiles of several processes, and name stragglers.",
     "overhead": "Prove whether recording a model stays within a budget.",
+    "recover": "Recover the profile of a process that was killed.",
     "run": "Run a script and profile the models in it.",
     "summary": "Print the summary of a saved profile.",
 }

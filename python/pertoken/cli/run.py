@@ -73,6 +73,12 @@ def _check_text(ctx: click.Context, parameter: click.Parameter, value: str) -> s
     metavar="SECONDS",
     help="How often to log a line of status, with what recording costs.",
 )
+@click.option(
+    "--spool",
+    default="",
+    metavar="DIR",
+    help="Leave what is recorded in DIR as well, for pertoken recover when SCRIPT is killed.",
+)
 @click.argument("script")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def command(module: bool, script: str, args: tuple[str, ...], **options: Any) -> None:

@@ -1,0 +1,61 @@
+#include "bindings/bind_triggers.h"
+
+#include <pybind11/stl.h>
+
+#include <chrono>
+#include <tuple>
+#include <vector>
+
+#include "bindings/without_gil.h"
+
+namespace pertoken::bindings {
+
+namespace py = pybind11;
+
+namespace {
+
+using Learned = std::vector<std::tuple<uint32_t, double, double, uint64_t>>;
+
+void arm(Recorder& recorder, const StepTriggers::Times& fixed_ns, const Learned& learned) {
+  std::vector<LearnedTime> times;
+  for (const auto& [kind, quantile, factor, min_steps] : learned) {
+    times.push_back({step_kind(kind), quantile, factor, min_steps});
+  }
+  without_gil([&] { recorder.arm_triggers(fixed_ns, std::move(times)); });
+}
+
+// Kinds are numbers.
+py::dict fired(const FiredTrigger& trigger) {
+  py::dict told;
+  if (trigger.cause == TriggerCause::kSignal) {
+    told["reason"] = "signal";
+    told["signal"] = trigger.signal;
+    return told;
+  }
+  told["reason"] = trigger.cause == TriggerCause::kStepTime ? "step_time" : "slow_step";
+  told["step"] = trigger.step;
+  told["kind"] = static_cast<int>(trigger.kind);
+  told["wall_ns"] = trigger.wall_ns;
+  told["over_ns"] = trigger.over_ns;
+  return told;
+}
+
+py::list wait(Recorder& recorder, double timeout_s) {
+  std::vector<FiredTrigger> taken;
+  without_gil([&] { taken = recorder.wait_for_trigger(std::chrono::duration<double>(timeout_s)); });
+  py::list told;
+  for (const FiredTrigger& trigger : taken) told.append(fired(trigger));
+  return told;
+}
+
+}  // namespace
+
+void bind_triggers(py::class_<Recorder, std::shared_ptr<Recorder>>& recorder_class) {
+  recorder_class.def("arm_triggers", &arm, py::arg("fixed_ns"), py::arg("learned"))
+      .def("disarm_triggers",
+           [](Recorder& recorder) { without_gil([&] { recorder.disarm_triggers(); }); })
+      .def("fire_trigger", &Recorder::fire_trigger, py::arg("signal"))
+      .def("wait_for_trigger", &wait, py::arg("timeout_s"));
+}
+
+}  // namespace pertoken::bindings

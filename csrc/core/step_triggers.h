@@ -1,0 +1,71 @@
+// Which steps are slow enough to be told of at once. Fed by the collector and read by the thread
+// that dumps, both under the recorder's mutex; the model's threads know nothing of it.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "core/aggregates.h"
+#include "core/record.h"
+
+namespace pertoken {
+
+// Fires for a step that takes `factor` times as long as this quantile of the steps of its kind.
+struct LearnedTime {
+  StepKind kind;
+  double quantile;
+  double factor;
+  uint64_t min_steps;  // that must have ended before
+};
+
+enum class TriggerCause : uint8_t { kStepTime, kSlowStep, kSignal };
+
+struct FiredTrigger {
+  TriggerCause cause;
+  int64_t step = -1;
+  StepKind kind = StepKind::kOther;
+  uint64_t wall_ns = 0;
+  uint64_t over_ns = 0;  // the time that it passed
+  int signal = 0;
+};
+
+class StepTriggers {
+ public:
+  using Times = std::array<uint64_t, kStepKinds>;  // by kind, 0: none
+
+  void arm(const Times& fixed_ns, std::vector<LearnedTime> learned);
+  void disarm() noexcept { is_armed_ = false; }
+  bool is_armed() const noexcept { return is_armed_; }
+  // What was learned so far, and the present rate of the ticks; now and then.
+  void learn(const Aggregates& totals, double ns_per_tick);
+
+  void see_step(int64_t step, StepKind kind, uint64_t wall_ticks) {
+    if (wall_ticks > over_ticks_[static_cast<size_t>(kind)]) [[unlikely]]
+      step_is_slow(step, kind, wall_ticks);
+  }
+  void see_signal(int number);
+  bool has_fired() const noexcept { return !fired_.empty(); }
+  std::vector<FiredTrigger> take() noexcept;
+
+ private:
+  static constexpr size_t kMostFired = 64;  // that wait for the same dump
+
+  void step_is_slow(int64_t step, StepKind kind, uint64_t wall_ticks);
+
+  bool is_armed_ = false;
+  Times fixed_ns_{};
+  Times learned_ns_{};
+  Times over_ticks_ = no_times();
+  std::vector<LearnedTime> learned_;
+  double ns_per_tick_ = 1.0;
+  std::vector<FiredTrigger> fired_;
+
+  static constexpr Times no_times() {
+    Times times{};
+    times.fill(UINT64_MAX);
+    return times;
+  }
+};
+
+}  // namespace pertoken

@@ -1,0 +1,96 @@
+// Which steps fire: fixed and learned times, by kind, and what the waiting thread is told.
+#include <chrono>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "core/recorder.h"
+#include "core/step_triggers.h"
+
+namespace pertoken {
+namespace {
+
+StepTriggers::Times only(StepKind kind, uint64_t over_ns) {
+  StepTriggers::Times times{};
+  times[static_cast<size_t>(kind)] = over_ns;
+  return times;
+}
+
+TEST(a_step_over_the_fixed_time_of_its_kind_fires) {
+  const Aggregates totals;
+  StepTriggers triggers;
+  triggers.see_step(1, StepKind::kDecode, UINT64_MAX - 1);
+  CHECK(!triggers.has_fired());  // nothing is armed
+  triggers.arm(only(StepKind::kDecode, 1000), {});
+  triggers.learn(totals, 0.5);
+  triggers.see_step(2, StepKind::kDecode, 2000);
+  triggers.see_step(3, StepKind::kPrefill, 5000);
+  CHECK(!triggers.has_fired());
+  triggers.see_step(4, StepKind::kDecode, 2002);
+  const std::vector<FiredTrigger> fired = triggers.take();
+  CHECK_EQ(fired.size(), size_t{1});
+  CHECK(fired[0].cause == TriggerCause::kStepTime && fired[0].kind == StepKind::kDecode);
+  CHECK_EQ(fired[0].step, int64_t{4});
+  CHECK_EQ(fired[0].wall_ns, uint64_t{1001});
+  CHECK_EQ(fired[0].over_ns, uint64_t{1000});
+  CHECK(!triggers.has_fired());
+}
+
+TEST(a_time_is_learned_once_enough_steps_have_ended) {
+  Aggregates totals;
+  StepTriggers triggers;
+  triggers.arm({}, {{StepKind::kDecode, 0.99, 3.0, 100}});
+  for (int i = 0; i < 99; ++i) totals.steps(StepKind::kDecode).wall_ns.record_ns(1000);
+  triggers.learn(totals, 1.0);
+  triggers.see_step(1, StepKind::kDecode, 1'000'000);
+  CHECK(!triggers.has_fired());
+  totals.steps(StepKind::kDecode).wall_ns.record_ns(1000);
+  triggers.learn(totals, 1.0);
+  triggers.see_step(2, StepKind::kDecode, 2700);
+  CHECK(!triggers.has_fired());
+  triggers.see_step(3, StepKind::kDecode, 3300);
+  const std::vector<FiredTrigger> fired = triggers.take();
+  CHECK(fired.size() == 1 && fired[0].cause == TriggerCause::kSlowStep && fired[0].step == 3);
+  CHECK(fired[0].over_ns > 2700 && fired[0].over_ns < 3300);
+}
+
+TEST(what_fires_while_nobody_waits_is_bounded) {
+  const Aggregates totals;
+  StepTriggers triggers;
+  triggers.arm(only(StepKind::kOther, 1), {});
+  triggers.learn(totals, 1.0);
+  for (int64_t step = 0; step < 100'000; ++step) triggers.see_step(step, StepKind::kOther, 10);
+  triggers.see_signal(12);
+  CHECK(triggers.take().size() <= 100);
+  triggers.disarm();
+  triggers.see_step(1, StepKind::kOther, 10);
+  triggers.see_signal(12);
+  CHECK(!triggers.has_fired());
+}
+
+TEST(the_collector_wakes_the_thread_that_waits) {
+  const auto recorder =
+      Recorder::create({.store_limit_bytes = size_t{1} << 20, .ring_capacity = 1 << 8});
+  CHECK(recorder->wait_for_trigger(std::chrono::seconds(0)).empty());
+  recorder->start();
+  recorder->arm_triggers(only(StepKind::kOther, 1000), {});
+  std::vector<FiredTrigger> fired;
+  std::thread waiting([&] { fired = recorder->wait_for_trigger(std::chrono::seconds(60)); });
+  ThreadBuffer& buffer = *recorder->buffer();
+  const uint32_t step = recorder->next_step();
+  const auto kind = static_cast<uint32_t>(StepKind::kOther);
+  const uint64_t now = now_ticks();
+  buffer.push({now, 0, make_tag(RecordType::kStepBegin, kind), kNone32, kNone32, step});
+  buffer.push({now + 1'000'000, 0, make_tag(RecordType::kStepEnd, 0), 0, 0, step});
+  waiting.join();
+  CHECK(fired.size() == 1 && fired[0].step == int64_t{step});
+  std::thread until_disarmed([&] { fired = recorder->wait_for_trigger(std::chrono::seconds(60)); });
+  recorder->disarm_triggers();
+  until_disarmed.join();
+  CHECK(fired.empty());
+  recorder->stop();
+}
+
+}  // namespace
+}  // namespace pertoken

@@ -1,0 +1,259 @@
+"""Triggers: what fires dumps once, with what led to it inside, and the recording goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import invariants
+import pertoken
+from odd_modules import Stack, numbers, seeded
+from pertoken.errors import RecordingStateError, SelectionError
+from pertoken.triggers import Signal, SlowStep, StepTime, When
+from test_keep import Waits
+
+PATIENCE_S = 20.0
+HERE = str(Path(__file__).parent)
+
+
+def wait_for(condition: Callable[[], Any]) -> Any:
+    """Waits until it holds."""
+    until = time.monotonic() + PATIENCE_S
+    while not (answer := condition()):
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(0.01)
+    return answer
+
+
+def dump_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "pertoken-dump"]
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Any:
+    """Each test leaves the process without a thread of ours, and its signals as they were."""
+    before = signal.getsignal(signal.SIGUSR2)
+    yield
+    wait_for(lambda: not dump_threads())
+    assert signal.getsignal(signal.SIGUSR2) == before
+
+
+def test_a_planted_slow_step_dumps_once_with_that_step_inside(tmp_path: Path) -> None:
+    model = Waits()
+    recording = pertoken.profile(
+        model,
+        modules="all",
+        keep="10s",
+        triggers=[StepTime(over_s=0.4)],
+        dump_folder=tmp_path / "dumps",
+    )
+    with recording:
+        for seconds in (0.0, 0.0, 0.6, 0.0):
+            model(torch.tensor([seconds]))
+        wait_for(lambda: recording.dumps)
+        model(torch.tensor([0.0]))
+    wait_for(lambda: not dump_threads())
+    (path,) = recording.dumps
+    assert [path] == list((tmp_path / "dumps").iterdir()), "whole, and no other file"
+    assert path.name.endswith("-step_time.pertoken") and str(os.getpid()) in path.name
+    dumped = pertoken.load(path)
+    invariants.check(dumped)
+    trigger = dumped.meta["trigger"]
+    assert trigger["reason"] == "step_time" and trigger["step"] == 2
+    assert trigger["kind"] == "other" and trigger["over_ns"] == 400_000_000
+    steps = dumped.steps["step"].tolist()
+    assert set(steps) >= {0, 1, 2}, "what led to it is there"
+    assert "Dumped because step 2 (other) took" in str(dumped.summary())
+    slow_ns = int(dumped.steps["wall_ns"][steps.index(2)])
+    assert slow_ns >= 600_000_000 and abs(trigger["wall_ns"] - slow_ns) < slow_ns * 1e-3
+    profile = recording.result()
+    invariants.check(profile)
+    assert len(profile.steps) == 5, "the recording went on, and lost nothing"
+
+
+def test_the_last_step_before_the_end_fires_as_well(tmp_path: Path) -> None:
+    model = Waits()
+    trigger = StepTime(over_s=0.3, kind="other")
+    with pertoken.profile(model, triggers=[trigger], dump_folder=tmp_path) as recording:
+        model(torch.tensor([0.5]))
+    wait_for(lambda: recording.dumps)
+    assert len(recording.dumps) == 1
+    with pertoken.profile(
+        model, triggers=[StepTime(over_s=0.3, kind="decode")], dump_folder=tmp_path
+    ) as other:
+        model(torch.tensor([0.5]))
+    wait_for(lambda: not dump_threads())
+    assert other.dumps == (), "it was of another kind"
+
+
+def test_a_time_is_learned_from_the_steps_before(tmp_path: Path) -> None:
+    model = Waits()
+    trigger = SlowStep(factor=50.0, quantile=0.5, min_steps=20)
+    recording = pertoken.profile(model, triggers=[trigger], dump_folder=tmp_path)
+    with recording:
+        for _ in range(25):
+            model(torch.tensor([0.005]))
+    with recording:  # what was learned is looked at here, and then once a second
+        model(torch.tensor([0.9]))
+    wait_for(lambda: recording.dumps)
+    told = pertoken.load(recording.dumps[-1]).meta["trigger"]
+    assert told["reason"] == "slow_step" and told["step"] == 25
+    assert 0.2e9 < told["over_ns"] < 0.9e9 <= told["wall_ns"]
+
+
+def test_the_interpreter_ends_with_triggers_armed(tmp_path: Path) -> None:
+    script = (
+        "import sys; sys.path[:0] = sys.argv[2:]\n"
+        "import pertoken\n"
+        "from odd_modules import Stack, numbers, seeded\n"
+        "from pertoken.triggers import Signal, StepTime, When\n"
+        "model = seeded(Stack)\n"
+        "triggers = [Signal(), StepTime(1e5), When(lambda recording: False, every_s=0.001)]\n"
+        "folder = sys.argv[1]\n"
+        "recording = pertoken.profile(\n"
+        "    model, keep='5s', triggers=triggers, dump_folder=folder, spool=folder)\n"
+        "recording.start()\n"
+        "model(numbers())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "ignore", "-c", script, str(tmp_path), HERE],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert len(pertoken.recover(tmp_path).steps) == 1
+
+
+def test_dumps_an_hour_are_bounded_and_the_rest_is_counted(tmp_path: Path) -> None:
+    model = seeded(Stack)
+    asked = []
+
+    def always(recording: pertoken.Recording) -> str:
+        asked.append(recording)
+        return "because"
+
+    recording = pertoken.profile(
+        model, triggers=[When(always, every_s=0.02)], dump_folder=tmp_path, dumps_per_hour=2
+    )
+    with recording:
+        model(numbers())
+        wait_for(lambda: len(asked) >= 5)
+        assert asked[0] is recording
+    wait_for(lambda: not dump_threads())
+    assert len(recording.dumps) == 2
+    meta = pertoken.load(recording.dumps[1]).meta
+    assert meta["trigger"]["answer"] == "because" and meta["trigger"]["reason"] == "when"
+    assert "Dumped: when, because." in str(pertoken.load(recording.dumps[1]).summary())
+    assert any("dumps of the hour" in reason for reason in recording.result().losses["reasons"])
+
+
+def test_what_a_function_raises_is_counted_and_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = seeded(Stack)
+
+    def fails(recording: pertoken.Recording) -> bool:
+        raise ValueError("not today")
+
+    trigger = When(fails, every_s=0.01)
+    with pertoken.profile(model, triggers=[trigger], dump_folder=tmp_path) as recording:
+        wait_for(lambda: sum(recording.faults.values()) >= 3)
+        assert len(model(numbers()))
+    assert recording.dumps == () and list(tmp_path.iterdir()) == []
+    assert sum("not today" in record.message for record in caplog.records) == 1
+
+
+def test_a_signal_dumps_and_is_handled_as_before(tmp_path: Path) -> None:
+    model = seeded(Stack)
+    received = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: received.append(number))
+    own = signal.getsignal(signal.SIGUSR2)
+    try:
+        with pertoken.profile(model, triggers=[Signal()], dump_folder=tmp_path) as recording:
+            model(numbers())
+            os.kill(os.getpid(), signal.SIGUSR2)
+            wait_for(lambda: recording.dumps)
+        assert signal.getsignal(signal.SIGUSR2) is own
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert received == [signal.SIGUSR2]
+    meta = pertoken.load(recording.dumps[0]).meta
+    assert meta["trigger"]["signal"] == signal.SIGUSR2
+
+
+def test_a_signal_needs_the_main_thread(tmp_path: Path) -> None:
+    model = seeded(Stack)
+    recording = pertoken.profile(model, triggers=[Signal()], dump_folder=tmp_path)
+    raised: list[BaseException] = []
+
+    def start() -> None:
+        try:
+            recording.start()
+        except RecordingStateError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()
+    assert "main thread" in str(raised[0])
+    assert not recording.is_recording and "_compiled_call_impl" not in model.__dict__
+
+
+def test_by_hand_it_dumps_at_any_time(tmp_path: Path) -> None:
+    model = seeded(Stack)
+    with pertoken.profile(model) as recording:
+        model(numbers())
+        recording.dump(tmp_path / "now.pertoken")
+        model(numbers())
+    dumped = pertoken.load(tmp_path / "now.pertoken")
+    assert len(dumped.steps) == 1 and dumped.meta["trigger"]["reason"] == "by_hand"
+    assert len(recording.result().steps) == 2
+    with pytest.raises(pertoken.PertokenError, match="cannot"):
+        recording.dump(tmp_path / "absent" / "now.pertoken")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: StepTime(over_s=0),
+        lambda: StepTime(over_s=float("nan")),
+        lambda: StepTime(over_s=1, kind="typing"),
+        lambda: SlowStep(quantile=1.5),
+        lambda: SlowStep(factor=-1),
+        lambda: When("function"),
+        lambda: When(print, every_s=0),
+        lambda: Signal(signal.SIGKILL),
+        lambda: pertoken.profile(seeded(Stack), triggers=["slow"]),
+        lambda: pertoken.profile(seeded(Stack), triggers=[StepTime(1)], dumps_per_hour=0),
+    ],
+)
+def test_what_cannot_fire_is_refused(make: Callable[[], Any]) -> None:
+    with pytest.raises(SelectionError):
+        make()
+
+
+def test_a_dump_that_cannot_be_written_is_a_fault_and_no_more(tmp_path: Path) -> None:
+    model = seeded(Stack)
+    folder = tmp_path / "dumps"
+
+    def fire(recording: pertoken.Recording) -> bool:
+        folder.rename(tmp_path / "gone")
+        return True
+
+    trigger = When(fire, every_s=0.05)
+    with pertoken.profile(model, triggers=[trigger], dump_folder=folder) as recording:
+        wait_for(lambda: recording.faults)
+        model(numbers())
+    assert recording.dumps == ()
