@@ -5,7 +5,6 @@
 
 #include <cstddef>
 #include <new>
-#include <optional>
 
 #include "bindings/cache_length.h"
 #include "bindings/device_calls.h"
@@ -138,6 +137,28 @@ void note_step(GenerationState& state, const StepPlan& plan, bool keep_known, ui
   state.past = known ? plan.past + plan.query_len : kPastUnknown;
 }
 
+// Apart, so that a step without a device pays for no room for its intervals.
+[[gnu::noinline]] PyObject* call_step_on_devices(RootCall& call, PyObject* args, PyObject* kwargs,
+                                                 ThreadBuffer& buffer, uint32_t seq,
+                                                 uint32_t step) {
+  DeviceIntervals devices(*call.base.recorder, buffer, seq);
+  PyObject* result = call_inner(call.base.inner, args, kwargs);
+  devices.end({call.base.site, seq, 0, step, true});
+  return result;
+}
+
+// In a step that the user declared, which has its own time on the device.
+[[gnu::noinline]] PyObject* call_timed_on_devices(RootCall& call, PyObject* args, PyObject* kwargs,
+                                                  ThreadBuffer& buffer, uint32_t parent,
+                                                  uint32_t step) {
+  const uint32_t seq = tls_thread_state->coming_seq();
+  DeviceIntervals devices(*call.base.recorder, buffer, seq);
+  PyObject* result = timed_call(call.base.inner, args, kwargs, *call.base.recorder, buffer,
+                                call.base.site, parent, step);
+  devices.end({call.base.site, seq, 0, step, false});
+  return result;
+}
+
 PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyObject* kwargs,
                     ThreadBuffer& buffer) {
   Recorder& recorder = *call.base.recorder;
@@ -157,12 +178,10 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
     const uint32_t parent = buffer.open_seq != 0 ? buffer.open_seq : enclosing(recorder).seq;
     // What a forward of generate() commits here is for the user's step to say.
     if (state != nullptr) note_step(*state, plan, keep_known, kNone32);
-    std::optional<DeviceIntervals> devices;
-    const uint32_t seq = tls_thread_state->coming_seq();
-    if (recorder.device_calls() != nullptr) devices.emplace(recorder, buffer, seq);
-    PyObject* result =
-        timed_call(call.base.inner, args, kwargs, recorder, buffer, call.base.site, parent, step);
-    if (devices) devices->end({call.base.site, seq, 0, step, false});
+    PyObject* result = recorder.device_calls() == nullptr
+                           ? timed_call(call.base.inner, args, kwargs, recorder, buffer,
+                                        call.base.site, parent, step)
+                           : call_timed_on_devices(call, args, kwargs, buffer, parent, step);
     if (state != nullptr) state->last_end_ticks = now_ticks();
     return result;
   }
@@ -187,10 +206,9 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
   buffer.open_seq = seq;
   buffer.open_step = step;
   buffer.open_detail = 0;
-  std::optional<DeviceIntervals> devices;
-  if (recorder.device_calls() != nullptr) devices.emplace(recorder, buffer, seq);
-  PyObject* result = call_inner(call.base.inner, args, kwargs);
-  if (devices) devices->end({call.base.site, seq, 0, step, true});
+  PyObject* result = recorder.device_calls() == nullptr
+                         ? call_inner(call.base.inner, args, kwargs)
+                         : call_step_on_devices(call, args, kwargs, buffer, seq, step);
   const uint64_t end_ticks = now_ticks();
   buffer.open_seq = outer_seq;
   buffer.open_step = kNone32;

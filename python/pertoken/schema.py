@@ -115,6 +115,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
             "launch_lag_ns",
             "int64",
             "from its start on the host until the device came to it; -1 when not measured",
+            begins_at="start_ns",
             since=3,
         ),
         Column(
