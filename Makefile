@@ -23,14 +23,14 @@ PACKAGE := pyproject.toml CMakeLists.txt LICENSE README.md \
   $(shell find cmake csrc python -name __pycache__ -prune -o -print)
 HEADERS := $(shell find csrc -name '*.h')
 SOURCES := $(shell find csrc -name '*.cpp')
-FORMATTED := $(HEADERS) $(SOURCES) $(shell find tests/cpp benchmarks -name '*.h' -o -name '*.cpp')
+FORMATTED := $(HEADERS) $(SOURCES) $(shell find csrc -name '*.cu') $(shell find tests/cpp benchmarks -name '*.h' -o -name '*.cpp')
 PYTHON_FILES := python tests benchmarks
 
 # ThreadSanitizer cannot start under some kernels' address randomisation; setarch switches it off.
 TSAN_RUN := $(shell setarch -R true 2>/dev/null && echo setarch -R)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format wheel bench clean distclean \
+.PHONY: help demo test lint format wheel bench clean distclean vllm lint-vllm \
   lint-python lint-types lint-cpp lint-tidy cpp-tests aarch64 fuzz pytest FORCE
 
 help: ## list the targets
@@ -63,7 +63,7 @@ clean: ## remove what was built
 	rm -f $(VENV)/.installed
 
 distclean: clean ## remove the environment, too
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-vllm
 
 # The environment
 
@@ -86,6 +86,23 @@ $(VENV)/.installed: $(PACKAGE) $(VENV)/.run
 	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) python -m pip install --no-deps --no-build-isolation \
 	  --config-settings=build-dir='build/{wheel_tag}' .
 	@touch $@
+
+# vLLM for its tests, in an environment on top of the other; see requirements/vllm.txt
+vllm: $(VENV)-vllm/.installed ## install vLLM for the tests of its adapter (Python 3.11 or later)
+
+$(VENV)-vllm/.installed: requirements/vllm.txt $(VENV)/.dev
+	python -m venv --clear --without-pip $(VENV)-vllm
+	python -c 'import sys; print(*(p for p in sys.path if p.endswith("-packages")), sep="\n")' \
+	  > $$(echo $(VENV)-vllm/lib/python*/site-packages)/below.pth
+	python -m pip --python $(VENV)-vllm/bin/python install --no-deps -r requirements/vllm.txt
+	@touch $@
+
+# mypy knows only packages that say that they are typed, or that are in its path.
+lint-vllm: $(VENV)-vllm/.installed ## type-check the adapter of vLLM against vLLM's own classes
+	mkdir -p build/vllm-types
+	ln -sfn $$(echo $(abspath $(VENV))-vllm/lib/python*/site-packages/vllm) build/vllm-types/vllm
+	MYPYPATH=build/vllm-types:python mypy --config-file .ci/mypy_vllm.ini \
+	  python/pertoken/engines/vllm_*.py
 
 # Linters
 

@@ -24,6 +24,7 @@ from script import Advance, quiet_environment, run_script
 SHORT_CALLS = 2_000
 LONG_CALLS = 12_000
 STORE_BYTES = 64 << 20
+FIRST_STEPS = 64
 RING_RECORDS = 1 << 16  # more than a run makes
 MAIN_THREAD = "-01"  # as callgrind numbers the files of threads
 
@@ -111,16 +112,62 @@ def _stopped(calls: int) -> None:
     _wrapped(calls, active=False)
 
 
-def _root(calls: int) -> None:
-    """Steps of a root whose inputs nobody describes: its own bookkeeping."""
+def _sampling_recorder() -> Any:
+    from pertoken import _native
+
+    recorder = _native.Recorder(STORE_BYTES, RING_RECORDS)
+    # Next to nothing to spend: after its first steps none has detail, with this seed.
+    level = (_native.DETAIL_LAYERS, 1.0)
+    recorder.sample(budget=1e-12, costs_ns=(1e3, 1e3, 1.0, 0.0), levels=[level], seed=1)
+    recorder.start()
+    return recorder
+
+
+def _make_root(inner: Any, recorder: Any) -> Any:
     from contextvars import ContextVar
 
     from pertoken import _native
 
-    recorder = _native.Recorder(STORE_BYTES, RING_RECORDS)
     generation_var: ContextVar[Any] = ContextVar("generation")
     site = _native.intern_module("root")
-    root = _native.RootCall(_inner, recorder, site, generation_var, [], False, True, 0)
+    return _native.RootCall(inner, recorder, site, generation_var, [], False, True, 0)
+
+
+def _left_out(calls: int) -> None:
+    """Calls of a module in a step that was sampled without detail."""
+    from pertoken import _native
+
+    recorder = _sampling_recorder()
+    child = _native.SpanCall(_inner, recorder, _native.intern_module("child"))
+
+    def run() -> None:
+        for _ in range(calls):
+            _call(child, None)
+
+    for _ in range(FIRST_STEPS):
+        _make_root(_inner, recorder)(None)
+    before = _detailed(recorder)
+    _make_root(run, recorder)()
+    if _detailed(recorder) != before:
+        raise RuntimeError("the step had detail: take another seed")
+
+
+def _detailed(recorder: Any) -> int:
+    return sum(sum(row["detailed"]) for row in recorder.sampling()["strata"].values())
+
+
+def _sampled_root(calls: int) -> None:
+    root = _make_root(_inner, _sampling_recorder())
+    for _ in range(calls):
+        _call(root, None)
+
+
+def _root(calls: int) -> None:
+    """Steps of a root whose inputs nobody describes: its own bookkeeping."""
+    from pertoken import _native
+
+    recorder = _native.Recorder(STORE_BYTES, RING_RECORDS)
+    root = _make_root(_inner, recorder)
     recorder.start()
     for _ in range(calls):
         _call(root, None)
@@ -154,7 +201,9 @@ KINDS = {
     "bare": _bare,
     "wrapped": _wrapped,
     "wrapped, stopped": _stopped,
+    "wrapped, left out": _left_out,
     "root": _root,
+    "root, sampled": _sampled_root,
     "region": _region,
     "step": _step,
 }

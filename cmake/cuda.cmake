@@ -1,7 +1,7 @@
 # Decides whether CUDA kernels can be built, and says why not. Sets PERTOKEN_NVCC (a path or empty),
 # PERTOKEN_NVCC_VERSION and PERTOKEN_CUDA_REASON (empty when nvcc works), which the build information
 # carries. A compiler counts only once it has compiled a kernel: one that is installed but unusable
-# would otherwise make a build without CUDA that nobody notices.
+# would otherwise make a build without CUDA that nobody notices. pertoken_embed_kernels() builds them.
 
 set(PERTOKEN_NVCC "")
 set(PERTOKEN_NVCC_VERSION "")
@@ -61,3 +61,73 @@ else()
     message(STATUS "pertoken: building without a CUDA compiler: ${PERTOKEN_CUDA_REASON}")
   endif()
 endif()
+
+if(PERTOKEN_NVCC)
+  enable_language(ASM)
+endif()
+
+# Machine code of each generation that has one of its own and that this nvcc knows, and for later ones
+# the newest PTX, which the driver compiles.
+set(PERTOKEN_GPU_TARGETS "")
+set(PERTOKEN_GPU_CODE "")
+if(PERTOKEN_NVCC)
+  execute_process(COMMAND ${PERTOKEN_NVCC} --list-gpu-code
+                  OUTPUT_VARIABLE known_code ERROR_QUIET TIMEOUT 60)
+  foreach(generation 80 90 100)
+    if(known_code MATCHES "sm_${generation}[ \r\n]")
+      list(APPEND PERTOKEN_GPU_CODE -gencode=arch=compute_${generation},code=sm_${generation})
+      list(APPEND PERTOKEN_GPU_TARGETS sm_${generation})
+      set(newest ${generation})
+    endif()
+  endforeach()
+  if(PERTOKEN_GPU_TARGETS)
+    list(APPEND PERTOKEN_GPU_CODE -gencode=arch=compute_${newest},code=compute_${newest})
+    list(APPEND PERTOKEN_GPU_TARGETS "PTX of compute_${newest}")
+  endif()
+  # From nvcc 12.8 on: a sixth of the size, for the same drivers that this nvcc's code is for.
+  execute_process(COMMAND ${PERTOKEN_NVCC} --help OUTPUT_VARIABLE options ERROR_QUIET TIMEOUT 60)
+  if(options MATCHES "--compress-mode")
+    list(APPEND PERTOKEN_GPU_CODE --compress-mode=size)
+  endif()
+  list(JOIN PERTOKEN_GPU_TARGETS ", " PERTOKEN_GPU_TARGETS)
+endif()
+
+# Compiles all kernels to one image and puts it into a library, between the symbols that
+# csrc/cuda/kernel_image.cpp knows. Without nvcc that file has none.
+function(pertoken_embed_kernels library)
+  if(NOT PERTOKEN_NVCC)
+    return()
+  endif()
+  set(folder ${CMAKE_CURRENT_BINARY_DIR}/kernels)
+  set(includes "")
+  foreach(kernel IN LISTS ARGN)
+    string(APPEND includes "#include \"${CMAKE_CURRENT_SOURCE_DIR}/${kernel}\"\n")
+  endforeach()
+  file(CONFIGURE OUTPUT ${folder}/kernels.cu CONTENT "${includes}" @ONLY)
+  file(CONFIGURE OUTPUT ${folder}/kernels.S @ONLY CONTENT
+"    .section .rodata
+    .balign 16
+    .globl pertoken_kernels_begin
+    .hidden pertoken_kernels_begin
+pertoken_kernels_begin:
+    .incbin \"${folder}/kernels.fatbin\"
+    .globl pertoken_kernels_end
+    .hidden pertoken_kernels_end
+pertoken_kernels_end:
+    .section .note.GNU-stack,\"\",%progbits
+")
+  add_custom_command(
+    OUTPUT ${folder}/kernels.fatbin
+    COMMAND ${PERTOKEN_NVCC} -std=c++20 -fatbin ${PERTOKEN_GPU_CODE}
+            -I ${CMAKE_CURRENT_SOURCE_DIR}/csrc -MD -MF ${folder}/kernels.d
+            ${folder}/kernels.cu -o ${folder}/kernels.fatbin
+    MAIN_DEPENDENCY ${folder}/kernels.cu
+    DEPENDS ${ARGN}
+    DEPFILE ${folder}/kernels.d
+    COMMENT "Compiling the GPU kernels"
+    VERBATIM)
+  set_source_files_properties(${folder}/kernels.S PROPERTIES
+    OBJECT_DEPENDS ${folder}/kernels.fatbin)
+  target_sources(${library} PRIVATE ${folder}/kernels.S)
+  target_compile_definitions(${library} PRIVATE PERTOKEN_HAS_KERNELS)
+endfunction()

@@ -2,13 +2,23 @@
 // of every profile. Called off the hot path, under the GIL.
 #include <pybind11/pybind11.h>
 
+#include <string>
+
 #include "bindings/build_info.h"
 #include "bindings/module.h"
+#include "cuda/kernel_image.h"
 
 namespace py = pybind11;
 
 namespace pertoken::bindings {
 namespace {
+
+// For which GPUs there are kernels, and how large they are.
+std::string kernels() {
+  const size_t bytes = cuda::kernel_image().size();
+  if (bytes == 0) return "none";
+  return std::string(kGpuTargets) + "; " + std::to_string(bytes / 1000) + " KB";
+}
 
 py::dict build_info() {
   py::dict info;
@@ -26,7 +36,7 @@ py::dict build_info() {
   info["cuda_setting"] = kCudaSetting;
   info["cuda_compiler"] = kNvccVersion;
   info["cuda_reason"] = kCudaReason;
-  info["cuda_kernels"] = "none in this version";
+  info["cuda_kernels"] = kernels();
   return info;
 }
 
@@ -35,7 +45,8 @@ py::dict build_info() {
 void bind_build(py::module_& m) {
   m.def("build_info", &build_info,
         "How this module was built: a new dict of strings; `cxx_standard` is an int "
-        "(the value of __cplusplus). `cuda_reason` is empty when the CUDA compiler worked.");
+        "(the value of __cplusplus). `cuda_reason` is empty when the CUDA compiler worked; "
+        "`cuda_kernels` is \"none\" when it did not.");
 }
 
 }  // namespace pertoken::bindings

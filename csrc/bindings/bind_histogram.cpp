@@ -8,6 +8,7 @@
 #include <string>
 
 #include "bindings/module.h"
+#include "bindings/tensor_arguments.h"
 #include "bindings/without_gil.h"
 #include "core/exp_histogram.h"
 #include "core/tensor_stats.h"
@@ -49,23 +50,6 @@ ExpHistogram from_parts(int scale, int32_t positive_offset, const Counts& positi
       .min = min,
       .max = max,
   });
-}
-
-TensorView view_of(uintptr_t address, int format, const py::tuple& shape,
-                   const py::tuple& strides_bytes) {
-  if (shape.size() != strides_bytes.size() || shape.size() > static_cast<size_t>(kMaxDims)) {
-    throw py::value_error("a tensor may have at most 64 dimensions, each with a stride");
-  }
-  if (format < 0 || format >= kFloatFormats) throw py::value_error("not a number of a format");
-  TensorView view;
-  view.data = reinterpret_cast<const std::byte*>(address);  // NOLINT(performance-no-int-to-ptr)
-  view.format = static_cast<FloatFormat>(format);
-  view.dims = static_cast<int>(shape.size());
-  for (size_t i = 0; i < shape.size(); ++i) {
-    view.shape[i] = shape[i].cast<int64_t>();
-    view.strides_bytes[i] = strides_bytes[i].cast<int64_t>();
-  }
-  return view;
 }
 
 struct NamedSet {

@@ -5,6 +5,7 @@
 
 #include <optional>
 
+#include "bindings/bind_sampling.h"
 #include "bindings/bind_spool.h"
 #include "bindings/bind_totals.h"
 #include "bindings/bind_triggers.h"
@@ -107,6 +108,7 @@ void bind_recorder(py::module_& m) {
         cuda::replace_driver(table ? table->get_pointer<const cuda::DriverApi>() : nullptr);
       },
       py::arg("table"));
+  bind_sampling(m, recorder_class);
   bind_totals(m, recorder_class);
   bind_spool(m, recorder_class);
   bind_triggers(recorder_class);

@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include <cmath>
 #include <optional>
 #include <tuple>
 #include <utility>
@@ -19,6 +20,7 @@ py::dict step_totals(const StepTotals& totals) {
   py::dict row;
   row["begun"] = totals.begun;
   row["failed"] = totals.failed;
+  row["detailed"] = totals.detailed;
   row["rows"] = totals.rows;
   row["tokens_in"] = totals.tokens_in;
   row["tokens_committed"] = totals.tokens_committed;
@@ -57,8 +59,9 @@ py::dict totals(Recorder& recorder) {
   py::list sites;
   for (const SiteTotals& site : snapshot.sites) {
     const int64_t code = site.site == kOtherSite ? -1 : int64_t{site.site};
-    sites.append(
-        py::make_tuple(code, static_cast<int>(site.kind), site.own_ns, py::cast(site.dur_ns)));
+    sites.append(py::make_tuple(code, static_cast<int>(site.kind),
+                                static_cast<uint64_t>(std::llround(site.own_ns)),
+                                py::cast(site.dur_ns)));
   }
   py::list requests;
   for (const RequestTotals& of_labels : snapshot.requests) {

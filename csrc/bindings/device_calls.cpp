@@ -129,6 +129,9 @@ PyObject* device_span_call(PyObject* self, PyObject* args, PyObject* kwargs) {
   DeviceCalls* calls = recorder.device_calls();
   ThreadBuffer* buffer = recorder.active() ? recorder.buffer() : nullptr;
   if (buffer == nullptr || calls == nullptr) return span_call(self, args, kwargs);
+  if ((buffer->open_detail & call.base.left_out) != 0) {
+    return call_inner(call.base.inner, args, kwargs);
+  }
   const Enclosing outer =
       buffer->open_seq != 0 ? Enclosing{buffer->open_seq, buffer->open_step} : enclosing(recorder);
   const uint32_t seq = tls_thread_state->coming_seq();
@@ -144,14 +147,17 @@ int device_span_init(PyObject* self, PyObject* args, PyObject*) {
   PyObject* inner = nullptr;
   PyObject* recorder = nullptr;
   unsigned int site = 0;
+  unsigned int detail = 0;
   int device = 0;
-  if (!PyArg_ParseTuple(args, "OOIi:DeviceSpanCall", &inner, &recorder, &site, &device)) return -1;
+  if (!PyArg_ParseTuple(args, "OOIIi:DeviceSpanCall", &inner, &recorder, &site, &detail, &device)) {
+    return -1;
+  }
   if (device < 0 || device >= kMaxDevices) {
     PyErr_SetString(PyExc_ValueError, "no such device");
     return -1;
   }
   reinterpret_cast<DeviceSpanCall*>(self)->device = device;
-  return span_call_init(reinterpret_cast<SpanCall*>(self), inner, recorder, site);
+  return span_call_init(reinterpret_cast<SpanCall*>(self), inner, recorder, site, detail);
 }
 
 PyMemberDef members[] = {{"device", T_INT, offsetof(DeviceSpanCall, device), READONLY, nullptr},

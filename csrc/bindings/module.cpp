@@ -8,4 +8,5 @@ PYBIND11_MODULE(_native, m) {
   pertoken::bindings::bind_recorder(m);
   pertoken::bindings::bind_export(m);
   pertoken::bindings::bind_histogram(m);
+  pertoken::bindings::bind_gpu(m);
 }

@@ -7,6 +7,7 @@ namespace pertoken::bindings {
 
 void bind_build(pybind11::module_& m);
 void bind_export(pybind11::module_& m);
+void bind_gpu(pybind11::module_& m);
 void bind_histogram(pybind11::module_& m);
 void bind_recorder(pybind11::module_& m);
 void bind_clock(pybind11::module_& m);

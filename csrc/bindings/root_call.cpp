@@ -3,6 +3,7 @@
 #include <Python.h>
 #include <structmember.h>
 
+#include <bit>
 #include <cstddef>
 #include <new>
 
@@ -10,6 +11,7 @@
 #include "bindings/device_calls.h"
 #include "bindings/generation_state.h"
 #include "bindings/request_numbers.h"
+#include "bindings/sampled_forward.h"
 #include "bindings/span_call.h"
 #include "bindings/step_inputs.h"
 #include "bindings/step_region.h"
@@ -25,6 +27,9 @@ struct RootCall {
   bool is_span_when_nested;   // in another root's step; else such a call is not recorded
   uint64_t only_generate_of;  // steps only in this model's generate() or in none; 0: in any
 };
+
+// The first steps of a generate(): its prefill, and what comes next.
+inline constexpr uint32_t kFavouredSteps = 2;
 
 struct StepPlan {
   StepKind kind = StepKind::kOther;
@@ -159,6 +164,30 @@ void note_step(GenerationState& state, const StepPlan& plan, bool keep_known, ui
   return result;
 }
 
+// A forward in a step that the user or an engine declares, and that is begun already.
+PyObject* call_in_region(RootCall& call, PyObject* args, PyObject* kwargs, ThreadBuffer& buffer,
+                         Scope* region, uint32_t step) {
+  Recorder& recorder = *call.base.recorder;
+  ScopeEntry& entry = region->entries[recorder.slot()];
+  const uint32_t parent = buffer.open_seq != 0 ? buffer.open_seq : enclosing(recorder).seq;
+  const SampledForward sampled =
+      entry.forwards == 1
+          ? SampledForward::choose(recorder, buffer, region->step_kind, false, step)
+          : SampledForward::again(recorder, region->step_kind, entry.level, entry.probability);
+  entry.level = sampled.level();
+  entry.probability = sampled.probability();
+  const uint32_t outer_detail = buffer.open_detail;
+  buffer.open_detail = sampled.open_detail();
+  const uint64_t start_ticks = now_ticks();
+  PyObject* result = recorder.device_calls() == nullptr
+                         ? timed_call(call.base.inner, args, kwargs, recorder, buffer,
+                                      call.base.site, parent, step)
+                         : call_timed_on_devices(call, args, kwargs, buffer, parent, step);
+  buffer.open_detail = outer_detail;
+  sampled.settle(buffer, now_ticks() - start_ticks);
+  return result;
+}
+
 PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyObject* kwargs,
                     ThreadBuffer& buffer) {
   Recorder& recorder = *call.base.recorder;
@@ -175,13 +204,9 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
         step_region, recorder, buffer,
         {.rows = narrow(plan.rows), .query_len = narrow(plan.query_len), .past = narrow(plan.past)},
         plan.generation);
-    const uint32_t parent = buffer.open_seq != 0 ? buffer.open_seq : enclosing(recorder).seq;
     // What a forward of generate() commits here is for the user's step to say.
     if (state != nullptr) note_step(*state, plan, keep_known, kNone32);
-    PyObject* result = recorder.device_calls() == nullptr
-                           ? timed_call(call.base.inner, args, kwargs, recorder, buffer,
-                                        call.base.site, parent, step)
-                           : call_timed_on_devices(call, args, kwargs, buffer, parent, step);
+    PyObject* result = call_in_region(call, args, kwargs, buffer, step_region, step);
     if (state != nullptr) state->last_end_ticks = now_ticks();
     return result;
   }
@@ -191,8 +216,10 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
                        ? call.signature->find(ArgumentRole::kMask, args, kwargs)
                        : nullptr;
   if (mask != nullptr && plan.rows > 0) push_padding(plan, mask, buffer, step);
+  const bool is_favoured = state != nullptr && state->steps < kFavouredSteps;
   if (state != nullptr) note_step(*state, plan, keep_known, step);
 
+  if (recorder.sampler() != nullptr) plan.flags |= kStepSampled;
   const uint64_t start_ticks = now_ticks();
   buffer.push({start_ticks, uint64_t{narrow(plan.rows)} << 32 | narrow(plan.query_len),
                make_tag(RecordType::kStepBegin, static_cast<uint32_t>(plan.kind) | plan.flags),
@@ -201,11 +228,13 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
   const uint32_t outer_seq = buffer.open_seq;
   const uint32_t parent_seq = outer_seq != 0 ? outer_seq : enclosing(recorder).seq;
   const uint32_t seq = tls_thread_state->next_seq();
+  const SampledForward sampled =
+      SampledForward::choose(recorder, buffer, plan.kind, is_favoured, step);
   const uint64_t pushed_before = buffer.pushed();
   const uint32_t outer_detail = buffer.open_detail;
   buffer.open_seq = seq;
   buffer.open_step = step;
-  buffer.open_detail = 0;
+  buffer.open_detail = sampled.open_detail();
   PyObject* result = recorder.device_calls() == nullptr
                          ? call_inner(call.base.inner, args, kwargs)
                          : call_step_on_devices(call, args, kwargs, buffer, seq, step);
@@ -213,12 +242,14 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
   buffer.open_seq = outer_seq;
   buffer.open_step = kNone32;
   buffer.open_detail = outer_detail;
+  sampled.settle(buffer, end_ticks - start_ticks);
   if (recorder.active()) {
     buffer.push({start_ticks, end_ticks, make_tag(RecordType::kSpan, call.base.site), seq,
                  parent_seq, step});
     const uint32_t flags = (result == nullptr ? kStepFailed : 0) |
                            (buffer.pushed() == pushed_before + 1 ? kStepBare : 0);
-    buffer.push({end_ticks, 0, make_tag(RecordType::kStepEnd, flags), 0, 0, step});
+    buffer.push({end_ticks, 0, make_tag(RecordType::kStepEnd, flags),
+                 std::bit_cast<uint32_t>(sampled.probability()), 0, step});
   }
   if (state != nullptr) {
     state->last_end_ticks = end_ticks;
@@ -266,13 +297,14 @@ int root_init(PyObject* self, PyObject* args, PyObject*) {
   int takes_first_positional = 0;
   int is_span_when_nested = 1;
   unsigned long long only_generate_of = 0;
-  if (!PyArg_ParseTuple(args, "OOIOO!ppK:RootCall", &inner, &recorder, &site, &generation_var,
+  unsigned int span_detail = kDetailLayers;
+  if (!PyArg_ParseTuple(args, "OOIOO!ppK|I:RootCall", &inner, &recorder, &site, &generation_var,
                         &PyList_Type, &places, &takes_first_positional, &is_span_when_nested,
-                        &only_generate_of)) {
+                        &only_generate_of, &span_detail)) {
     return -1;
   }
   auto& call = *reinterpret_cast<RootCall*>(self);
-  if (span_call_init(&call.base, inner, recorder, site) < 0) return -1;
+  if (span_call_init(&call.base, inner, recorder, site, span_detail) < 0) return -1;
   call.generation_var = Py_NewRef(generation_var);
   call.is_span_when_nested = is_span_when_nested != 0;
   call.only_generate_of = only_generate_of;

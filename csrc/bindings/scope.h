@@ -24,6 +24,8 @@ struct ScopeEntry {
   bool on_thread;       // region: opened inside a synchronous call
   uint32_t step;        // step: its number here
   uint32_t forwards;    // step: that ran in it
+  int level;            // step: its detail, where the recorder samples
+  float probability;    // step: of any detail
   uint32_t generation;  // request: its number here
   uint32_t tokens;      // request: what its step regions have committed so far
   DeviceInterval*

@@ -133,6 +133,14 @@ py::dict step_columns(const RecorderSnapshot& snapshot, int64_t origin_ns) {
   column("committed_before", [](const StepRow& row) { return int64_t{row.committed_before}; });
   column("committed_is_total", [](const StepRow& row) { return int64_t{row.committed_is_total}; });
   column("track", [](const StepRow& row) { return int64_t{row.track}; });
+  column("sampled", [](const StepRow& row) { return int64_t{(row.detail & kStepSampled) != 0}; });
+  column("inside", [](const StepRow& row) { return int64_t{row.inside}; });
+  py::array_t<double> weights(length);
+  auto* weight = weights.mutable_data();
+  for (const StepRow& row : snapshot.store.steps) {
+    if (row.begun) *weight++ = (row.detail & kStepSampled) != 0 ? row.weight : 1.0;
+  }
+  columns["weight"] = weights;
   return columns;
 }
 

@@ -5,6 +5,8 @@
 
 #include <cstddef>
 
+#include "core/step_detail.h"
+
 namespace pertoken::bindings {
 
 PyObject* span_call(PyObject* self, PyObject* args, PyObject* kwargs) {
@@ -12,6 +14,7 @@ PyObject* span_call(PyObject* self, PyObject* args, PyObject* kwargs) {
   Recorder& recorder = *call->recorder;
   ThreadBuffer* buffer = recorder.active() ? recorder.buffer() : nullptr;
   if (buffer == nullptr) return call_inner(call->inner, args, kwargs);
+  if ((buffer->open_detail & call->left_out) != 0) return call_inner(call->inner, args, kwargs);
   if (buffer->open_seq != 0) [[likely]] {
     return timed_call(call->inner, args, kwargs, recorder, *buffer, call->site, buffer->open_seq,
                       buffer->open_step);
@@ -21,7 +24,8 @@ PyObject* span_call(PyObject* self, PyObject* args, PyObject* kwargs) {
                     outer.step);
 }
 
-int span_call_init(SpanCall* self, PyObject* inner, PyObject* recorder, unsigned int site) {
+int span_call_init(SpanCall* self, PyObject* inner, PyObject* recorder, unsigned int site,
+                   unsigned int span_detail) {
   self->recorder = recorder_of(recorder);
   if (self->recorder == nullptr) return -1;
   if (!PyCallable_Check(inner)) {
@@ -31,6 +35,7 @@ int span_call_init(SpanCall* self, PyObject* inner, PyObject* recorder, unsigned
   self->inner = Py_NewRef(inner);
   self->owner = Py_NewRef(recorder);
   self->site = site;
+  self->left_out = left_out(span_detail);
   return 0;
 }
 
@@ -58,8 +63,9 @@ int init(PyObject* self, PyObject* args, PyObject*) {
   PyObject* inner = nullptr;
   PyObject* recorder = nullptr;
   unsigned int site = 0;
-  if (!PyArg_ParseTuple(args, "OOI:SpanCall", &inner, &recorder, &site)) return -1;
-  return span_call_init(reinterpret_cast<SpanCall*>(self), inner, recorder, site);
+  unsigned int span_detail = kDetailLayers;
+  if (!PyArg_ParseTuple(args, "OOI|I:SpanCall", &inner, &recorder, &site, &span_detail)) return -1;
+  return span_call_init(reinterpret_cast<SpanCall*>(self), inner, recorder, site, span_detail);
 }
 
 void dealloc(PyObject* self) {

@@ -19,6 +19,7 @@ struct SpanCall {
   Recorder* recorder;
   PyObject* weakrefs;  // for Python only: what has put the wrapper somewhere does not hold it
   uint32_t site;
+  uint32_t left_out;  // a bit of ThreadBuffer::open_detail: steps that have no spans of this sort
 };
 
 // How many calls of roots the calling thread is in: recorded ones, and, while roots are searched
@@ -77,7 +78,8 @@ bool swallow_fault(PyObject* source);
 PyObject* bind_method(PyObject* self, PyObject* instance, PyObject* type);
 
 // Shared by the two types, which begin with the same members.
-int span_call_init(SpanCall* self, PyObject* inner, PyObject* recorder, unsigned int site);
+int span_call_init(SpanCall* self, PyObject* inner, PyObject* recorder, unsigned int site,
+                   unsigned int span_detail);
 int span_call_traverse(PyObject* self, visitproc visit, void* arg);
 int span_call_clear(PyObject* self);
 // As __reduce_ex__: copies and pickles of a wrapper are None, which an empty call slot holds.

@@ -24,7 +24,7 @@ struct Activity {
       if (rows != kNone32 && query_len != kNone32) {
         tokens_in += (has_rows ? 1 : uint64_t{rows}) * query_len;
       }
-    } else if (record.type() != RecordType::kStepEnd) {
+    } else if (record.type() != RecordType::kStepEnd && record.type() != RecordType::kStepDetail) {
       ++spans;
     }
   }

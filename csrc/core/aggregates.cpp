@@ -4,7 +4,7 @@
 
 namespace pertoken {
 
-void Aggregates::add_span(uint32_t site, uint8_t kind, uint64_t dur_ns, uint64_t own_ns) {
+void Aggregates::add_span(uint32_t site, uint8_t kind, uint64_t dur_ns, double own_ns) {
   if (site >= sites_.size()) sites_.resize(size_t{site} + 1);
   std::unique_ptr<SiteTotals>* totals = &sites_[site][kind];
   if (*totals == nullptr) {

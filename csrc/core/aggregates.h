@@ -30,14 +30,15 @@ inline uint64_t to_ns(uint64_t dur_ticks, double ns_per_tick) noexcept {
 
 struct SiteTotals {
   uint32_t site;
-  uint8_t kind;  // StepKind, or kOutsideSteps
-  uint64_t own_ns = 0;
+  uint8_t kind;       // StepKind, or kOutsideSteps
+  double own_ns = 0;  // weighted: of all steps, where only some were recorded inside
   ExpHistogram dur_ns = ExpHistogram();
 };
 
 struct StepTotals {
   uint64_t begun = 0;
   uint64_t failed = 0;
+  uint64_t detailed = 0;          // recorded inside, as fully as was asked
   uint64_t rows = 0;              // of steps whose rows are known
   uint64_t tokens_in = 0;         // of steps whose lengths are known
   uint64_t tokens_committed = 0;  // once they are certain
@@ -71,7 +72,7 @@ struct AggregateSnapshot {
 
 class Aggregates {
  public:
-  void add_span(uint32_t site, uint8_t kind, uint64_t dur_ns, uint64_t own_ns);
+  void add_span(uint32_t site, uint8_t kind, uint64_t dur_ns, double own_ns);
   StepTotals& steps(StepKind kind) { return steps_[static_cast<size_t>(kind)]; }
   const StepTotals& steps(StepKind kind) const { return steps_[static_cast<size_t>(kind)]; }
   RequestTotals& requests(uint32_t label_set);

@@ -169,10 +169,14 @@ constexpr SlotCarries make_slot_carries(const OctaveTables& octave) noexcept {
 
 extern const SlotCarries kSlotCarries;
 
-// Of a normal value or a zero.
+// Of a normal value or a zero, with its carry: that of the low 4 bits of bits >> kCarryShift.
+PERTOKEN_HOST_DEVICE constexpr uint32_t slot_with_carry(uint32_t bits, uint32_t carry) noexcept {
+  return (bits + carry) >> kSlotShift;
+}
+
 PERTOKEN_HOST_DEVICE constexpr uint32_t slot_of_normal(uint32_t bits,
                                                        const SlotCarries& carries) noexcept {
-  return (bits + carries.of[(bits >> kCarryShift) & (kCarries - 1)]) >> kSlotShift;
+  return slot_with_carry(bits, carries.of[(bits >> kCarryShift) & (kCarries - 1)]);
 }
 
 // The bits of a float32 that holds an integer from 1 to 2^23 - 1, without a conversion.

@@ -15,7 +15,8 @@ enum class RecordType : uint8_t {
   kCommit,
   kRowValid,
   kRow,
-  kRowCommit
+  kRowCommit,
+  kStepDetail
 };
 
 enum class StepKind : uint8_t { kPrefill, kDecode, kVerify, kDraft, kMixed, kOther };
@@ -32,6 +33,7 @@ inline constexpr uint32_t kStepBare = 1u << 10;       // no other span began ins
 inline constexpr uint32_t kStepDeclared = 1u << 11;   // by the user, not found in a forward
 inline constexpr uint32_t kStepRowsDeclared = 1u << 12;  // so are its rows
 inline constexpr uint32_t kStepSeveral = 1u << 13;       // declared, and several forwards ran in it
+inline constexpr uint32_t kStepSampled = 1u << 15;  // has detail only where a kStepDetail says so
 inline constexpr uint32_t kStepHasRows = 1u << 14;  // each in a kRow; query_len is that of all rows
 
 constexpr StepKind step_kind(uint32_t detail) {
@@ -48,7 +50,10 @@ inline constexpr uint32_t kCommitTotal = 1u << 0;
 //   kSpan      begin        end                       site           own         enclosing   its step
 //   kGap       begin        end, between two steps    site           own         enclosing   next one
 //   kStepBegin begin        rows << 32 | query_len    kind | flags   generation  past        own
-//   kStepEnd   end          0                         flags          0           0           own
+//   kStepEnd   end          0                         flags          probab-     0           own
+//                                                                  ility, the
+//                                                                  bits of a
+//                                                                  float
 //   kCommit    tokens       tokens now                flags          0           0           which
 //              before
 //   kRowValid  row          valid tokens before the   0              0           0           which
@@ -57,6 +62,9 @@ inline constexpr uint32_t kCommitTotal = 1u << 0;
 //                           context_len
 //   kRowCommit row          tokens before << 32 |     0           generation  0           which
 //                           tokens now
+//   kStepDetail weight, the 0                         of step_     level       1: all      which
+//              bits of a                              detail.h                   there is
+//              double
 // clang-format on
 struct Record {
   uint64_t start_ticks;

@@ -3,6 +3,7 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
 #include <unordered_set>
 #include <utility>
@@ -16,6 +17,8 @@ constexpr std::chrono::milliseconds kShortestWait{1};
 constexpr std::chrono::milliseconds kLongestWait{20};
 // For how long after stop() devices may still come to what was recorded.
 constexpr int kRoundsForDevices = 1000;  // of kShortestWait
+constexpr std::chrono::milliseconds kLongestSampledWait{100};
+constexpr double kLargestWeight = 1e12;
 
 }  // namespace
 
@@ -71,6 +74,7 @@ void Recorder::stop() noexcept {
 void Recorder::run() noexcept {
   pthread_setname_np(pthread_self(), "pertoken-drain");
   int64_t counted_cpu_ns = 0;
+  std::chrono::milliseconds longest = kLongestWait;
   std::chrono::microseconds wait = kLongestWait;
   int rounds_for_devices = 0;
   std::unique_lock lock(mutex_);
@@ -87,6 +91,7 @@ void Recorder::run() noexcept {
     const int64_t cpu_ns = detail::read_clock_ns(CLOCK_THREAD_CPUTIME_ID);
     drain_cpu_ns_ += static_cast<uint64_t>(cpu_ns - counted_cpu_ns);
     counted_cpu_ns = cpu_ns;
+    if (sampler_ != nullptr) longest = control_sampler_locked();
     if (last_round) {
       if (leaving_ || !devices_are_pending_locked()) return;
       if (++rounds_for_devices > kRoundsForDevices) return devices_->give_up();
@@ -96,9 +101,17 @@ void Recorder::run() noexcept {
     // Come back when a ring that fills as fast as the fullest one did would be a quarter full.
     const size_t quarter = options_.ring_capacity / 4;
     wait = std::clamp<std::chrono::microseconds>(wait * quarter / std::max<size_t>(fullest, 1),
-                                                 kShortestWait, kLongestWait);
+                                                 kShortestWait, longest);
     wake_.wait_for(lock, wait, [this] { return stopping_; });
   }
+}
+
+// Returns for how long the drain thread may sleep. Its wake-ups are part of the cost, and a budget
+// keeps the rings from filling fast.
+std::chrono::milliseconds Recorder::control_sampler_locked() {
+  const double now_ns = static_cast<double>(now_ticks()) * ns_per_tick_;
+  sampler_->control(now_ns, static_cast<double>(drain_cpu_ns_));
+  return sampler_->is_learning(now_ns) ? kLongestWait : kLongestSampledWait;
 }
 
 void Recorder::drain() {
@@ -116,6 +129,7 @@ void Recorder::refresh_rate_locked() {
   if (!replayed_clock_) clock_.trim(store_.oldest_ticks(now));
   ns_per_tick_ = 1e9 / clock_map_locked().ticks_per_second();
   tracker_.set_rate(ns_per_tick_);
+  if (sampler_ != nullptr) sampler_->set_rate(ns_per_tick_);
   triggers_.learn(aggregates_, ns_per_tick_);
 }
 
@@ -150,17 +164,6 @@ size_t Recorder::drain_locked() {
   if (triggers_.has_fired()) trigger_wake_.notify_all();
   if (tracks_.size() >= forget_tracks_at_) forget_tracks_locked();
   return fullest;
-}
-
-// A server may take a thread for each request: those of which nothing is left are let go. Looks at
-// the whole store, so only when there are twice as many tracks as it had to keep the last time.
-void Recorder::forget_tracks_locked() {
-  std::unordered_set<int32_t> used = store_.tracks();
-  for (const auto& buffer : buffers_) used.insert(buffer->track);
-  std::erase_if(tracks_, [&](const TrackInfo& track) { return !used.contains(track.track); });
-  std::erase_if(device_tracks_,
-                [&](const auto& entry) { return !used.contains(entry.second.track); });
-  forget_tracks_at_ = std::max(2 * tracks_.size(), kFewTracks);
 }
 
 size_t Recorder::drain_buffer_locked(ThreadBuffer& buffer) {
@@ -213,14 +216,22 @@ void Recorder::collect(const Record& record, ThreadBuffer::Progress& progress, i
                            : step == progress.step ? progress.kind
                                                    : static_cast<uint8_t>(StepKind::kOther);
       const uint64_t own_ticks = progress.own_time.end_span(seq, parent_seq, dur_ticks);
+      const bool is_inside = step != kNoStep && step == progress.step;
+      const double weight = is_inside && inside != kNoStep ? progress.weight : 1.0;
+      progress.records += is_inside ? 1 : 0;
       aggregates_.add_span(record.detail(), kind, to_ns(dur_ticks, ns_per_tick_),
-                           to_ns(own_ticks, ns_per_tick_));
+                           weight * static_cast<double>(to_ns(own_ticks, ns_per_tick_)));
       break;
     }
     case RecordType::kStepBegin: {
       const auto kind = step_kind(record.detail());
       progress.step = step;
       progress.kind = static_cast<uint8_t>(kind);
+      progress.is_sampled = (record.detail() & kStepSampled) != 0;
+      progress.level = -1;
+      progress.weight = progress.is_sampled ? 0 : 1;
+      progress.records = 0;
+      if (!progress.is_sampled) ++aggregates_.steps(kind).detailed;
       const auto rows = static_cast<uint32_t>(record.end_ticks >> 32);
       const auto query_len = static_cast<uint32_t>(record.end_ticks);
       tracker_.begin_step(
@@ -236,6 +247,24 @@ void Recorder::collect(const Record& record, ThreadBuffer::Progress& progress, i
       }
       break;
     }
+    case RecordType::kStepDetail: {
+      auto weight = std::bit_cast<double>(record.start_ticks);
+      if (!(weight >= 1 && weight < kLargestWeight))
+        weight = 0;  // a damaged spool may say anything
+      const int level = static_cast<int>(record.seq);
+      if (step == progress.step) {
+        const bool is_full = record.parent_seq != 0;
+        progress.level = level;
+        // Sums over steps are of those that got all there is to get.
+        progress.weight = is_full ? weight : 0;
+        if (is_full) ++aggregates_.steps(static_cast<StepKind>(progress.kind)).detailed;
+      }
+      if (StepRow* row = store_.step(step)) {
+        row->inside = record.detail();
+        row->weight = weight;
+      }
+      break;
+    }
     case RecordType::kStepEnd: {
       tracker_.end_step(step, record.start_ticks, record.detail());
       StepRow* row = store_.step(step);
@@ -243,6 +272,16 @@ void Recorder::collect(const Record& record, ThreadBuffer::Progress& progress, i
       row->end_ticks = record.start_ticks;
       row->detail |= record.detail() & (kStepFailed | kStepBare | kStepSeveral);
       activity_.step_ticks += row->end_ticks - row->start_ticks;
+      if (sampler_ != nullptr && progress.is_sampled && progress.step == step) {
+        const auto dur_ns =
+            static_cast<double>(to_ns(row->end_ticks - row->start_ticks, ns_per_tick_));
+        // The root's own span is among the records, and part of what a step costs.
+        sampler_->see(progress.pairs, {.kind = static_cast<StepKind>(progress.kind),
+                                       .level = progress.level,
+                                       .dur_ns = dur_ns,
+                                       .records = std::max<uint64_t>(progress.records, 1) - 1,
+                                       .probability = std::bit_cast<float>(record.seq)});
+      }
       newest_ticks_ = std::max(newest_ticks_, row->end_ticks);
       triggers_.see_step(step, step_kind(row->detail), row->end_ticks - row->start_ticks);
       break;
@@ -369,6 +408,12 @@ RecorderStatus Recorder::status() {
           .drain_cpu_ns = drain_cpu_ns_,
           .store_bytes = store_.bytes(),
           .losses = losses_locked()};
+}
+
+SamplerReport Recorder::sampling() {
+  const std::lock_guard lock(mutex_);
+  drain_locked();
+  return sampler_ == nullptr ? SamplerReport{} : sampler_->report();
 }
 
 int64_t Recorder::first_step() {

@@ -22,6 +22,7 @@
 #include "core/device_source.h"
 #include "core/device_tracks.h"
 #include "core/request_tracker.h"
+#include "core/sampler.h"
 #include "core/spool.h"
 #include "core/step_triggers.h"
 #include "core/thread_buffer.h"
@@ -86,6 +87,12 @@ class Recorder {
     }
     return attach_thread();
   }
+
+  // Records no more than its budget allows. Before the first start().
+  void sample(const SamplerOptions& options) { sampler_ = std::make_unique<Sampler>(options); }
+  // Hot: nullptr where every step gets all that was selected.
+  Sampler* sampler() noexcept { return sampler_.get(); }
+  SamplerReport sampling();
 
   // A part of a record could not be found out and was left out or -1.
   void count_fault() noexcept { faults_.fetch_add(1, std::memory_order_relaxed); }
@@ -164,6 +171,7 @@ class Recorder {
   ThreadBuffer* attach_thread() noexcept;
   void run() noexcept;
   void refresh_rate_locked();
+  std::chrono::milliseconds control_sampler_locked();
   size_t drain_locked();
   size_t drain_buffer_locked(ThreadBuffer& buffer);
   void collect(const Record& record, ThreadBuffer::Progress& progress, int32_t track);
@@ -189,7 +197,8 @@ class Recorder {
   std::atomic<uint32_t> next_step_{0};
   std::atomic<uint64_t> faults_{0};      // a statistic
   std::atomic<uint64_t> unattached_{0};  // records of threads without a buffer; a statistic
-  bool in_forked_child_ = false;         // written by the child's only thread
+  std::unique_ptr<Sampler> sampler_;
+  bool in_forked_child_ = false;  // written by the child's only thread
 
   std::mutex mutex_;  // guards everything below; never taken on the hot path
   std::vector<std::unique_ptr<ThreadBuffer>> buffers_;

@@ -1,7 +1,8 @@
-// How a recorder takes in what its devices have timed.
+// How a recorder takes in what its devices have timed, and the tracks of it.
 #include <algorithm>
 #include <limits>
 #include <string>
+#include <unordered_set>
 #include <utility>
 
 #include "core/recorder.h"
@@ -67,6 +68,17 @@ void Recorder::collect_device_step(const DeviceSpan& span) {
       is_first ? span.start_ticks : std::min(row->gpu_start_ticks, span.start_ticks);
   row->gpu_end_ticks = std::max(row->gpu_end_ticks, span.end_ticks);
   row->gpu_idle_ticks = std::max(row->gpu_idle_ticks, span.idle_ticks);
+}
+
+// A server may take a thread for each request: those of which nothing is left are let go. Looks at
+// the whole store, so only when there are twice as many tracks as it had to keep the last time.
+void Recorder::forget_tracks_locked() {
+  std::unordered_set<int32_t> used = store_.tracks();
+  for (const auto& buffer : buffers_) used.insert(buffer->track);
+  std::erase_if(tracks_, [&](const TrackInfo& track) { return !used.contains(track.track); });
+  std::erase_if(device_tracks_,
+                [&](const auto& entry) { return !used.contains(entry.second.track); });
+  forget_tracks_at_ = std::max(2 * tracks_.size(), kFewTracks);
 }
 
 }  // namespace pertoken

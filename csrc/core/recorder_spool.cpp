@@ -29,6 +29,7 @@ bool is_record(const Record& record, size_t sites) {
     case RecordType::kCommit:
     case RecordType::kRowValid:
     case RecordType::kRowCommit:
+    case RecordType::kStepDetail:
       return true;
   }
   return false;

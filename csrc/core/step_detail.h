@@ -13,4 +13,10 @@ inline constexpr uint32_t kDetailAll = 1u << 1;          // spans of all wrapped
 inline constexpr uint32_t kDetailActivations = 1u << 2;  // what observed sites put out
 inline constexpr uint32_t kDetailLogits = 1u << 3;       // what the logits say of the tokens
 
+// Spans that a sampled step leaves out stand as their own bits, so much higher: outside steps the
+// word is 0, and modules are recorded.
+inline constexpr uint32_t kLeftOutShift = 16;
+
+constexpr uint32_t left_out(uint32_t span_detail) noexcept { return span_detail << kLeftOutShift; }
+
 }  // namespace pertoken

@@ -8,6 +8,7 @@
 
 #include "core/float_environment.h"
 #include "core/float_value.h"
+#include "core/slot_counts.h"
 #include "core/slot_kernels.h"
 
 namespace pertoken {
@@ -96,39 +97,6 @@ void count_slots(const uint16_t* slots, size_t count, Scratch& scratch) noexcept
     ++tables[3 % Tables][four >> 48];
   }
   for (; i < count; ++i) ++tables[0][slots[i]];
-}
-
-// Adds what was counted in a slot to where it belongs.
-void add_slot(HistogramParts& parts, int slot, uint64_t n) {
-  const int shift = kSlotScale - parts.scale;
-  if (slot >= kSubnormalSlots) {
-    const int mantissa_slot = slot - kSubnormalSlots;
-    const bool is_negative = mantissa_slot >= kSubnormalSlotsOfSign;
-    const int index = mantissa_slot - (is_negative ? kSubnormalSlotsOfSign : 0) +
-                      kLowestMantissaSlot - kSlotOfBucketZero - kSubnormalBuckets;
-    (is_negative ? parts.negative : parts.positive).add(index >> shift, n);
-    return;
-  }
-  switch (slot) {
-    case kNanSlot:
-      parts.nans += n;
-      return;
-    case kPosInfSlot:
-      parts.pos_infs += n;
-      return;
-    case kNegInfSlot:
-      parts.neg_infs += n;
-      return;
-    case kPosZeroSlot:
-    case kNegZeroSlot:
-      parts.zeros += n;
-      return;
-    default:
-      break;
-  }
-  const bool is_negative = slot >= kNegativeSlots;
-  const int index = slot - (is_negative ? kNegativeSlots : 0) - kSlotOfBucketZero;
-  (is_negative ? parts.negative : parts.positive).add(index >> shift, n);
 }
 
 // Moves what the tables hold to the parts: subnormals first, so that buckets grow upwards.

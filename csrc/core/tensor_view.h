@@ -6,6 +6,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "core/float_bits.h"
 
@@ -36,6 +37,16 @@ class TensorBlocks {
   // 0.
   uint64_t repeats() const noexcept { return repeats_; }
   uint64_t values_left() const noexcept { return left_; }
+
+  // The fewest dimensions that the memory has, the outermost first, none of stride 0 or below; and
+  // where it begins.
+  std::span<const int64_t> shape() const noexcept {
+    return {shape_.data(), static_cast<size_t>(dims_)};
+  }
+  std::span<const int64_t> strides_bytes() const noexcept {
+    return {strides_.data(), static_cast<size_t>(dims_)};
+  }
+  const std::byte* first() const noexcept { return at_; }
 
   // Up to kBlockValues values and their number, 0 at the end: in place where they lie side by side,
   // else copied to `staging`, which has room for so many.

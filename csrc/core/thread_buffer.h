@@ -13,6 +13,7 @@
 #include "core/mapped_file.h"
 #include "core/own_time.h"
 #include "core/record.h"
+#include "core/sampler.h"
 #include "core/spool_format.h"
 #include "core/spsc_ring.h"
 
@@ -38,6 +39,12 @@ struct ThreadBuffer {
     int64_t step = -1;      // the last one begun on this track, -1 none, and its kind
     uint8_t kind = static_cast<uint8_t>(StepKind::kOther);
     OwnTime own_time;
+    // Of that step.
+    bool is_sampled = false;
+    int level = -1;        // of its detail, where it is sampled
+    double weight = 1;     // of its spans in what is added up
+    uint64_t records = 0;  // in it, besides its own
+    SamplePairs pairs;
   };
   Progress progress;
 
@@ -49,6 +56,7 @@ struct ThreadBuffer {
   uint32_t open_step = kNone32;
   DeviceThread* device_thread = nullptr;  // the device source's; null until the first span of one
   uint32_t open_detail = 0;               // of the open step, see step_detail.h
+  SampleState sampling;
 
   // Written by the owning thread, read by the collector; a statistic, so relaxed on both sides.
   std::atomic<uint64_t> dropped{0};

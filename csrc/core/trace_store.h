@@ -92,6 +92,8 @@ struct StepRow {
   uint32_t generation = kNone32;
   int32_t track = -1;
   uint32_t detail = static_cast<uint32_t>(StepKind::kOther);  // kind and flags, see record.h
+  uint32_t inside = 0;  // what was recorded in it, where kStepSampled is set: see step_detail.h
+  double weight = 0;    // 1 / the probability of that; 0 of none
   bool committed_is_total = false;
   bool begun = false;  // false: only a gap in the numbers
 };

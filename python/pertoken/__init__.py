@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pertoken.errors import (
-    DeviceTimingError,
+    DeviceError,
     ExperimentError,
     FileFormatError,
     HistogramError,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from pertoken.version import __version__
 
 __all__ = [
-    "DeviceTimingError",
+    "DeviceError",
     "ExperimentError",
     "FileFormatError",
     "Histogram",

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import disjoint_base
 
+DETAIL_ALL: int
+DETAIL_LAYERS: int
 FLOAT_FORMATS: dict[str, int]
 MAX_HISTOGRAM_SCALE: int
 MAX_LABEL_SETS: int
@@ -28,6 +30,15 @@ def set_request_hooks(
 ) -> None: ...
 def cache_length(cache: object) -> int: ...
 def fit_clock(samples: NDArray[np.int64], nominal_ns_per_tick: float = ...) -> ClockMap: ...
+def histogram_of_gpu_tensor(
+    device: int,
+    stream: int,
+    address: int,
+    format: int,
+    shape: tuple[int, ...],
+    strides_bytes: tuple[int, ...],
+    scale: int,
+) -> ExpHistogram: ...
 def instruction_sets() -> tuple[str, ...]: ...
 def intern_module(name: str) -> int: ...
 def intern_site(category: int, name: str) -> int: ...
@@ -126,6 +137,15 @@ class Recorder:
     def start(self) -> None: ...
     def stop(self) -> None: ...
     def drain(self) -> None: ...
+    def sample(
+        self,
+        *,
+        budget: float,
+        costs_ns: tuple[float, float, float, float],
+        levels: Sequence[tuple[int, float]],
+        seed: int,
+    ) -> None: ...
+    def sampling(self) -> dict[str, Any] | None: ...
     def totals(self) -> dict[str, Any]: ...
     def begin_request(self, request: int, label_set: int, start_ticks: int) -> None: ...
     def begin_generation(
@@ -193,14 +213,27 @@ class SpanCall:
     inner: Any
     __wrapped__: Any
     site: int
-    def __init__(self, inner: Callable[..., Any], recorder: Recorder, site: int, /) -> None: ...
+    def __init__(
+        self,
+        inner: Callable[..., Any],
+        recorder: Recorder,
+        site: int,
+        span_detail: int = ...,
+        /,
+    ) -> None: ...
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any: ...
 
 @disjoint_base
 class DeviceSpanCall(SpanCall):
     device: int
     def __init__(
-        self, inner: Callable[..., Any], recorder: Recorder, site: int, device: int, /
+        self,
+        inner: Callable[..., Any],
+        recorder: Recorder,
+        site: int,
+        detail: int,
+        device: int,
+        /,
     ) -> None: ...
 
 @disjoint_base
@@ -218,6 +251,7 @@ class RootCall:
         takes_first_positional: bool,
         is_span_when_nested: bool = True,
         only_generate_of: int = 0,
+        span_detail: int = ...,
         /,
     ) -> None: ...
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any: ...

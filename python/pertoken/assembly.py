@@ -131,12 +131,22 @@ def _steps(raw: Columns, sequences: Sequences, detail: str, strings: StringTable
         "tokens_in": np.where(known, np.where(raw["has_rows"] != 0, 1, rows) * query_len, -1),
         "tokens_committed": sequences.tokens_committed,
         "context_len": sequences.context_len,
-        "detail": np.full(count, strings.code(detail), dtype=np.int32),
-        "sample_weight": np.ones(count, dtype=np.float64),
+        "detail": _detail_codes(raw, detail, strings),
+        "sample_weight": raw["weight"],
         "thread": raw["track"].astype(np.int32),
         "error": error_codes[raw["failed"]],
         "process": np.zeros(count, dtype=np.int32),
     }
+
+
+def _detail_codes(raw: Columns, detail: str, strings: StringTable) -> NDArray[np.int32]:
+    """What was recorded in each step: all that was selected, where nothing was sampled."""
+    codes = np.full(len(raw["step"]), strings.code(detail), dtype=np.int32)
+    sampled = raw["sampled"] != 0
+    codes[sampled & (raw["inside"] == 0)] = strings.code("root")
+    if detail == "all":
+        codes[sampled & (raw["inside"] == _native.DETAIL_LAYERS)] = strings.code("layers")
+    return codes
 
 
 def _step_rows(sequences: Sequences, strings: StringTable) -> Columns:
@@ -203,4 +213,5 @@ def _meta(
             "ticks_per_second": clock["ticks_per_second"],
             "error_bound_ns": clock["error_bound_ns"],
         },
+        "cost": recording.cost_facts(),
     }

@@ -44,6 +44,14 @@ def start() -> None:
         say(f"{VARIABLE} is not usable, so nothing is profiled: {error}")
 
 
+def start_in_vllm() -> None:
+    """The same, as vLLM's plugin: each of its processes calls it before it loads anything."""
+    start()
+    adapter = sys.modules.get("pertoken.engines.vllm_worker")
+    if adapter is not None:  # something is recorded since before vLLM was imported, perhaps
+        adapter.look_again()
+
+
 def say(text: str) -> None:
     """Writes a line for a person to stderr, where there is one."""
     with suppress(AttributeError, OSError, ValueError):

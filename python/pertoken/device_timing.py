@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-from pertoken.errors import DeviceTimingError, SelectionError
+from pertoken.errors import DeviceError, SelectionError
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,7 @@ class DeviceTiming:
         """Finds the model's devices and has the recorder time them; nothing on a model without.
 
         Raises:
-            DeviceTimingError: the choice is ``"cuda"``, and there is nothing to time.
+            DeviceError: the choice is ``"cuda"``, and there is nothing to time.
         """
         found = [] if self._choice == "off" else devices_of(root)
         self.reason = ""
@@ -50,7 +50,7 @@ class DeviceTiming:
             )
         self.devices = [] if self.reason else found
         if self._choice == "cuda" and not self.devices:
-            raise DeviceTimingError(
+            raise DeviceError(
                 "device='cuda', but GPU times cannot be measured: "
                 f"{self.reason or 'no parameter of the model is on a CUDA device'}"
             )

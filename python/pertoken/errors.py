@@ -11,8 +11,8 @@ class PertokenError(Exception):
     """Base of all errors raised on purpose by this package."""
 
 
-class DeviceTimingError(PertokenError):
-    """GPU times were asked for by name and cannot be measured; the message says why."""
+class DeviceError(PertokenError, RuntimeError):
+    """A GPU, its driver or a stream of it failed, or cannot be used as it is."""
 
 
 class ExperimentError(PertokenError, ValueError):

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from pertoken import _native, patch
-from pertoken.engines import listeners, transformers_batching
+from pertoken.engines import listeners, transformers_batching, vllm_worker
 from pertoken.engines.requests import EngineRequest
 from pertoken.generate_call import GenerateCall, Prompt, positional_names
 from pertoken.instrument import InstanceMethodCall
@@ -59,6 +59,7 @@ class GenerateWatch:
         )
         listeners.add(self)
         transformers_batching.install(self._models)
+        vllm_worker.install()
         for model in models:
             if callable(getattr(model, "generate", None)):
                 self._install(model)
@@ -98,6 +99,8 @@ class GenerateWatch:
         """Takes the wrappers out again."""
         listeners.discard(self)
         transformers_batching.remove(self._models)
+        if self._models:  # not removed before
+            vllm_worker.remove()
         _native.set_request_hooks(self._recorder, None, None, ())
         for owner, name, wrapper in reversed(self._installed):
             if owner() is not None:

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pertoken import _native, histogram_exchange
-from pertoken.errors import HistogramError
+from pertoken.errors import DeviceError, HistogramError, UnsupportedTensorError
 from pertoken.histogram_exchange import Buckets, HistogramParts
 from pertoken.quantity import count_text
-from pertoken.tensor_memory import memory_of
+from pertoken.tensor_memory import Device, TensorMemory, memory_of
 
 DEFAULT_SCALE = 3
 
@@ -61,23 +61,27 @@ class Histogram:
         """Count the values of an array or tensor.
 
         Args:
-            x: an array of numpy, a tensor of torch in host memory (one that requires a gradient,
-                too), an object with DLPack, ``__array_interface__`` or the buffer protocol, or
+            x: an array of numpy, a tensor of torch (one that requires a gradient, too), an array
+                of CuPy, an object with DLPack, ``__array_interface__`` or the buffer protocol, or
                 numbers in nested lists; of any shape and strides. float64, float32, float16,
-                bfloat16 and the float8 formats e4m3 and e5m2 are read in place. Integers become
-                float64, if that is exact.
-            scale: as of `Histogram`.
+                bfloat16 and the float8 formats e4m3 and e5m2 are read in place. Integers in host
+                memory become float64, if that is exact. What lies on an NVIDIA GPU is counted
+                there, on the current stream, which is waited for; float64 and integers are not.
+            scale: as of `Histogram`; on a GPU at most 3.
 
         Returns:
             The histogram; an empty one of no values.
 
         Raises:
-            UnsupportedTensorError: the values are of another type, or not in host memory.
-            HistogramError: the scale is no number from -10 to 8.
+            UnsupportedTensorError: the values are of another type, or cannot be reached.
+            HistogramError: the scale is no number from -10 to 8, or above 3 on a GPU.
+            DeviceError: the GPU failed, or its stream is being captured into a CUDA graph.
         """
         scale = _checked_scale(scale)
         memory = memory_of(x)
         with _clear_errors():
+            if memory.device is not None:
+                return from_native(_of_gpu(memory, memory.device, scale))
             return from_native(
                 _native.ExpHistogram.of_tensor(
                     memory.address, memory.format, memory.shape, memory.strides_bytes, scale
@@ -340,6 +344,23 @@ class Histogram:
         for side in ("positive", "negative"):
             fields[f"{side}_offset"], fields[side] = fields[side]
         return from_native(_native.ExpHistogram.from_parts(**fields))
+
+
+def _of_gpu(memory: TensorMemory, device: Device, scale: int) -> _native.ExpHistogram:
+    try:
+        return _native.histogram_of_gpu_tensor(
+            device.ordinal,
+            device.stream,
+            memory.address,
+            memory.format,
+            memory.shape,
+            memory.strides_bytes,
+            scale,
+        )
+    except TypeError as error:
+        raise UnsupportedTensorError(f"the tensor cannot be counted on its GPU: {error}") from None
+    except RuntimeError as error:
+        raise DeviceError(f"the tensor cannot be counted on its GPU: {error}") from None
 
 
 def from_native(core: _native.ExpHistogram) -> Histogram:

@@ -215,6 +215,7 @@ class Instrumentation:
         recorder: Any,
         generation_var: Any,
         device_of: Callable[[torch.nn.Module], int | None],
+        full_only: frozenset[str] = frozenset(),
     ) -> None:
         """Wraps the root and every selected module.
 
@@ -225,6 +226,7 @@ class Instrumentation:
             recorder: the native recorder.
             generation_var: holds the state of the running ``generate()``.
             device_of: on which device the calls of a module are timed; None: on none.
+            full_only: names of modules that get spans only in steps with all detail.
         """
         import torch
 
@@ -233,13 +235,17 @@ class Instrumentation:
         self._root_name = type(root).__name__
 
         def make_root(
-            module: torch.nn.Module, site: int, is_span_when_nested: bool, only_own_generate: bool
+            module: torch.nn.Module,
+            site: int,
+            is_span_when_nested: bool,
+            only_own_generate: bool,
+            span_detail: int = _native.DETAIL_LAYERS,
         ) -> tuple[Any, Any]:
             places, takes_first = argument_places(module)
             learn_cache()
             only_of = id(module) if only_own_generate else 0
             rest = (recorder, site, generation_var, places, takes_first)
-            nested = (is_span_when_nested, only_of)
+            nested = (is_span_when_nested, only_of, span_detail)
             return (
                 lambda inner: _native.RootCall(inner, *rest, *nested),
                 lambda inner: ForwardRootCall(inner, *rest, *nested),
@@ -253,12 +259,12 @@ class Instrumentation:
             if id(module) in self._wrappers:
                 continue
             site = _native.intern_module(name)
+            detail = _native.DETAIL_ALL if name in full_only else _native.DETAIL_LAYERS
             if name in inner_roots:
-                self._wrap(
-                    name, module, *make_root(module, site, name in modules, len(inner_roots) > 1)
-                )
+                makers = make_root(module, site, name in modules, len(inner_roots) > 1, detail)
             else:
-                self._wrap(name, module, *_span_makers(recorder, site, device_of(module)))
+                makers = _span_makers(recorder, site, detail, device_of(module))
+            self._wrap(name, module, *makers)
         # module.compile() writes into the slot; we go back on top of what it put there.
         self._hook_class(torch.nn.Module, "compile", self._before_compile, self._after_compile)
         # These copy attributes as they are, wrappers included.
@@ -326,21 +332,17 @@ class Instrumentation:
         patch.put_back_on_top(*token)
 
 
-def _span_makers(recorder: Any, site: int, device: int | None) -> tuple[Any, Any]:
-    if device is None:
-        return (
-            partial(_make_span_call, _native.SpanCall, recorder, site),
-            partial(_make_span_call, ForwardCall, recorder, site),
-        )
-    return (
-        partial(_make_span_call, _native.DeviceSpanCall, recorder, site, device),
-        partial(_make_span_call, ForwardDeviceCall, recorder, site, device),
-    )
+def _span_makers(recorder: Any, site: int, detail: int, device: int | None) -> tuple[Any, Any]:
+    classes: tuple[Any, Any] = (_native.SpanCall, ForwardCall)
+    rest: tuple[int, ...] = (detail,)
+    if device is not None:
+        classes, rest = (_native.DeviceSpanCall, ForwardDeviceCall), (detail, device)
+    in_slot, in_forward = (partial(_make_span_call, cls, recorder, site, rest) for cls in classes)
+    return in_slot, in_forward
 
 
-def _make_span_call(cls: Any, recorder: Any, site: int, *rest: Any) -> Any:
-    *device, inner = rest
-    return cls(inner, recorder, site, *device)
+def _make_span_call(cls: Any, recorder: Any, site: int, rest: tuple[int, ...], inner: Any) -> Any:
+    return cls(inner, recorder, site, *rest)
 
 
 def _before_copy(args: tuple[Any, ...], kwargs: Any) -> Any:

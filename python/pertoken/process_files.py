@@ -89,7 +89,7 @@ class ProcessFiles:
             profile = recording.result()
             if not len(profile.steps):
                 return
-            path = self._options.file(_script_name(), os.getpid(), self._written + 1)
+            path = self._options.file(script_name(), os.getpid(), self._written + 1)
             path.parent.mkdir(parents=True, exist_ok=True)
             profile.save(path)
         except Exception as error:
@@ -130,7 +130,7 @@ def _ends_by_interrupt() -> bool:
     return not is_interactive and getattr(sys, "last_type", None) is KeyboardInterrupt
 
 
-def _script_name() -> str:
+def script_name() -> str:
     """The name of what runs: of a script, or of a module."""
     argument = sys.argv[0] if getattr(sys, "argv", None) else ""
     path = Path(argument)

@@ -45,6 +45,12 @@ def share_text(value: float) -> str:
     return f"{value * 100:.1f} %"
 
 
+def percent_text(share: float) -> str:
+    """Write a small share as a percentage with two digits: ``0.42 %``."""
+    percent = share * 100
+    return f"{percent:.2g} %" if abs(percent) < 10 else f"{percent:,.0f} %"
+
+
 def plural_text(count: int, noun: str) -> str:
     """Write a count and its noun: ``1 step``, ``2 steps``."""
     return f"{count_text(count)} {noun}{'' if count == 1 else 's'}"

@@ -11,22 +11,30 @@ import threading
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from statistics import mean
+from statistics import mean, median
 from time import perf_counter_ns
 from typing import Any
 
 from pertoken import _native
 
 _SAMPLES = 101
+_STEPS_WITHOUT_DETAIL = 64
+_TRIES = 8
+_DRAINED = 1000
 _TOUCHED_BYTES = 512 << 10  # more than the caches that are a core's own hold besides
 
 
 @dataclass(frozen=True)
 class RecordCosts:
-    """What recording adds to one call, in nanoseconds, on the thread that makes the call."""
+    """What recording adds to one call, in nanoseconds, on the thread that makes the call.
+
+    `drain_ns` is what the drain thread takes for one record.
+    """
 
     span_ns: float
     step_ns: float
+    skip_ns: float = 0.0  # a module's call in a step that was sampled without detail
+    drain_ns: float = 0.0
 
 
 _lock = threading.Lock()
@@ -77,9 +85,49 @@ def _measure() -> RecordCosts:
         # Inside a step, where most spans are; and steps outside any.
         _root(lambda: found.append(_added_ns(span, int, {})), recorder, site)()
         found.append(_added_ns(step, dict, {"input_ids": ids}))
+        found.append(_skip_ns(site))
+        found.append(_drain_ns(span, recorder))
     finally:
         recorder.stop()
     return RecordCosts(*found)
+
+
+def _skip_ns(site: int) -> float:
+    recorder = _native.Recorder(1 << 20, 1 << 14)
+    # A budget of next to nothing: after some steps hardly any has detail.
+    level = (_native.DETAIL_LAYERS, 1.0)
+    recorder.sample(budget=1e-9, costs_ns=(1e3, 1e3, 1.0, 0.0), levels=[level], seed=1)
+    recorder.start()
+    try:
+        span = _native.SpanCall(int, recorder, site, _native.DETAIL_LAYERS)
+        for _ in range(_STEPS_WITHOUT_DETAIL):
+            _root(dict, recorder, site)()
+        found: list[float] = []
+        for _ in range(_TRIES):
+            before = _detailed(recorder)
+            _root(lambda: found.append(_added_ns(span, int, {})), recorder, site)()
+            if _detailed(recorder) == before:
+                break
+    finally:
+        recorder.stop()
+    return found[-1]
+
+
+def _drain_ns(span: Any, recorder: Any) -> float:
+    """The middle one of some: the recorder's own thread may have been quicker."""
+    recorder.drain()
+    found = []
+    for _ in range(_TRIES):
+        for _ in range(_DRAINED):
+            span()
+        start_ns = perf_counter_ns()
+        recorder.drain()
+        found.append((perf_counter_ns() - start_ns) / _DRAINED)
+    return median(found)
+
+
+def _detailed(recorder: Any) -> int:
+    return sum(sum(row["detailed"]) for row in recorder.sampling()["strata"].values())
 
 
 def _root(inner: Callable[..., Any], recorder: Any, site: int) -> Any:

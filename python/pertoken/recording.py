@@ -27,6 +27,7 @@ from pertoken.recording_meta import lasting_meta
 from pertoken.request_log import RequestLog
 from pertoken.result import Profile
 from pertoken.retention import retention
+from pertoken.sampling import checked_budget, cost_facts, sample
 from pertoken.scopes import entered_round
 from pertoken.selection import ModuleSelection, select_modules
 from pertoken.spool_folder import SpoolFolder
@@ -53,6 +54,7 @@ def profile(
     model: torch.nn.Module,
     *,
     modules: ModuleSelection = "layers",
+    budget: float | None = None,
     memory_limit_bytes: int = 256 << 20,
     log_interval_s: float | None = None,
     device: DeviceChoice = "auto",
@@ -70,6 +72,9 @@ def profile(
             each repeated block with its attention and feed-forward parts, the embeddings and the
             head, ``"all"`` every one; or a glob pattern over module names, a list of patterns, or
             a predicate ``f(name, module) -> bool``.
+        budget: what recording may cost, as a share of the time of the steps, such as 0.01. Every
+            step is timed; which of them have spans of modules is sampled, so that the cost stays
+            within it. `steps.sample_weight` holds the weights. None: every step has them.
         memory_limit_bytes: how much the trace may hold; past it the oldest steps go, whole, and
             are counted in ``losses``. Totals since the start are not affected.
         log_interval_s: how often to log the line of `Recording.status()`, through the logger
@@ -93,6 +98,7 @@ def profile(
     return Recording(
         model,
         modules=modules,
+        budget=budget,
         memory_limit_bytes=memory_limit_bytes,
         log_interval_s=log_interval_s,
         device=device,
@@ -118,6 +124,7 @@ class Recording:
         *,
         modules: ModuleSelection,
         memory_limit_bytes: int,
+        budget: float | None = None,
         log_interval_s: float | None = None,
         device: DeviceChoice = "auto",
         keep: str | int | None = None,
@@ -143,6 +150,7 @@ class Recording:
             )
         check_choice(device)
         self.device_timing = DeviceTiming(device)
+        self.budget = checked_budget(budget)
         kept = retention(keep)
         memory_limit_bytes = kept.memory_bytes or memory_limit_bytes
         self.memory_limit_bytes = memory_limit_bytes
@@ -192,7 +200,7 @@ class Recording:
         """Starts recording; does nothing while it runs, or in a process forked from the recording.
 
         Raises:
-            DeviceTimingError: with ``device="cuda"``, where there is no GPU to time.
+            DeviceError: with ``device="cuda"``, where there is no GPU to time.
             RecordingStateError: as many recordings run as a process can hold, or the model is
                 gone, which a stopped recording does not hold.
             SelectionError: the model has changed, and `modules` selects nothing any longer.
@@ -213,6 +221,7 @@ class Recording:
             self.ranks = group_ranks() or self.ranks
             if self._spool is not None:
                 self._begin_spool(self._spool, selected)
+            full_only = sample(self.recorder, self.budget, root, selected, self.detail)
             _start(self.recorder)
             if not self.recorder.active:
                 return
@@ -232,6 +241,7 @@ class Recording:
                     self.recorder,
                     self.generate_watch.generation_var,
                     self.device_timing.device_of,
+                    full_only,
                 )
                 if self._dumps is not None:
                     self._dumps.start(self)
@@ -333,6 +343,10 @@ class Recording:
     def held_bytes(self, store_bytes: int) -> int:
         """What counts to the memory limit: the store's bytes, and about those of the requests."""
         return store_bytes + len(self.log.requests) * _BYTES_A_REQUEST
+
+    def cost_facts(self) -> dict[str, Any]:
+        """What its profiles state of what it costs: `meta["cost"]`."""
+        return cost_facts(self)
 
     def totals(self) -> Totals:
         """Counts and latencies since the start, evicted steps included; a copy at one moment.

@@ -39,7 +39,7 @@ def lasting_meta(recording: Recording) -> dict[str, Any]:
         "model": {key: recording.model_facts[key] for key in ("class", "parameters", "modules")},
         "modules": recording.selection,
         "build": _native.build_info(),
-        "cost": {},
+        "cost": {"budget": recording.budget},
     }
 
 

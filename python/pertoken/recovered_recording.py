@@ -77,6 +77,10 @@ class RecoveredRecording:
         """What was known of the process and the model."""
         return dict(self.meta)
 
+    def cost_facts(self) -> dict[str, Any]:
+        """What was spooled of it at the start: what it cost died with the process."""
+        return _mapping(self.meta.get("cost", {}), "identity")
+
     def thread_names(self) -> Mapping[int, str]:
         """The names of threads by their ids, where Python knows them."""
         return {}

@@ -129,7 +129,11 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("tokens_committed", "int64", "tokens committed at its end, all rows; -1 unknown"),
         Column("context_len", "int64", "longest row's valid tokens before the step; -1 unknown"),
         _coded("detail", "what was recorded inside it: root, layers, all or custom"),
-        Column("sample_weight", "float64", "1 / the probability that it was recorded"),
+        Column(
+            "sample_weight",
+            "float64",
+            "1 / the probability of its detail, the weight of its spans; 0 without detail",
+        ),
         _track("thread", "the track it ran on (see tracks)"),
         _coded("error", "'exception' when the forward raised, else empty"),
         _process(),

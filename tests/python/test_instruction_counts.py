@@ -18,9 +18,11 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 # Instructions added to a bare call; behind each what was counted when it was set (GNU 12, x86-64).
 ADDED = {
-    "wrapped": 185,  # 172: a recorded call of a module
+    "wrapped": 185,  # 177: a recorded call of a module
     "wrapped, stopped": 105,  # 98: its wrapper when the recording has stopped
-    "root": 640,  # 596: a step
+    "wrapped, left out": 108,  # 100: the same in a step that was sampled without detail
+    "root": 690,  # 650: a step
+    "root, sampled": 820,  # 781: a step whose detail is sampled
 }
 # Instructions of a whole `with`, the interpreter's own (Python 3.11) among them.
 WHOLE = {

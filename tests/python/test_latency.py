@@ -131,16 +131,16 @@ def test_step_times_keep_kinds_apart_and_leave_out_failed_and_running_steps(seed
     for kind, times in found.items():
         whole = [s for s in steps if s["kind"] == kind and s["wall_ns"] >= 0 and not s["error"]]
         assert times.count == len(whole)
-        weights = [int(s["sample_weight"]) for s in whole]
-        if not any(weights):
+        if not whole:
             assert times.time is None and times.tokens_in_per_s is None
             continue
         assert times.time is not None
+        # Each counts once, whatever was sampled inside: all are timed.
         walls = [s["wall_ns"] for s in whole]
-        assert times.time.p90_ns == nearest_rank(walls, Fraction(9, 10), weights)
-        spent_ns = sum(w * s["wall_ns"] for w, s in zip(weights, whole, strict=True))
-        fed = sum(w * s["tokens_in"] for w, s in zip(weights, whole, strict=True))
-        made = sum(w * s["tokens_committed"] for w, s in zip(weights, whole, strict=True))
+        assert times.time.p90_ns == nearest_rank(walls, Fraction(9, 10))
+        spent_ns = sum(walls)
+        fed = sum(s["tokens_in"] for s in whole)
+        made = sum(s["tokens_committed"] for s in whole)
         assert times.tokens_in_per_s == pytest.approx(fed / spent_ns * 1e9)
         assert times.tokens_committed_per_s == pytest.approx(made / spent_ns * 1e9)
 
@@ -158,20 +158,18 @@ def test_unknown_token_counts_do_not_enter_a_rate() -> None:
 def test_inter_token_latency_is_over_tokens_and_by_the_committing_kind(seed: int) -> None:
     profile = varied_profile(seed)
     kind_of = {s["step"]: s["kind"] for s in rows(profile, "steps")}
-    weight_of = {s["step"]: int(s["sample_weight"]) for s in rows(profile, "steps")}
     tokens = [t for t in rows(profile, "tokens") if t["itl_ns"] >= 0]
     for kind in (None, "decode", "verify", "prefill", "draft"):
         chosen = [t for t in tokens if kind is None or kind_of[t["step"]] == kind]
-        weights = [weight_of[t["step"]] for t in chosen]
         found = latency.inter_token(profile, kind)
-        if not any(weights):
+        if not chosen:
             assert found is None
             continue
         assert found is not None
         values = [t["itl_ns"] for t in chosen]
-        assert found.count == sum(1 for w in weights if w)
-        assert found.p50_ns == nearest_rank(values, Fraction(1, 2), weights)
-        assert found.p99_ns == nearest_rank(values, Fraction(99, 100), weights)
+        assert found.count == len(values)
+        assert found.p50_ns == nearest_rank(values, Fraction(1, 2))
+        assert found.p99_ns == nearest_rank(values, Fraction(99, 100))
 
 
 def test_tokens_per_second_runs_from_the_first_step_to_the_last_commit() -> None:

@@ -32,14 +32,14 @@ INTRINSICS = re.compile(
     r"#\s*include\s*<(\w*intrin|cpuid|arm_\w+)\.h>|\b(__rdtscp?|_mm\d*_\w+|__builtin_ia32_\w+)\b"
     r"|\b__?asm(__)?\b|\basm\s*(volatile\s*)?\("
 )
-ARCHITECTURE = re.compile(r"__x86_64__|__aarch64__|__AVX|__SSE|__ARM_NEON")
+ARCHITECTURE = re.compile(r"__x86_64__|__aarch64__|__AVX|__SSE|__ARM_NEON|__CUDA_ARCH__")
 
 RESULT_SIDE = {
     "_native", "analysis", "clock_alignment", "errors", "experiment", "export", "histogram",
     "histogram_exchange", "manifest", "merging", "older_formats", "processes", "quantity", "result",
-    "schema", "storage", "strings", "summary", "summary_block", "summary_html", "summary_layout",
-    "summary_processes", "summary_text", "table", "tensor_memory", "totals", "totals_json",
-    "version", "whole_file",
+    "schema", "storage", "strings", "summary", "summary_block", "summary_cost", "summary_html",
+    "summary_layout", "summary_processes", "summary_text", "table", "tensor_memory", "totals",
+    "totals_json", "version", "whole_file",
 }  # fmt: skip
 # An experiment compares anything: it knows nothing of profiles.
 EXPERIMENT_MAY_IMPORT = {"errors", "experiment", "quantity", "summary_block", "summary_text"}
@@ -209,6 +209,8 @@ def test_intrinsics_stand_behind_a_check_of_the_architecture() -> None:
         ("#ifdef __x86_64__\n#ifdef X\nx = __rdtsc();\n#endif\n#endif", True),
         ("#if defined(__x86_64__)\n#else\nx = __rdtsc();\n#endif", False),
         ("#ifndef __x86_64__\nx = __rdtsc();\n#endif", False),
+        ('#if defined(__CUDA_ARCH__)\nasm("cvt");\n#endif', True),
+        ('#if defined(__CUDACC__)\nasm("cvt");\n#endif', False),
         ("#if X\n#elif defined(__aarch64__)\n#include <arm_neon.h>\n#endif", True),
         ("// __rdtsc() in a comment\n/* _mm_add_ps(a, b)\n*/", True),
     ],

@@ -46,8 +46,9 @@ def test_hottest_sites_are_weighted_shares_of_the_step_time(seed: int) -> None:
     found = hottest_sites(profile, count=1000)
     for kind in {s["kind"] for s in reference.steps}:
         steps = [s for s in reference.steps if s["kind"] == kind and reference.finished(s)]
-        detailed = [s for s in steps if s["detail"] != "root" and s["sample_weight"] > 0]
-        steps = [s for s in steps if s["detail"] != "root"] if detailed else steps
+        counted = {s["detail"] for s in steps if s["sample_weight"] > 0}
+        fullest = next((d for d in ("all", "layers") if d in counted), "root")
+        steps = [s for s in steps if s["detail"] == fullest]
         weight = sum(s["sample_weight"] for s in steps)
         wall_ns = sum(s["sample_weight"] * s["wall_ns"] for s in steps)
         if not wall_ns:

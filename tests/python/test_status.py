@@ -63,7 +63,8 @@ def test_the_cost_is_a_plain_number(
 ) -> None:
     counts = {"steps": [1], "spans": 2, "drain_cpu_ns": 0, "step_ns": 10_000_000}
     monkeypatch.setattr(record_costs, "_costs", RecordCosts(span_ns, 0.0))
-    assert status._cost_text(counts).startswith(f"costs about {shown}")
+    recording = pertoken.profile(seeded(Stack))
+    assert status._cost_text(counts, recording).startswith(f"costs about {shown}")
 
 
 def test_pauses_do_not_count_and_steps_go_on() -> None:

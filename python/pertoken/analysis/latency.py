@@ -1,6 +1,7 @@
 """Latencies of requests, tokens and steps, each by the words of the documentation.
 
-Steps of different kinds are never put into one distribution of step times.
+Steps of different kinds are never put into one distribution of step times. Every step is timed,
+whatever was recorded inside it, so that each counts once: none of this is sampled.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pertoken.analysis.distribution import Distribution, usable_weights
+from pertoken.analysis.distribution import Distribution
 from pertoken.analysis.row_index import rows_of
 from pertoken.result import Profile
 from pertoken.table import Array
@@ -22,7 +23,7 @@ class StepTimes:
     """Steps of one kind: how long they took and what they got through.
 
     `count` is the number of steps that finished without an exception; `time` their durations on
-    the host, weighted by `steps.sample_weight`. The rates are tokens fed to and committed by these
+    the host. The rates are tokens fed to and committed by these
     steps for each second spent in them, over the steps whose count is known; None when none is.
     """
 
@@ -90,20 +91,18 @@ def tpot(profile: Profile) -> Distribution | None:
 def inter_token(profile: Profile, kind: str | None = None) -> Distribution | None:
     """Distribution of inter-token latency over tokens; None when no token has one.
 
-    Inter-token latency is between two commits of one sequence, so its first token has none. A token
-    counts with the weight of the step that committed it.
+    Inter-token latency is between two commits of one sequence, so its first token has none.
 
     Args:
         profile: what was recorded.
         kind: only tokens committed by steps of this kind; all of them when not given.
     """
     tokens, steps = profile.tokens, profile.steps
-    row = rows_of(steps["step"], tokens["step"])
     kept = tokens["itl_ns"] >= 0
     if kind is not None:
+        row = rows_of(steps["step"], tokens["step"])
         kept &= (row >= 0) & np.append(steps["kind"] == kind, False)[row]
-    weights = np.append(steps["sample_weight"], 1.0)[row]
-    return Distribution.of(tokens["itl_ns"][kept], weights[kept])
+    return Distribution.of(tokens["itl_ns"][kept])
 
 
 def finished(profile: Profile) -> Array:
@@ -117,7 +116,6 @@ def step_times(profile: Profile) -> tuple[StepTimes, ...]:
     steps = profile.steps
     whole = finished(profile)
     kinds = steps["kind"]
-    weights = usable_weights(steps["sample_weight"], len(steps))
     result = []
     for kind in dict.fromkeys(kinds.tolist()):
         chosen = whole & (kinds == kind)
@@ -125,9 +123,9 @@ def step_times(profile: Profile) -> tuple[StepTimes, ...]:
             StepTimes(
                 kind=kind,
                 count=int(chosen.sum()),
-                time=Distribution.of(steps["wall_ns"][chosen], weights[chosen]),
-                tokens_in_per_s=_rate(profile, "tokens_in", chosen, weights),
-                tokens_committed_per_s=_rate(profile, "tokens_committed", chosen, weights),
+                time=Distribution.of(steps["wall_ns"][chosen]),
+                tokens_in_per_s=_rate(profile, "tokens_in", chosen),
+                tokens_committed_per_s=_rate(profile, "tokens_committed", chosen),
             )
         )
     return tuple(result)
@@ -145,8 +143,9 @@ def tokens_per_s(profile: Profile) -> float | None:
     return len(tokens) * NS_PER_S / elapsed_ns if elapsed_ns > 0 else None
 
 
-def _rate(profile: Profile, column: str, chosen: Array, weights: Array) -> float | None:
+def _rate(profile: Profile, column: str, chosen: Array) -> float | None:
     counts = profile.steps[column]
     counted = chosen & (counts >= 0)
-    spent_ns = float((profile.steps["wall_ns"] * weights)[counted].sum())
-    return float((counts * weights)[counted].sum()) * NS_PER_S / spent_ns if spent_ns > 0 else None
+    spent_ns = float(profile.steps["wall_ns"][counted].sum(dtype=np.float64))
+    made = float(counts[counted].sum(dtype=np.float64))
+    return made * NS_PER_S / spent_ns if spent_ns > 0 else None

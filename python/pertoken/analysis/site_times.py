@@ -19,6 +19,8 @@ from pertoken.result import Profile
 from pertoken.table import Array
 
 _NESTED_REGIONS = 32
+_BY_FULLNESS = ("root", "layers", "custom", "all")
+_Z = 1.959963984540054  # 97.5 % of a normal distribution lie below
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,18 @@ class SiteTimes:
 
 @dataclass(frozen=True)
 class HotSite:
-    """A site's part in the steps of one kind; means over steps, weighted by sample_weight."""
+    """A site's part in the steps of one kind; means over steps, weighted by sample_weight.
+
+    Where steps were sampled these are estimates for all of them, and the share's true value lies
+    between `share_low` and `share_high` in 95 % of cases. Where none was left out they are equal.
+    """
 
     kind: str
     site: str
     category: str
     share: float
+    share_low: float
+    share_high: float
     self_ns_per_step: float
     calls_per_step: float
 
@@ -139,8 +147,11 @@ def hottest_sites(
     """Rank the sites of each kind of step by their share of the step time, highest first.
 
     The share is the self time of the site's spans over the duration of the steps, both summed over
-    the steps of the kind that finished, weighted by sample_weight. Steps whose inside was not
-    recorded (detail 'root') are left out of kinds that have others.
+    the steps of the kind that finished, weighted by sample_weight: the ratio of two
+    Horvitz-Thompson estimates, whose interval is that of its linearisation under Poisson sampling
+    (Särndal, Swensson and Wretman, *Model Assisted Survey Sampling*, 5.6). Only steps of the
+    fullest detail that the kind has count: with less detail, a site's own time holds that of the
+    sites inside it.
 
     Args:
         profile: what was recorded.
@@ -151,14 +162,14 @@ def hottest_sites(
     steps = profile.steps
     kinds = steps["kind"]
     weights = usable_weights(steps["sample_weight"], len(steps)) * finished(profile)
-    detailed = steps["detail"] != "root"
+    detail = steps["detail"]
     outside = np.array([place.outside for place in times.places], dtype=bool)
     result: dict[str, tuple[HotSite, ...]] = {}
     for kind in dict.fromkeys(kinds.tolist()):
         chosen = kinds == kind
-        if (chosen & detailed & (weights > 0)).any():
-            chosen &= detailed
         used = weights * chosen
+        fullest = max(set(detail[used > 0].tolist()), key=_fullness, default="root")
+        used *= detail == fullest
         wall_ns = float((steps["wall_ns"] * used).sum())
         if wall_ns <= 0:
             continue
@@ -167,18 +178,45 @@ def hottest_sites(
         self_ns = np.bincount(times.place, weights=times.self_ns * share_of, minlength=size)
         calls = np.bincount(times.place, weights=times.calls * share_of, minlength=size)
         ranked = np.argsort(-self_ns, kind="stable")[:count]
+        half = _half_widths(times, ranked, used, steps["wall_ns"], self_ns[ranked] / wall_ns)
         result[kind] = tuple(
             HotSite(
                 kind=kind,
                 site=times.places[place].site,
                 category=times.places[place].category,
                 share=float(self_ns[place]) / wall_ns,
+                share_low=max(0.0, float(self_ns[place]) / wall_ns - width),
+                share_high=min(1.0, float(self_ns[place]) / wall_ns + width),
                 self_ns_per_step=float(self_ns[place] / used.sum()),
                 calls_per_step=float(calls[place] / used.sum()),
             )
-            for place in ranked.tolist()
+            for place, width in zip(ranked.tolist(), half, strict=True)
             if self_ns[place] > 0
         )
+    return result
+
+
+def _fullness(detail: str) -> int:
+    return _BY_FULLNESS.index(detail) if detail in _BY_FULLNESS else len(_BY_FULLNESS)
+
+
+def _half_widths(
+    times: SiteTimes, places: Array, used: Array, wall_ns: Array, shares: Array
+) -> list[float]:
+    """Half of the interval of 95 % of each place's share.
+
+    Each step was in the sample for itself with probability 1/weight, so that the variance of the
+    weighted sum of `self - share * wall` is the sum of `weight (weight - 1)` times its square.
+    """
+    spread = used * np.maximum(used - 1, 0)
+    total_ns = float((wall_ns * used).sum())
+    result = []
+    for place, share in zip(places.tolist(), shares.tolist(), strict=True):
+        own_ns = np.zeros(len(used))
+        entries = (times.place == place) & (used[times.step_row] > 0)
+        own_ns[times.step_row[entries]] = times.self_ns[entries]
+        residual_ns = own_ns - share * wall_ns
+        result.append(_Z * float(np.sqrt((spread * residual_ns**2).sum())) / total_ns)
     return result
 
 

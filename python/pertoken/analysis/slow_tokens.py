@@ -63,8 +63,10 @@ def slowest_tokens(
 ) -> tuple[SlowToken, ...]:
     """Find the tokens with the longest inter-token latency, one for each step, longest first.
 
-    Medians are weighted by `steps.sample_weight`; a step in which a site did not run counts as 0
-    for it. Steps that were evicted, or that an exception ended, are left out.
+    Medians are over steps of the same kind and detail, weighted by `steps.sample_weight`. Of a step
+    whose inside was not sampled only the parts outside modules are known. A step in which a site
+    did not run counts as 0 for it. Steps that were evicted, or that an exception ended, are left
+    out.
 
     Args:
         profile: what was recorded.

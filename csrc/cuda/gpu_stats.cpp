@@ -1,0 +1,201 @@
+#include "cuda/gpu_stats.h"
+
+#include <algorithm>
+#include <bit>
+#include <stdexcept>
+
+#include "core/slot_counts.h"
+#include "cuda/driver_scope.h"
+
+namespace pertoken::cuda {
+namespace {
+
+uint64_t content_of(std::span<const uint64_t> record, StatsWord word) noexcept {
+  return record[static_cast<size_t>(word)];
+}
+
+double double_of(std::span<const uint64_t> record, StatsWord high) noexcept {
+  return std::bit_cast<double>(record[static_cast<size_t>(high)] << 32 |
+                               record[static_cast<size_t>(high) + 1]);
+}
+
+float float_of(std::span<const uint64_t> record, StatsWord word) noexcept {
+  return std::bit_cast<float>(static_cast<uint32_t>(content_of(record, word)));
+}
+
+size_t filled_slots(std::span<const uint64_t> header) noexcept {
+  return static_cast<size_t>(content_of(header, StatsWord::kLaunch) >> 32);
+}
+
+size_t words_of_record(std::span<const uint64_t> header) noexcept {
+  const size_t filled = filled_slots(header);
+  return kStatsHeaderWords + (filled == kNoResult ? 0 : filled);
+}
+
+}  // namespace
+
+ExpHistogram StatsResult::histogram(int scale, uint64_t repeats) const {
+  if (scale > kSlotScale) {
+    throw std::invalid_argument("tensors on a GPU are counted at scales up to 3");
+  }
+  const auto times = static_cast<double>(repeats);
+  HistogramParts parts{.scale = scale,
+                       .sum = sum * times,
+                       .sum_sq = sum_sq * times,
+                       .min = min + 0.0,  // not -0.0
+                       .max = max + 0.0};
+  for (const Filled& filled : slots) add_slot(parts, filled.slot, filled.count * repeats);
+  return ExpHistogram(std::move(parts));
+}
+
+std::unique_ptr<GpuStats> GpuStats::make(const DriverApi& api, std::span<const std::byte> image,
+                                         std::string& reason) {
+  if (image.empty()) {
+    reason = "this build has no kernels for GPUs";
+    return nullptr;
+  }
+  std::unique_ptr<GpuStats> stats(new GpuStats(api));
+  const RelaxedCapture relaxed(api);
+  if (const CUresult result = stats->set_up(image)) {
+    reason = "the kernels cannot be set up on this GPU: " + error_text(api, result);
+    return nullptr;
+  }
+  return stats;
+}
+
+CUresult GpuStats::set_up(std::span<const std::byte> image) {
+  CUdevice device = 0;
+  if (const CUresult result = api_.cuCtxGetDevice(&device)) return result;
+  if (const CUresult result = api_.cuDeviceGetAttribute(
+          &multiprocessors_, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, device)) {
+    return result;
+  }
+  CUmodule module = nullptr;
+  if (const CUresult result = api_.cuModuleLoadData(&module, image.data())) return result;
+  for (int format = 0; format < kFloatFormats; ++format) {
+    const char* const name = stats_kernel_of(static_cast<FloatFormat>(format));
+    if (name == nullptr) continue;
+    auto& function = functions_[static_cast<size_t>(format)];
+    if (const CUresult result = api_.cuModuleGetFunction(&function, module, name)) return result;
+  }
+  // The workspaces, and the number of the next record behind them.
+  constexpr size_t kDeviceBytes = kWorkspaces * sizeof(StatsWorkspace) + sizeof(uint64_t);
+  CUdeviceptr device_memory = 0;
+  if (const CUresult result = api_.cuMemAlloc_v2(&device_memory, kDeviceBytes)) return result;
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): an address of the GPU.
+  workspaces_ = reinterpret_cast<StatsWorkspace*>(device_memory);
+  ring_.next_index = reinterpret_cast<uint64_t*>(workspaces_ + kWorkspaces);
+  ring_.words_a_slot = kStatsRecordWords;
+  ring_.capacity_log2 = kRecordsLog2;
+  const size_t host_words = size_t{kStatsRecordWords} << kRecordsLog2;
+  void* host = nullptr;
+  if (const CUresult result =
+          api_.cuMemHostAlloc(&host, host_words * sizeof(uint64_t),
+                              CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP)) {
+    return result;
+  }
+  std::fill_n(static_cast<uint64_t*>(host), host_words, 0);
+  ring_.words = static_cast<uint64_t*>(host);
+  reader_ = std::make_unique<TaggedReader>(ring_, kStatsHeaderWords, &words_of_record);
+  CUdeviceptr mapped = 0;
+  if (const CUresult result = api_.cuMemHostGetDevicePointer_v2(&mapped, host, 0)) return result;
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): an address of the GPU.
+  ring_.words = reinterpret_cast<uint64_t*>(mapped);
+  // On a stream of our own, so that no other is touched.
+  CUstream stream = nullptr;
+  if (const CUresult result = api_.cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING)) return result;
+  CUresult result = api_.cuMemsetD8Async(device_memory, 0, kDeviceBytes, stream);
+  if (result == CUDA_SUCCESS) result = api_.cuStreamSynchronize(stream);
+  api_.cuStreamDestroy_v2(stream);
+  return result;
+}
+
+// Launches on a stream run one after the other, and so do those captured on one stream in one
+// capture: each of these needs a workspace of its own.
+CUresult GpuStats::find_workspace(CUstream stream, StatsWorkspace*& workspace) noexcept {
+  CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+  unsigned long long capture = 0;
+  if (const CUresult result =
+          api_.cuStreamGetCaptureInfo_v2(stream, &status, &capture, nullptr, nullptr, nullptr)) {
+    return result;
+  }
+  Owner owner{reinterpret_cast<uintptr_t>(stream), capture};
+  if (status == CU_STREAM_CAPTURE_STATUS_INVALIDATED) {
+    return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+  }
+  if (status == CU_STREAM_CAPTURE_STATUS_NONE) {
+    // The driver's number of a stream: a handle may be that of an earlier one, which still runs.
+    owner.capture = 0;
+    if (const CUresult result = api_.cuStreamGetId(stream, &owner.stream)) return result;
+  }
+  const auto known = owners_.begin() + static_cast<std::ptrdiff_t>(owned_);
+  auto found = std::find(owners_.begin(), known, owner);
+  if (found == known) {
+    if (owned_ == kWorkspaces) {
+      workspace = nullptr;
+      return CUDA_SUCCESS;
+    }
+    *found = owner;
+    ++owned_;
+  }
+  workspace = workspaces_ + (found - owners_.begin());
+  return CUDA_SUCCESS;
+}
+
+CUresult GpuStats::launch(const StatsPlan& plan, FloatFormat format, CUstream stream,
+                          uint32_t launch, const ReplayState* replay) noexcept {
+  if (plan.blocks == 0) return CUDA_SUCCESS;
+  StatsArgs args{};
+  CUresult result = find_workspace(stream, args.workspace);
+  if (result == CUDA_SUCCESS && args.workspace == nullptr) {
+    no_workspace_.fetch_add(1, std::memory_order_relaxed);
+    return CUDA_ERROR_OUT_OF_MEMORY;
+  }
+  if (result == CUDA_SUCCESS) {
+    args.layout = plan.layout;
+    args.carries = kSlotCarries;
+    args.ring = ring_;
+    args.replay = replay;
+    args.launch = launch;
+    args.format = format;
+    void* parameters[] = {&args};
+    result = api_.cuLaunchKernel(functions_[static_cast<size_t>(format)], plan.blocks, 1, 1,
+                                 kStatsThreads, 1, 1, 0, stream, parameters, nullptr);
+  }
+  if (result != CUDA_SUCCESS) not_launched_.fetch_add(1, std::memory_order_relaxed);
+  return result;
+}
+
+bool GpuStats::take(StatsResult& result) {
+  auto record = reader_->take();
+  while (!record.empty() && filled_slots(record) == kNoResult) {
+    ++discarded_;
+    record = reader_->take();
+  }
+  if (record.empty()) return false;
+  result.launch = static_cast<uint32_t>(content_of(record, StatsWord::kLaunch));
+  result.replay = content_of(record, StatsWord::kReplay);
+  result.sum = double_of(record, StatsWord::kSum);
+  result.sum_sq = double_of(record, StatsWord::kSumSq);
+  result.min = float_of(record, StatsWord::kMin);
+  result.max = float_of(record, StatsWord::kMax);
+  result.slots.clear();
+  for (const uint64_t word : record.subspan(kStatsHeaderWords)) {
+    result.slots.push_back(
+        {static_cast<uint16_t>(word >> 32), static_cast<uint32_t>(word & 0xffffffffU)});
+  }
+  // As add_slot() likes them.
+  const auto order = [](const StatsResult::Filled& filled) {
+    return filled.slot >= kSubnormalSlots ? filled.slot - kSlots : int{filled.slot};
+  };
+  std::sort(result.slots.begin(), result.slots.end(),
+            [&](const auto& a, const auto& b) { return order(a) < order(b); });
+  return true;
+}
+
+StatsLosses GpuStats::losses() const noexcept {
+  return {no_workspace_.load(std::memory_order_relaxed),
+          not_launched_.load(std::memory_order_relaxed), reader_->lost(), discarded_};
+}
+
+}  // namespace pertoken::cuda

@@ -1,0 +1,276 @@
+"""A budget: which detail steps get, what they weigh, what is stated of the cost.
+
+That the budget is held and that weighted sums are unbiased is tested natively, on invented steps
+(`tests/cpp/test_sampler.cpp`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import invariants
+import models
+import pertoken
+from odd_modules import Stack, numbers, seeded
+from pertoken import _native, record_costs
+from pertoken.analysis.site_times import hottest_sites
+from pertoken.errors import SelectionError
+from pertoken.sampling import cost_facts
+from synthetic import columns_of, synthetic_profile, with_columns
+
+MODULES_OF_STACK = 1 + 2 * 3 + 1  # with layers: root, two blocks with two parts each, head
+
+
+class Unhurried(Stack):
+    """Its steps take long enough that any budget of theirs pays for all detail."""
+
+    def forward(self, x: Any) -> Any:
+        time.sleep(3e-4)
+        return super().forward(x)
+
+
+def sampled(model: Any, steps: int, **options: Any) -> pertoken.Profile:
+    with pertoken.profile(model, **{"budget": 1.0, **options}) as recording:
+        for _ in range(steps):
+            model(numbers())
+    return recording.result()
+
+
+def spans_by_step(profile: pertoken.Profile) -> dict[int, int]:
+    return Counter(profile.spans["step"].tolist())
+
+
+def test_every_step_is_timed_and_some_have_no_spans_but_their_own() -> None:
+    profile = sampled(seeded(Unhurried), 400)
+    steps = profile.steps
+    assert len(steps) == 400 and (steps["wall_ns"] >= 0).all()
+    details = steps["detail"]
+    assert set(details.tolist()) == {"layers", "root"}
+    counts = spans_by_step(profile)
+    for step, detail, weight in zip(
+        steps["step"].tolist(), details.tolist(), steps["sample_weight"].tolist(), strict=True
+    ):
+        assert counts[step] == (MODULES_OF_STACK if detail == "layers" else 1)
+        assert weight >= 1 if detail == "layers" else weight == 0
+    # As the budget is ample, each had detail with a probability of 15/16.
+    assert set(steps["sample_weight"].tolist()) == {0.0, 16 / 15}
+    invariants.check(profile)
+
+
+def test_layers_are_sampled_apart_from_all_modules() -> None:
+    model = seeded(Stack)
+    everything = len(list(model.modules())) - 1  # the list of layers is never called
+    profile = sampled(model, 3000, modules="all", budget=0.01)
+    counts = spans_by_step(profile)
+    expected = {"root": 1, "layers": MODULES_OF_STACK, "all": everything}
+    for step, detail, weight in zip(
+        profile.steps["step"].tolist(),
+        profile.steps["detail"].tolist(),
+        profile.steps["sample_weight"].tolist(),
+        strict=True,
+    ):
+        assert counts[step] == expected[detail]
+        assert (weight == 0) == (detail == "root")
+    assert {"all", "root"} <= set(profile.steps["detail"].tolist())
+    invariants.check(profile)
+
+
+def test_without_a_budget_nothing_is_sampled() -> None:
+    profile = sampled(seeded(Stack), 50, budget=None)
+    assert set(profile.steps["detail"].tolist()) == {"layers"}
+    assert set(profile.steps["sample_weight"].tolist()) == {1.0}
+    assert profile.meta["cost"]["budget"] is None and profile.meta["cost"]["kinds"] == {}
+    assert profile.meta["cost"]["share"] > 0
+
+
+def test_parts_without_a_step_round_them_are_recorded() -> None:
+    model = seeded(Stack)
+    with pertoken.profile(model, budget=1e-6) as recording:
+        for _ in range(50):
+            model.head(numbers())
+    assert len(recording.result().spans) == 50
+
+
+def test_generate_is_sampled_and_its_tokens_are_exact() -> None:
+    model = models.llama.__wrapped__()
+    with pertoken.profile(model, budget=1.0) as recording:
+        out = model.generate(models.prompt(rows=2), max_new_tokens=60)
+    plain = model.generate(models.prompt(rows=2), max_new_tokens=60)
+    assert out.tolist() == plain.tolist()
+    profile = recording.result()
+    assert len(profile.tokens) == 120
+    assert set(profile.steps["detail"].tolist()) <= {"layers", "root"}
+    invariants.check(profile)
+    invariants.check_sequences(profile)
+
+
+def test_a_declared_step_has_one_detail_for_all_its_forwards() -> None:
+    model = seeded(Stack)
+    with pertoken.profile(model, budget=1.0) as recording:
+        for _ in range(200):
+            with pertoken.step(kind="decode", rows=1, tokens_committed=1):
+                model(numbers())
+                model(numbers())
+    profile = recording.result()
+    assert set(spans_by_step(profile).values()) == {2, 2 * MODULES_OF_STACK}
+    invariants.check(profile)
+
+
+def test_a_recording_goes_on_sampling_after_a_pause() -> None:
+    model = seeded(Stack)
+    recording = pertoken.profile(model, budget=1.0)
+    for _ in range(2):
+        with recording:
+            for _ in range(100):
+                model(numbers())
+    assert "_compiled_call_impl" not in model.head.__dict__
+    facts = cost_facts(recording)
+    assert facts["kinds"]["other"]["steps"] == 200
+
+
+@pytest.mark.parametrize("budget", [0, -0.1, 1.01, math.nan, math.inf, "1%", True])
+def test_a_budget_that_is_none_is_refused(budget: Any) -> None:
+    with pytest.raises(SelectionError, match="budget"):
+        pertoken.profile(seeded(Stack), budget=budget)
+
+
+def test_the_root_alone_needs_no_sampler() -> None:
+    profile = sampled(seeded(Stack), 20, modules="root", budget=0.01)
+    assert set(profile.steps["sample_weight"].tolist()) == {1.0}
+    assert profile.meta["cost"]["budget"] == 0.01
+
+
+def test_the_cost_is_stated_in_meta_summary_and_status(tmp_path: Path) -> None:
+    model = seeded(Unhurried)
+    with pertoken.profile(model, budget=1.0) as recording:
+        for _ in range(600):
+            model(numbers())
+    told = r"of a budget of 100 %; sampled: other layers 0\.94"
+    assert re.search(
+        r"costs about [\d.e+-]+ % of the steps' time \(an estimate\), " + told, recording.status()
+    )
+    profile = recording.result()
+    cost = profile.meta["cost"]
+    assert cost["budget"] == 1.0 and 0 < cost["share"] < 1
+    assert cost["pairs"] >= 12 and cost["low"] <= cost["high"]
+    other = cost["kinds"]["other"]
+    assert other["steps"] == 600 and other["rates"] == {"layers": 15 / 16}
+    assert other["detailed"]["layers"] == (profile.steps["detail"] == "layers").sum()
+    profile.save(tmp_path / "run.pertoken")
+    loaded = pertoken.load(tmp_path / "run.pertoken")
+    assert loaded.meta["cost"] == cost
+    assert re.search(
+        r"Recording cost about .* by \d+ pairs of steps\)," r"\s" + told.replace(" ", r"\s+"),
+        str(loaded.summary()),
+    )
+
+
+@pytest.mark.parametrize(
+    "cost",
+    [
+        None,
+        3,
+        {"share": "x"},
+        {"share": math.nan},
+        {"share": 10**400},
+        {"share": 1, "pairs": [], "kinds": {"a": {"rates": [1]}, "b": 2}},
+    ],
+)
+def test_a_summary_survives_whatever_a_file_states(cost: Any) -> None:
+    profile = synthetic_profile(requests=1, tokens=3)
+    meta = {**profile.meta, "cost": cost}
+    changed = pertoken.Profile.from_columns(
+        columns_of(profile), profile.steps.strings, meta, profile.losses
+    )
+    assert "pertoken" in str(changed.summary())
+
+
+def test_sampled_and_whole_recordings_merge_and_keep_what_each_states() -> None:
+    model = seeded(Unhurried)
+    parts = [sampled(model, 100), sampled(model, 100, budget=None)]
+    merged = pertoken.merge(parts)
+    assert [meta["cost"]["budget"] for meta in merged.meta["processes"]] == [1.0, None]
+    rates = [meta["cost"]["kinds"] for meta in merged.meta["processes"]]
+    assert rates[0]["other"]["rates"] == {"layers": 15 / 16} and rates[1] == {}
+    assert merged.totals is not None
+    detailed = [part.totals.steps["other"].detailed for part in parts if part.totals]
+    assert merged.totals.steps["other"].detailed == sum(detailed)
+    text = str(merged.summary())
+    assert text.count("Recording cost about") == 2
+
+
+def test_costs_are_on_the_safe_side_where_they_cannot_be_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(record_costs, "_costs", None)
+    monkeypatch.setattr(record_costs, "_measure", lambda: (_ for _ in ()).throw(RuntimeError))
+    profile = sampled(seeded(Stack), 50)
+    assert profile.meta["cost"]["share"] > 0
+
+
+def test_a_recorder_is_told_once_to_sample() -> None:
+    recorder = _native.Recorder(1 << 20, 1 << 10)
+    told = {"budget": 0.1, "costs_ns": (1.0, 1.0, 1.0, 1.0), "seed": 1}
+    with pytest.raises(ValueError, match="levels"):
+        recorder.sample(levels=[], **told)
+    recorder.sample(levels=[(_native.DETAIL_LAYERS, 1.0)], **told)
+    with pytest.raises(RuntimeError, match="once"):
+        recorder.sample(levels=[(_native.DETAIL_LAYERS, 1.0)], **told)
+
+
+def test_shares_of_sampled_steps_are_unbiased_and_their_intervals_hold_them() -> None:
+    """Of one known run, sampled over and over with probabilities that differ between its steps."""
+    whole = synthetic_profile(requests=8, tokens=40, layers=2, seed=3)
+    # Every ninth decode is slow in one part, and those are sampled more seldom.
+    steps, spans = whole.steps, whole.spans
+    number = np.arange(len(steps))
+    probability = np.where(number % 9 == 0, 0.2, 0.5)
+    truth = {hot.site: hot.share for hot in hottest_sites(whole, 4)["decode"]}
+    rng = np.random.default_rng(5)
+    found: dict[str, list[float]] = {site: [] for site in truth}
+    held: Counter[str] = Counter()
+    runs = 150
+    for _ in range(runs):
+        detailed = rng.random(len(steps)) < probability
+        weights = np.where(detailed, 1 / probability, 0.0)
+        row = {step: i for i, step in enumerate(steps["step"].tolist())}
+        kept = np.array([step < 0 or bool(detailed[row[step]]) for step in spans["step"].tolist()])
+        rest = spans.where(kept)
+        part = with_columns(
+            whole,
+            "steps",
+            sample_weight=weights,
+            detail=np.where(detailed, "layers", "root").tolist(),
+        )
+        part = with_columns(part, "spans", **{c: rest[c] for c in rest.columns})
+        shares = {hot.site: hot for hot in hottest_sites(part, 100)["decode"]}
+        for site, share in truth.items():
+            hot = shares[site]
+            found[site].append(hot.share)
+            held[site] += hot.share_low <= share <= hot.share_high
+    for site, share in truth.items():
+        error = np.std(found[site]) / math.sqrt(runs)
+        assert abs(np.mean(found[site]) - share) < 4 * error + 1e-12
+        assert held[site] >= 0.88 * runs
+
+
+def test_a_sampled_recording_is_recovered_with_its_weights(tmp_path: Path) -> None:
+    model = seeded(Unhurried)
+    with pertoken.profile(model, budget=1.0, spool=tmp_path) as recording:
+        for _ in range(200):
+            model(numbers())
+    profile = recording.result()
+    del recording
+    recovered = pertoken.recover(tmp_path)
+    for column in ("detail", "sample_weight"):
+        assert recovered.steps[column].tolist() == profile.steps[column].tolist()
+    assert recovered.meta["cost"] == {"budget": 1.0}
+    invariants.check(recovered)
