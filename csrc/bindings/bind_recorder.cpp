@@ -3,11 +3,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
+
 #include "bindings/bind_sampling.h"
 #include "bindings/bind_spool.h"
 #include "bindings/bind_totals.h"
 #include "bindings/bind_triggers.h"
 #include "bindings/cache_length.h"
+#include "bindings/device_calls.h"
 #include "bindings/module.h"
 #include "bindings/request_numbers.h"
 #include "bindings/scope.h"
@@ -96,6 +99,19 @@ void bind_recorder(py::module_& m) {
             return snapshot_columns(snapshot, origin_ticks, marks);
           },
           py::arg("origin_ticks"), py::arg("marks"));
+  recorder_class.def(
+      "time_devices",
+      [](Recorder& recorder, const py::function& current_stream, const std::vector<int>& devices) {
+        return time_devices(recorder, current_stream.ptr(), devices);
+      },
+      py::arg("current_stream"), py::arg("devices"));
+  // For tests: a table of another driver, which lives as long as it is used; None: the real one.
+  m.def(
+      "replace_driver",
+      [](const std::optional<py::capsule>& table) {
+        cuda::replace_driver(table ? table->get_pointer<const cuda::DriverApi>() : nullptr);
+      },
+      py::arg("table"));
   bind_sampling(m, recorder_class);
   bind_totals(m, recorder_class);
   bind_spool(m, recorder_class);
@@ -127,9 +143,10 @@ void bind_recorder(py::module_& m) {
   m.def("unix_time_ns", &unix_time_ns);
   m.attr("MAX_RECORDERS") = kMaxRecorders;
   if (!add_request_number_types(m.ptr()) || !add_scope_types(m.ptr()) ||
-      !add_span_call_type(m.ptr()) || !add_root_call_type(m.ptr()) ||
-      !add_generation_types(m.ptr()) || !add_method_call_type(m.ptr()) ||
-      !add_root_search_types(m.ptr()) || !add_weak_method_type(m.ptr())) {
+      !add_span_call_type(m.ptr()) || !add_device_span_call_type(m.ptr()) ||
+      !add_root_call_type(m.ptr()) || !add_generation_types(m.ptr()) ||
+      !add_method_call_type(m.ptr()) || !add_root_search_types(m.ptr()) ||
+      !add_weak_method_type(m.ptr())) {
     throw py::error_already_set();
   }
 }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "bindings/cache_length.h"
+#include "bindings/device_calls.h"
 #include "bindings/generation_state.h"
 #include "bindings/host_tensor.h"
 #include "bindings/request_numbers.h"
@@ -173,6 +174,28 @@ void close_observed(const RootCall& call, ThreadBuffer& buffer, uint32_t step, P
   buffer.observed.valid = nullptr;
 }
 
+// Apart, so that a step without a device pays for no room for its intervals.
+[[gnu::noinline]] PyObject* call_step_on_devices(RootCall& call, PyObject* args, PyObject* kwargs,
+                                                 ThreadBuffer& buffer, uint32_t seq,
+                                                 uint32_t step) {
+  DeviceIntervals devices(*call.base.recorder, buffer, seq);
+  PyObject* result = call_inner(call.base.inner, args, kwargs);
+  devices.end({call.base.site, seq, 0, step, true});
+  return result;
+}
+
+// In a step that the user declared, which has its own time on the device.
+[[gnu::noinline]] PyObject* call_timed_on_devices(RootCall& call, PyObject* args, PyObject* kwargs,
+                                                  ThreadBuffer& buffer, uint32_t parent,
+                                                  uint32_t step) {
+  const uint32_t seq = tls_thread_state->coming_seq();
+  DeviceIntervals devices(*call.base.recorder, buffer, seq);
+  PyObject* result = timed_call(call.base.inner, args, kwargs, *call.base.recorder, buffer,
+                                call.base.site, parent, step);
+  devices.end({call.base.site, seq, 0, step, false});
+  return result;
+}
+
 // A forward in a step that the user or an engine declares, and that is begun already.
 PyObject* call_in_region(RootCall& call, const StepPlan& plan, PyObject* args, PyObject* kwargs,
                          ThreadBuffer& buffer, Scope* region, uint32_t step) {
@@ -192,8 +215,10 @@ PyObject* call_in_region(RootCall& call, const StepPlan& plan, PyObject* args, P
   if (buffer.observed.weight != 0) place_told_rows(region, buffer.observed, valid);
   const uint64_t observed_before = buffer.observed.ticks;
   const uint64_t start_ticks = now_ticks();
-  PyObject* result =
-      timed_call(call.base.inner, args, kwargs, recorder, buffer, call.base.site, parent, step);
+  PyObject* result = recorder.device_calls() == nullptr
+                         ? timed_call(call.base.inner, args, kwargs, recorder, buffer,
+                                      call.base.site, parent, step)
+                         : call_timed_on_devices(call, args, kwargs, buffer, parent, step);
   const uint64_t dur_ticks = now_ticks() - start_ticks;
   // What observing takes is not the spans' cost, which is what the sampler keeps to its budget.
   sampled.settle(buffer, dur_ticks - (buffer.observed.ticks - observed_before));
@@ -252,7 +277,9 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
   const uint64_t pushed_before = buffer.pushed();
   buffer.open_seq = seq;
   buffer.open_step = step;
-  PyObject* result = call_inner(call.base.inner, args, kwargs);
+  PyObject* result = recorder.device_calls() == nullptr
+                         ? call_inner(call.base.inner, args, kwargs)
+                         : call_step_on_devices(call, args, kwargs, buffer, seq, step);
   const uint64_t end_ticks = now_ticks();
   sampled.settle(buffer, end_ticks - start_ticks - buffer.observed.ticks);
   close_observed(call, buffer, step, result);

@@ -5,6 +5,7 @@
 #include <new>
 #include <string_view>
 
+#include "bindings/device_calls.h"
 #include "bindings/opener.h"
 #include "bindings/scope_links.h"
 #include "bindings/step_region.h"
@@ -21,6 +22,7 @@ int64_t scopes_entered = 0;  // 0 for as long as the user opened none, which spa
 void scope_dealloc(PyObject* self) {
   auto* scope = reinterpret_cast<Scope*>(self);
   Py_XDECREF(scope->owner);
+  for (const ScopeEntry& entry : scope->entries) delete entry.device;
   for (const ScopeLink link : kScopeLinks) set_link(scope, link, nullptr);
   PyTypeObject* type = Py_TYPE(self);
   type->tp_free(self);
@@ -136,6 +138,7 @@ void begin_region(Scope* scope) {
         entry.step = step->entries[slot].step;
       }
     }
+    begin_on_device(*scope, slot, recorder, *buffer, scope->seq);
   });
   scope->start_ticks = now_ticks();
 }
@@ -153,6 +156,7 @@ void end_region(Scope* scope) {
     // Not so where a generator is closed after the call that began it, or inside another.
     const bool is_innermost = buffer->open_seq == scope->seq;
     if (entry.on_thread && is_innermost) buffer->open_seq = entry.saved_seq;
+    end_on_device(*scope, slot, *recorder, {scope->site, scope->seq, 0, entry.step, false});
     if (!recorder->active()) continue;
     const uint32_t parent_seq = entry.on_thread && !is_innermost ? 0 : open_parent(scope, slot);
     buffer->push({scope->start_ticks, end_ticks, make_tag(RecordType::kSpan, scope->site),
@@ -202,6 +206,7 @@ PyObject* opener_enter(PyObject* self, PyObject*) {
   if (scope->kind == ScopeKind::kRegion) {
     begin_region(scope);
   } else {
+    if (scope->kind == ScopeKind::kStep) begin_step_on_devices(scope);
     scope->start_ticks = now_ticks();
   }
   return Py_NewRef(self);

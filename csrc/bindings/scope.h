@@ -14,6 +14,8 @@ namespace pertoken::bindings {
 
 enum class ScopeKind : uint8_t { kRegion, kStep, kRequest };
 
+class DeviceInterval;
+
 // How one scope stands in one recorder. `uid` 0: it has no part in it.
 struct ScopeEntry {
   uint64_t uid;
@@ -27,6 +29,8 @@ struct ScopeEntry {
   ObservedStep observed;  // step
   uint32_t generation;    // request: its number here
   uint32_t tokens;        // request: what its step regions have committed so far
+  // Region and step: what times it on the model's device; owned, may be null.
+  DeviceInterval* device;
 };
 
 struct Scope {

@@ -1,5 +1,8 @@
 #include "bindings/snapshot_columns.h"
 
+#include <algorithm>
+#include <unordered_map>
+
 #include "bindings/observation_columns.h"
 #include "bindings/without_gil.h"
 #include "core/string_table.h"
@@ -28,7 +31,9 @@ py::dict span_columns(const RecorderSnapshot& snapshot, int64_t origin_ns) {
   }
   const auto length = static_cast<py::ssize_t>(count);
   py::array_t<int64_t> ids(length), parents(length), steps(length), starts(length), durs(length);
-  py::array_t<int32_t> sites(length), tracks(length);
+  py::array_t<int32_t> sites(length), tracks(length), devices(length);
+  std::unordered_map<int32_t, int32_t> device_of;
+  for (const TrackInfo& track : snapshot.tracks) device_of[track.track] = track.device;
   {
     auto* id = ids.mutable_data();
     auto* parent = parents.mutable_data();
@@ -37,9 +42,12 @@ py::dict span_columns(const RecorderSnapshot& snapshot, int64_t origin_ns) {
     auto* dur_ns = durs.mutable_data();
     auto* site = sites.mutable_data();
     auto* track = tracks.mutable_data();
+    auto* device = devices.mutable_data();
     without_gil([&] {
       size_t at = 0;
       for (const auto& chunk : snapshot.store.chunks) {
+        const auto known = device_of.find(chunk->track());
+        const int32_t on_device = known == device_of.end() ? -1 : known->second;
         for (uint32_t i = 0; i < chunk->size(); ++i) {
           const StoredSpan span = chunk->at(i);
           if (!is_held(span, first_step)) continue;
@@ -52,6 +60,7 @@ py::dict span_columns(const RecorderSnapshot& snapshot, int64_t origin_ns) {
           dur_ns[at] = end_ns - begin_ns;
           site[at] = static_cast<int32_t>(span.site);
           track[at] = span.track;
+          device[at] = on_device;
           ++at;
         }
       }
@@ -63,6 +72,7 @@ py::dict span_columns(const RecorderSnapshot& snapshot, int64_t origin_ns) {
   columns["step"] = steps;
   columns["site"] = sites;
   columns["track"] = tracks;
+  columns["device"] = devices;
   columns["start_ns"] = starts;
   columns["dur_ns"] = durs;
   return columns;
@@ -98,6 +108,22 @@ py::dict step_columns(const RecorderSnapshot& snapshot, int64_t origin_ns) {
   column("observe_ns", [&](const StepRow& row) {
     return static_cast<int64_t>(static_cast<double>(row.observe_ticks) * 1e9 /
                                 clock.ticks_per_second());
+  });
+  column("gpu_ns", [&](const StepRow& row) {
+    return row.gpu_end_ticks == 0
+               ? -1
+               : clock.to_ns(row.gpu_end_ticks) - clock.to_ns(row.gpu_start_ticks);
+  });
+  // By the clock's error the device may seem to have begun before the host.
+  column("launch_lag_ns", [&](const StepRow& row) {
+    return row.gpu_end_ticks == 0 ? -1
+                                  : std::max<int64_t>(0, clock.to_ns(row.gpu_start_ticks) -
+                                                             clock.to_ns(row.start_ticks));
+  });
+  column("gpu_idle_ns", [&](const StepRow& row) {
+    return row.gpu_end_ticks == 0 ? -1
+                                  : clock.to_ns(row.gpu_start_ticks + row.gpu_idle_ticks) -
+                                        clock.to_ns(row.gpu_start_ticks);
   });
   // The lengths are those of the first forward; of several, only what the user said holds.
   column("rows", [](const StepRow& row) {
@@ -204,7 +230,7 @@ py::dict snapshot_columns(const RecorderSnapshot& snapshot, uint64_t origin_tick
 
   py::list tracks;
   for (const TrackInfo& track : snapshot.tracks) {
-    tracks.append(py::make_tuple(track.track, track.tid, track.name));
+    tracks.append(py::make_tuple(track.track, track.tid, track.name, track.device));
   }
   result["tracks"] = tracks;
   py::list sites;
@@ -221,6 +247,13 @@ py::dict snapshot_columns(const RecorderSnapshot& snapshot, uint64_t origin_tick
   losses["steps_evicted"] = snapshot.losses.steps_evicted;
   losses["observations_dropped"] = snapshot.losses.observations_dropped;
   losses["observations_evicted"] = snapshot.losses.observations_evicted;
+  const DeviceLosses& on_devices = snapshot.losses.devices;
+  losses["device_spans"] = py::dict(
+      py::arg("no_event") = on_devices.no_event, py::arg("in_capture") = on_devices.in_capture,
+      py::arg("stream_changed") = on_devices.stream_changed, py::arg("late") = on_devices.late,
+      py::arg("failed") = on_devices.failed);
+  losses["device_clock_error_ns"] = on_devices.clock_error_ns;
+  losses["device_failure"] = on_devices.failure;
   losses["spool_frames_lost"] = snapshot.losses.spool_frames_lost;
   result["losses"] = losses;
 

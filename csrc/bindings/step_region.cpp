@@ -5,6 +5,7 @@
 #include <new>
 #include <vector>
 
+#include "bindings/device_calls.h"
 #include "bindings/opener.h"
 #include "bindings/request_numbers.h"
 #include "bindings/step_rows.h"
@@ -210,6 +211,7 @@ void end_step_region(Scope* scope, bool failed) {
     }
     const ScopeEntry& entry = scope->entries[slot];
     if (entry.uid != recorder.uid()) return;
+    end_on_device(*scope, slot, recorder, {kNoSite, scope->seq, 0, entry.step, true});
     const uint32_t flags = (failed ? kStepFailed : 0) | (entry.forwards > 1 ? kStepSeveral : 0);
     buffer->push({end_ticks, entry.observed.ticks, make_tag(RecordType::kStepEnd, flags),
                   std::bit_cast<uint32_t>(entry.probability), 0, entry.step});

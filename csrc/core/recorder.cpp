@@ -15,6 +15,8 @@ namespace {
 constexpr std::chrono::milliseconds kShortestWait{1};
 // At three million records a second, more than Python can call, a ring of 65,536 fills in 21 ms.
 constexpr std::chrono::milliseconds kLongestWait{20};
+// For how long after stop() devices may still come to what was recorded.
+constexpr int kRoundsForDevices = 1000;  // of kShortestWait
 constexpr std::chrono::milliseconds kLongestSampledWait{100};
 constexpr double kLargestWeight = 1e12;
 
@@ -28,6 +30,11 @@ Recorder::Recorder(const RecorderOptions& options, uint64_t uid)
 
 Recorder::~Recorder() {
   stop();
+  {
+    const std::lock_guard lock(mutex_);
+    leaving_ = true;
+  }
+  wake_.notify_all();
   if (thread_.joinable()) thread_.join();
 }
 
@@ -37,14 +44,16 @@ bool Recorder::start() {
   {
     const std::lock_guard lock(mutex_);
     finished = std::move(thread_);
+    leaving_ = true;  // what is pending, the next thread waits for
   }
+  wake_.notify_all();
   if (finished.joinable()) finished.join();
   if (!take_slot()) return false;
   try {
     const std::lock_guard lock(mutex_);
     clock_.sample();
     spool_clock_locked();
-    stopping_ = false;
+    stopping_ = leaving_ = false;
     thread_ = std::thread([this] { run(); });
   } catch (...) {
     release_slot();
@@ -70,6 +79,7 @@ void Recorder::run() noexcept {
   int64_t counted_cpu_ns = 0;
   std::chrono::milliseconds longest = kLongestWait;
   std::chrono::microseconds wait = kLongestWait;
+  int rounds_for_devices = 0;
   std::unique_lock lock(mutex_);
   while (true) {
     const bool last_round = stopping_;
@@ -85,7 +95,12 @@ void Recorder::run() noexcept {
     drain_cpu_ns_ += static_cast<uint64_t>(cpu_ns - counted_cpu_ns);
     counted_cpu_ns = cpu_ns;
     if (sampler_ != nullptr) longest = control_sampler_locked();
-    if (last_round) return;
+    if (last_round) {
+      if (leaving_ || !devices_are_pending_locked()) return;
+      if (++rounds_for_devices > kRoundsForDevices) return devices_->give_up();
+      wake_.wait_for(lock, kShortestWait, [this] { return leaving_; });
+      continue;
+    }
     // Come back when a ring that fills as fast as the fullest one did would be a quarter full.
     const size_t quarter = options_.ring_capacity / 4;
     wait = std::clamp<std::chrono::microseconds>(wait * quarter / std::max<size_t>(fullest, 1),
@@ -137,11 +152,15 @@ size_t Recorder::drain_locked() {
       ++i;
       continue;
     }
+    if (devices_ != nullptr && buffer.device_thread != nullptr) {
+      devices_->release(*buffer.device_thread);
+    }
     dropped_by_gone_threads_ += buffer.dropped.load(std::memory_order_relaxed);
     store_.close_track(buffer.track);
     if (buffer.ring_file != nullptr) buffer.ring_file->remove();
     buffers_.erase(buffers_.begin() + static_cast<std::ptrdiff_t>(i));
   }
+  collect_devices_locked();
   collect_observations();
   tracker_.end_round();
   if (spool_ != nullptr) spool_losses_locked();
@@ -149,15 +168,6 @@ size_t Recorder::drain_locked() {
   if (triggers_.has_fired()) trigger_wake_.notify_all();
   if (tracks_.size() >= forget_tracks_at_) forget_tracks_locked();
   return fullest;
-}
-
-// A server may take a thread for each request: those of which nothing is left are let go. Looks at
-// the whole store, so only when there are twice as many tracks as it had to keep the last time.
-void Recorder::forget_tracks_locked() {
-  std::unordered_set<int32_t> used = store_.tracks();
-  for (const auto& buffer : buffers_) used.insert(buffer->track);
-  std::erase_if(tracks_, [&](const TrackInfo& track) { return !used.contains(track.track); });
-  forget_tracks_at_ = std::max(2 * tracks_.size(), kFewTracks);
 }
 
 size_t Recorder::drain_buffer_locked(ThreadBuffer& buffer) {
@@ -365,6 +375,7 @@ RecorderLosses Recorder::losses_locked() {
   losses.steps_evicted = store_.steps_evicted();
   losses.observations_dropped = observations_.dropped();
   losses.observations_evicted = store_.observations_evicted();
+  if (devices_ != nullptr) losses.devices = devices_->losses();
   return losses;
 }
 

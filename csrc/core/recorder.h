@@ -19,6 +19,8 @@
 #include "core/activity.h"
 #include "core/aggregates.h"
 #include "core/clock_calibrator.h"
+#include "core/device_source.h"
+#include "core/device_tracks.h"
 #include "core/observation_intake.h"
 #include "core/observation_rate.h"
 #include "core/request_tracker.h"
@@ -38,12 +40,6 @@ struct RecorderOptions {
   uint64_t observe_seed = 0;               // chooses which
 };
 
-struct TrackInfo {
-  int32_t track;
-  int64_t tid;
-  std::string name;
-};
-
 struct RecorderLosses {
   uint64_t records_dropped = 0;   // rings that were full, threads that could not be attached
   uint64_t recording_faults = 0;  // on the model's threads: see count_fault()
@@ -52,6 +48,7 @@ struct RecorderLosses {
   uint64_t steps_evicted = 0;
   uint64_t observations_dropped = 0;  // the collector was too far behind
   uint64_t observations_evicted = 0;
+  DeviceLosses devices;
   uint64_t spool_frames_lost = 0;  // that could not be written
 };
 
@@ -113,6 +110,12 @@ class Recorder {
   double observation_weight(uint8_t kind) noexcept { return observation_rate_.next(kind); }
   // Takes observations of any thread and any source.
   ObservationIntake& observations() noexcept { return observations_; }
+  // What times the devices, before the first start(). It is asked in every round of the collector.
+  void set_device_source(std::shared_ptr<DeviceSource> source);
+  // What the wrappers time devices with: null where there is nothing to time. Kept as long as the
+  // recorder. Set before the first start(), and read by the model's threads.
+  void set_device_calls(std::shared_ptr<DeviceCalls> calls) { device_calls_ = std::move(calls); }
+  DeviceCalls* device_calls() const noexcept { return device_calls_.get(); }
   // Leaves all that is recorded in files, too. Before the first start(); throws std::system_error.
   void spool_into(const SpoolOptions& options);
   // nullptr: nothing is spooled. Set before the first start().
@@ -183,6 +186,10 @@ class Recorder {
   size_t drain_buffer_locked(ThreadBuffer& buffer);
   void collect_observations();
   void collect(const Record& record, ThreadBuffer::Progress& progress, int32_t track);
+  void collect_devices_locked();
+  void collect_device_span(const DeviceSpan& span);
+  void collect_device_step(const DeviceSpan& span);
+  bool devices_are_pending_locked();
   void spool_clock_locked();
   void spool_losses_locked();
   void spool_batch_locked(const ThreadBuffer& buffer, std::span<const Record> records);
@@ -194,6 +201,7 @@ class Recorder {
 
   const RecorderOptions options_;
   const uint64_t uid_;
+  std::shared_ptr<DeviceCalls> device_calls_;
   std::atomic<uint64_t> run_uid_{0};
   std::atomic<int> slot_{0};
   std::atomic<bool> active_{false};
@@ -217,6 +225,9 @@ class Recorder {
   uint64_t newest_ticks_ = 0;  // when the last of them ended
   uint64_t dropped_by_gone_threads_ = 0;
   uint64_t collector_faults_ = 0;
+  std::shared_ptr<DeviceSource> devices_;  // may be null
+  std::vector<DeviceSpan> device_spans_;   // of one round
+  DeviceTracks device_tracks_;
   TraceStore store_;
   Aggregates aggregates_;
   RequestTracker tracker_{aggregates_};
@@ -236,6 +247,7 @@ class Recorder {
 
   std::condition_variable wake_;
   bool stopping_ = false;
+  bool leaving_ = false;  // the thread is not to wait for devices any longer
   std::thread thread_;
 };
 

@@ -22,6 +22,8 @@ namespace pertoken {
 
 inline constexpr int kMaxRecorders = 8;  // that run at once, in one process
 
+struct DeviceThread;  // see device_source.h
+
 struct ThreadBuffer {
   // The ring lies in the file, where there is one.
   ThreadBuffer(size_t capacity, int32_t track_number, int64_t system_tid, std::string thread_name,
@@ -53,8 +55,9 @@ struct ThreadBuffer {
   // The owning thread only.
   uint32_t open_seq = 0;  // innermost open span, 0 when none
   uint32_t open_step = kNone32;
-  uint32_t open_detail = 0;  // of the open step, see step_detail.h
-  ObservedStep observed;     // the open step, where kDetailActivations says so
+  DeviceThread* device_thread = nullptr;  // the device source's; null until the first span of one
+  uint32_t open_detail = 0;               // of the open step, see step_detail.h
+  ObservedStep observed;                  // the open step, where kDetailActivations says so
   SampleState sampling;
 
   // Written by the owning thread, read by the collector; a statistic, so relaxed on both sides.
@@ -90,6 +93,9 @@ struct ThreadState {
   std::vector<Entry> attached;   // every recorder that this thread has a buffer for; cold
   const uint64_t uid;            // never 0, never used again
   uint32_t last_seq = 0;  // span numbers of this thread, common to all recorders; 0 is never used
+
+  // What the next next_seq() will give.
+  uint32_t coming_seq() const noexcept { return last_seq + 1 == 0 ? 1 : last_seq + 1; }
 
   uint32_t next_seq() noexcept {
     if (++last_seq == 0) [[unlikely]]

@@ -78,7 +78,10 @@ class SpanChunk {
 
 struct StepRow {
   uint64_t start_ticks = 0;
-  uint64_t end_ticks = 0;  // 0 while it runs
+  uint64_t end_ticks = 0;        // 0 while it runs
+  uint64_t gpu_start_ticks = 0;  // when the first device reached it, on the host's axis
+  uint64_t gpu_end_ticks = 0;    // when the last one left it; 0: not measured
+  uint64_t gpu_idle_ticks = 0;   // of the device that waited longest
   int64_t step = 0;
   uint32_t rows = kNone32;
   uint32_t query_len = kNone32;

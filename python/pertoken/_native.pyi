@@ -186,6 +186,7 @@ class Recorder:
     ) -> None: ...
     def end_request(self, request: int, end_ticks: int, has_failed: bool) -> None: ...
     def status(self) -> dict[str, Any]: ...
+    def time_devices(self, current_stream: Callable[[int], int], devices: Sequence[int]) -> str: ...
     def snapshot(self, origin_ticks: int, marks: NDArray[np.uint64]) -> dict[str, Any]: ...
     @property
     def active(self) -> bool: ...
@@ -220,6 +221,8 @@ class Recorder:
         self, records_dropped: int, recording_faults: int, collector_faults: int
     ) -> None: ...
 
+def replace_driver(table: Any | None) -> None: ...
+
 class Observer:
     def __init__(
         self,
@@ -247,6 +250,20 @@ class SpanCall:
         /,
     ) -> None: ...
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any: ...
+
+@disjoint_base
+class DeviceSpanCall(SpanCall):
+    device: int
+    def __init__(
+        self,
+        inner: Callable[..., Any],
+        recorder: Recorder,
+        site: int,
+        detail: int,
+        observer: Observer | None,
+        device: int,
+        /,
+    ) -> None: ...
 
 @disjoint_base
 class RootCall:

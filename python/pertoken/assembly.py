@@ -72,6 +72,11 @@ def _cut(raw: dict[str, Any], now_ns: int) -> None:
         begun = table["start_ns"] <= now_ns
         if not begun.all():
             raw[name] = {column: values[begun] for column, values in table.items()}
+    # A device's clock is less exact: a step that is left out may have begun there just before.
+    spans = raw["spans"]
+    held = np.isin(spans["step"], np.append(raw["steps"]["step"], -1)) | (spans["device"] < 0)
+    if not held.all():
+        raw["spans"] = {column: values[held] for column, values in spans.items()}
 
 
 def _cut_observations(raw: dict[str, Any]) -> None:
@@ -134,7 +139,9 @@ def _steps(raw: Columns, sequences: Sequences, detail: str, strings: StringTable
         "kind": kind_codes[raw["kind"]],
         "start_ns": raw["start_ns"],
         "wall_ns": raw["wall_ns"],
-        "gpu_ns": np.full(count, -1, dtype=np.int64),
+        "gpu_ns": raw["gpu_ns"],
+        "launch_lag_ns": raw["launch_lag_ns"],
+        "gpu_idle_ns": raw["gpu_idle_ns"],
         "rows": rows,
         # Where each row was told by itself, the length is that of all together.
         "tokens_in": np.where(known, np.where(raw["has_rows"] != 0, 1, rows) * query_len, -1),
@@ -175,16 +182,20 @@ def _spans(raw: dict[str, Any], strings: StringTable) -> Columns:
         category, name = raw["sites"][site]
         site_codes[site] = strings.code(name)
         category_codes[site] = strings.code(SPAN_CATEGORIES[category])
+    parent = spans["parent"]
+    on_device = spans["device"] >= 0
+    if on_device.any():  # what enclosed a span on a device may have been lost there
+        parent = np.where(on_device & ~np.isin(parent, spans["span"]), -1, parent)
     return {
         "span": spans["span"],
-        "parent": spans["parent"],
+        "parent": parent,
         "step": spans["step"],
         "site": site_codes[spans["site"]],
         "category": category_codes[spans["site"]],
         "track": spans["track"],
         "start_ns": spans["start_ns"],
         "dur_ns": spans["dur_ns"],
-        "device": np.full(len(spans["span"]), -1, dtype=np.int32),
+        "device": spans["device"],
     }
 
 
@@ -200,16 +211,18 @@ def _activations(raw: dict[str, Any], strings: StringTable) -> Columns:
 
 
 def _tracks(
-    tracks: list[tuple[int, int, str]],
+    tracks: list[tuple[int, int, str, int]],
     names: Mapping[int, str],
     pid: int,
     strings: StringTable,
 ) -> Columns:
     return {
-        "track": np.array([track for track, _, _ in tracks], dtype=np.int32),
+        "track": np.array([track for track, *_ in tracks], dtype=np.int32),
         "pid": np.full(len(tracks), pid, dtype=np.int64),
-        "tid": np.array([tid for _, tid, _ in tracks], dtype=np.int64),
-        "name": strings.codes([names.get(tid, name) for _, tid, name in tracks]),
+        "tid": np.array([tid for _, tid, *_ in tracks], dtype=np.int64),
+        "name": strings.codes(
+            [name if device >= 0 else names.get(tid, name) for _, tid, name, device in tracks]
+        ),
         "process": np.zeros(len(tracks), dtype=np.int32),
     }
 

@@ -62,6 +62,10 @@ class ForwardCall(_CopiedAsInner, _native.SpanCall):
     """A wrapper in an instance's own ``forward``."""
 
 
+class ForwardDeviceCall(_CopiedAsInner, _native.DeviceSpanCall):
+    """As `ForwardCall`, for a module that is timed on a device."""
+
+
 class ForwardRootCall(_CopiedAsInner, _native.RootCall):
     """As `ForwardCall`, for the root."""
 
@@ -212,6 +216,7 @@ class Instrumentation:
         generation_var: Any,
         observed: dict[str, torch.nn.Module],
         observer: Any,
+        device_of: Callable[[torch.nn.Module], int | None],
         full_only: frozenset[str] = frozenset(),
     ) -> None:
         """Wraps the root and every selected or observed module.
@@ -224,6 +229,7 @@ class Instrumentation:
             generation_var: holds the state of the running ``generate()``.
             observed: modules whose outputs are observed, by name, "" the root.
             observer: the native observer.
+            device_of: on which device the calls of a module are timed; None: on none.
             full_only: names of modules that get spans only in steps with all detail.
         """
         import torch
@@ -266,11 +272,8 @@ class Instrumentation:
                     name, module, site, name in modules, len(inner_roots) > 1, detail
                 )
             else:
-                own = (recorder, site, detail, observer if name in observed else None)
-                makers = (
-                    partial(_make_span_call, _native.SpanCall, own),
-                    partial(_make_span_call, ForwardCall, own),
-                )
+                own = observer if name in observed else None
+                makers = _span_makers(recorder, site, detail, own, device_of(module))
             self._wrap(name, module, *makers)
         # module.compile() writes into the slot; we go back on top of what it put there.
         self._hook_class(torch.nn.Module, "compile", self._before_compile, self._after_compile)
@@ -337,6 +340,17 @@ class Instrumentation:
 
     def _after_compile(self, token: Any, result: Any, error: Any) -> None:
         patch.put_back_on_top(*token)
+
+
+def _span_makers(
+    recorder: Any, site: int, detail: int, observer: Any, device: int | None
+) -> tuple[Any, Any]:
+    classes: tuple[Any, Any] = (_native.SpanCall, ForwardCall)
+    rest: tuple[Any, ...] = (recorder, site, detail, observer)
+    if device is not None:
+        classes, rest = (_native.DeviceSpanCall, ForwardDeviceCall), (*rest, device)
+    in_slot, in_forward = (partial(_make_span_call, cls, rest) for cls in classes)
+    return in_slot, in_forward
 
 
 def _make_span_call(cls: Any, rest: tuple[Any, ...], inner: Any) -> Any:

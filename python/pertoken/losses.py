@@ -70,6 +70,12 @@ def describe_losses(
             "intervals over a jump are longer by it."
         )
     bound = raw["clock"]["error_bound_ns"]
+    on_devices: dict[str, Any] = {}
+    if recording.device_timing.reason:
+        reasons.append(f"GPU times were not measured: {recording.device_timing.reason}.")
+    if recording.device_timing.devices:
+        on_devices, said = _device_losses(native)
+        reasons += said
     return {
         "records_dropped": native["records_dropped"],
         "spans_evicted": native["spans_evicted"],
@@ -81,7 +87,33 @@ def describe_losses(
         "faults": faults,
         "inlined_modules": inlined,
         "reasons": reasons,
+        **on_devices,
     }
+
+
+_DEVICE_LOSSES = {
+    "no_event": "no free event was left",
+    "in_capture": "the stream was being captured into a graph, where nothing runs",
+    "stream_changed": "the call ended on another stream than it began on",
+    "late": "the GPU did not come to them in time",
+    "failed": "the GPU or its context had failed",
+}
+
+
+def _device_losses(native: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What is missing of the times on devices, as numbers and as sentences."""
+    lost = {reason: count for reason, count in native["device_spans"].items() if count}
+    said = [
+        f"{plural_text(count, 'span')} on the GPU {'is' if count == 1 else 'are'} missing: "
+        f"{_DEVICE_LOSSES[reason]}."
+        for reason, count in lost.items()
+    ]
+    if native["device_failure"]:
+        said.append(f"The GPU could not be timed to the end: {native['device_failure']}.")
+    return {
+        "device_spans_lost": lost,
+        "device_clock_error_ns": native["device_clock_error_ns"],
+    }, said
 
 
 def _inlined_modules(

@@ -77,7 +77,8 @@ _LOSS_TYPES: Mapping[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("records_dropped", "clock_error_ns"), int),
     **dict.fromkeys(("spans_evicted", "steps_evicted", "requests_evicted"), int),
     "observations_evicted": int,
-    **dict.fromkeys(("faults", "observations_skipped"), dict),
+    "device_clock_error_ns": int,
+    **dict.fromkeys(("faults", "observations_skipped", "device_spans_lost"), dict),
     **dict.fromkeys(("inlined_modules", "reasons", "processes"), list),
 }
 
@@ -295,7 +296,7 @@ def _check_meta(label: str, meta: object) -> None:
 def _check_losses(label: str, losses: object) -> None:
     _check_types(label, losses, _LOSS_TYPES)
     assert isinstance(losses, dict)
-    for key in ("faults", "observations_skipped"):
+    for key in ("faults", "observations_skipped", "device_spans_lost"):
         counts = losses.get(key) or {}
         _check_types(f"{label}.{key}", counts, dict.fromkeys(counts, int))
     for key in ("inlined_modules", "reasons"):

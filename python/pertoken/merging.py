@@ -319,6 +319,10 @@ def _merged_losses(
             merged[key] = _different(item for value in values for item in value)
     errors = [alignment.error_ns for alignment in alignments]
     merged["clock_error_ns"] = -1 if min(errors) < 0 else max(errors)
+    if "device_clock_error_ns" in merged:
+        merged["device_clock_error_ns"] = max(
+            own.get("device_clock_error_ns") or 0 for own in losses
+        )
     merged["reasons"] = [
         f"{name}: {reason}"
         for name, own in zip(names, losses, strict=True)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pertoken.device_timing import DeviceChoice
 from pertoken.observing import Observed, OutputChoice
 from pertoken.recording import Recording
 from pertoken.selection import ModuleSelection
@@ -22,6 +23,7 @@ def profile(
     budget: float | None = None,
     memory_limit_bytes: int = 256 << 20,
     log_interval_s: float | None = None,
+    device: DeviceChoice = "auto",
     activations: ModuleSelection | None = None,
     activation_every: int = 16,
     activation_rows: bool = False,
@@ -47,6 +49,8 @@ def profile(
             are counted in ``losses``. Totals since the start are not affected.
         log_interval_s: how often to log the line of `Recording.status()`, through the logger
             ``pertoken`` at INFO, in seconds; None: never.
+        device: whether the time on the GPU is measured, too: ``"auto"`` where the model is on CUDA
+            devices and the driver is there, ``"cuda"`` as well, or it is an error, ``"off"`` never.
         activations: the modules whose outputs are counted into histograms: ``"layers"``, patterns
             or a predicate, as of `modules`, or ``"root"``, what the model itself gives. They get
             spans, too. None: none.
@@ -75,6 +79,7 @@ def profile(
         budget=budget,
         memory_limit_bytes=memory_limit_bytes,
         log_interval_s=log_interval_s,
+        device=device,
         observed=Observed(activations, activation_every, activation_rows, activation_output),
         keep=keep,
         triggers=triggers,

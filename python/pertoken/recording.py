@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pertoken import _native
 from pertoken.assembly import assemble
+from pertoken.device_timing import DeviceChoice, DeviceTiming, check_choice
 from pertoken.dumps import Dumps, dump
 from pertoken.errors import RecordingStateError, SelectionError
 from pertoken.fault_log import FaultLog
@@ -66,6 +67,7 @@ class Recording:
         memory_limit_bytes: int,
         budget: float | None = None,
         log_interval_s: float | None = None,
+        device: DeviceChoice = "auto",
         keep: str | int | None = None,
         triggers: Sequence[Trigger] = (),
         dump_folder: str | os.PathLike[str] = "pertoken-dumps",
@@ -88,6 +90,8 @@ class Recording:
             raise SelectionError(
                 f"log_interval_s={log_interval_s}: give a positive number of seconds, or None"
             )
+        check_choice(device)
+        self.device_timing = DeviceTiming(device)
         self.budget = checked_budget(budget)
         kept = retention(keep)
         memory_limit_bytes = kept.memory_bytes or memory_limit_bytes
@@ -146,6 +150,7 @@ class Recording:
         """Starts recording; does nothing while it runs, or in a process forked from the recording.
 
         Raises:
+            DeviceError: with ``device="cuda"``, where there is no GPU to time.
             RecordingStateError: as many recordings run as a process can hold, or the model is
                 gone, which a stopped recording does not hold.
             SelectionError: the model has changed, and `modules` selects nothing any longer.
@@ -162,6 +167,7 @@ class Recording:
             observed = self.observing.select(root)
             if not self.origin_ticks:
                 self.origin_ticks, self.origin_unix_ns = _native.now_ticks(), _native.unix_time_ns()
+            self.device_timing.start(root, self.recorder)
             self.model_facts = model_facts(root)
             self.ranks = group_ranks() or self.ranks
             if self._spool is not None:
@@ -187,6 +193,7 @@ class Recording:
                     self.generate_watch.generation_var,
                     observed,
                     self.observing.observer,
+                    self.device_timing.device_of,
                     full_only,
                 )
                 self.observing.start()

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pertoken.device_timing import DeviceTiming
 from pertoken.generate_call import Prompt
 from pertoken.identity import Ranks
 from pertoken.recovered_sequences import RecoveredSequence, RowCommits
@@ -61,6 +62,7 @@ class RecoveredRecording:
         self.faults: Counter[str] = Counter()
         self.skipped: Counter[str] = Counter()
         self.ranks: Ranks | None = None
+        self.device_timing = DeviceTiming("off")  # times on devices are not in a spool
         self.enabled = True
         self.is_cut_off = True
         self.stopped_ticks = 0

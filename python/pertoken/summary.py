@@ -15,6 +15,7 @@ import numpy as np
 
 from pertoken.analysis import latency
 from pertoken.analysis.activation_health import first_nonfinite, unhealthy_sites
+from pertoken.analysis.device_times import device_times
 from pertoken.analysis.distribution import Distribution
 from pertoken.analysis.row_index import rows_of
 from pertoken.analysis.since_start import since_start
@@ -94,6 +95,15 @@ class Summary:
                 }
                 for steps in step_times
             },
+            "device_times": {
+                times.kind: {
+                    "count": times.count,
+                    "gpu": times.gpu.as_dict(),
+                    "launch_lag": times.launch_lag.as_dict(),
+                    "idle_share": times.idle_share,
+                }
+                for times in device_times(profile)
+            },
             "slowest_tokens": _slowest(profile, slowest_tokens(profile, tokens, times=times)),
             "hottest_sites": {
                 kind: [
@@ -128,7 +138,8 @@ class Summary:
         {count, per_s}; ``spans`` {count}; ``ttft``, ``tpot``, ``inter_token``: {count, mean_ns,
         p50_ns, p90_ns, p99_ns, max_ns} or None when there is nothing to measure;
         ``inter_token_by_kind`` the same by the kind of the committing step; ``step_times`` by kind:
-        {count, time, tokens_in_per_s, tokens_committed_per_s}; ``slowest_tokens``, a list of
+        {count, time, tokens_in_per_s, tokens_committed_per_s}; ``device_times`` by kind, for steps
+        timed on a GPU: {count, gpu, launch_lag, idle_share}; ``slowest_tokens``, a list of
         {step, request, request_id, row, position, kind, tokens, itl_ns, median_itl_ns, extra_ns,
         contributors: [{site, category, own_ns, median_ns, extra_ns}]}; ``hottest_sites`` by kind, a
         list of {site, category, share, share_low, share_high (the interval of 95 %, where steps

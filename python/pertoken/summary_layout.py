@@ -31,7 +31,7 @@ _LEAST_SHARE_OF_EXTRA = 0.05
 def summary_blocks(data: Mapping[str, Any]) -> tuple[Block, ...]:
     """Put the data of a summary into words."""
     blocks = [_header(data), *process_blocks(data), _latencies(data), _slowest(data)]
-    blocks += [_hottest(data), activation_block(data), _losses(data)]
+    blocks += [_on_devices(data), _hottest(data), activation_block(data), _losses(data)]
     return tuple(block for block in blocks if block.lines or block.rows)
 
 
@@ -176,6 +176,22 @@ def _slowest(data: Mapping[str, Any]) -> Block:
     return Block(title, (), columns, tuple(rows), frozenset({"token", "row", "latency", "extra"}))
 
 
+def _on_devices(data: Mapping[str, Any]) -> Block:
+    rows = [
+        (
+            name_text(kind),
+            count_text(times["count"]),
+            *(duration_text(times["gpu"][f"{key}_ns"]) for key in ("p50", "p99")),
+            duration_text(times["launch_lag"]["p50_ns"]),
+            share_text(times["idle_share"]),
+        )
+        for kind, times in data["device_times"].items()
+    ]
+    columns = ("step", "count", "p50 on GPU", "p99 on GPU", "launch lag", "waiting, at most")
+    title = "GPU (launch lag: median; waiting: share of the GPU's time spent waiting for the host)"
+    return Block(title, (), columns, tuple(rows), frozenset(columns[1:]))
+
+
 def _hottest(data: Mapping[str, Any]) -> Block:
     rows = [
         (
@@ -231,6 +247,9 @@ def _losses(data: Mapping[str, Any]) -> Block:
         lines.append(
             f"Clock error: {'at most ' + duration_text(clock_error_ns) if known else 'unknown'}."
         )
+    if losses.get("device_clock_error_ns"):
+        error = duration_text(losses["device_clock_error_ns"])
+        lines.append(f"Times on the GPU are placed on the host's axis to within {error}.")
     return Block("Losses", tuple(lines))
 
 

@@ -86,7 +86,7 @@ CUresult FakeDriver::enter(const char* symbol) {
   ++calls_[symbol];
   if (sticky_ != CUDA_SUCCESS) return sticky_;
   const auto found = faults_.find(symbol);
-  if (found == faults_.end()) return CUDA_SUCCESS;
+  if (found == faults_.end() || faults_paused_) return CUDA_SUCCESS;
   Fault& fault = found->second;
   if (fault.after > 0) {
     --fault.after;
@@ -212,6 +212,7 @@ void FakeDriver::run_due() {
 
 void FakeDriver::spin(CUstream stream, int64_t duration_ns, int device) {
   const std::lock_guard lock(mutex_);
+  advance_locked(kLaunchCostNs);
   Stream& target =
       stream == nullptr ? default_streams_.at(static_cast<size_t>(device)) : streams_.at(stream);
   enqueue(target, {}, duration_ns);
@@ -219,6 +220,7 @@ void FakeDriver::spin(CUstream stream, int64_t duration_ns, int device) {
 
 void FakeDriver::hold(CUstream stream, int device) {
   const std::lock_guard lock(mutex_);
+  advance_locked(kLaunchCostNs);  // of whatever it is that does not end
   Stream& target =
       stream == nullptr ? default_streams_.at(static_cast<size_t>(device)) : streams_.at(stream);
   target.held = true;

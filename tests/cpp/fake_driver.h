@@ -78,6 +78,7 @@ class FakeDriver {
   // The virtual clock as a host's tick counter: kTicksPerNs a nanosecond. Of the one fake there is.
   static uint64_t ticks();
   static constexpr double kTicksPerNs = 2.5;
+  static constexpr int64_t kLaunchCostNs = 2500;  // what a launch takes the host
 
   // The device's clock runs at 1 + drift and is read in steps of its resolution.
   void set_device_clock(double drift, int64_t offset_ns, int64_t resolution_ns);
@@ -103,6 +104,8 @@ class FakeDriver {
   // Faults
   // The next `count` calls of a function fail, after `after` that do not; by any thread.
   void fail(const std::string& symbol, cuda::CUresult result, int count = 1, int after = 0);
+  // Planted faults wait, while a test makes calls of its own.
+  void pause_faults(bool pause) { faults_paused_ = pause; }
   // Every call fails with it from now on, as after an illegal address; CUDA_SUCCESS ends it.
   void break_device(cuda::CUresult result) { sticky_ = result; }
   // As cudaDeviceReset(): every handle of the device is gone.
@@ -210,6 +213,7 @@ class FakeDriver {
   unsigned long long next_id_ = 7;
   std::map<std::string, FakeKernel> kernels_;
   std::map<std::string, Fault> faults_;
+  bool faults_paused_ = false;
   std::map<std::string, uint64_t> calls_;
   cuda::CUresult sticky_ = cuda::CUDA_SUCCESS;
   std::vector<cuda::CUcontext> contexts_;  // by device

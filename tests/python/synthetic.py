@@ -156,6 +156,8 @@ def synthetic_profile(
                 start_ns=step_start_ns,
                 wall_ns=commit_ns - step_start_ns,
                 gpu_ns=-1,
+                launch_lag_ns=-1,
+                gpu_idle_ns=-1,
                 rows=rows,
                 tokens_in=fed * rows,
                 tokens_committed=rows,

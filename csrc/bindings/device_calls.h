@@ -1,0 +1,76 @@
+// How the wrappers time what a call does on its devices: a boundary in the current stream before it
+// and one after it. Under the GIL, on the model's threads; hot.
+#pragma once
+
+#include <Python.h>
+
+#include <array>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "bindings/scope.h"
+#include "core/recorder.h"
+#include "cuda/event_timer.h"
+
+namespace pertoken {
+
+// One a recording.
+struct DeviceCalls {
+  std::shared_ptr<cuda::EventTimer> timer;
+  PyObject* current_stream = nullptr;  // f(device index) -> the current stream, as an integer
+  std::array<PyObject*, kMaxDevices> indices{};  // the device indices as Python has them
+  std::vector<int> devices;  // those that the model is on, that of its inputs first
+};
+
+namespace bindings {
+
+// One call on one device, from its begin() to its end().
+class DeviceInterval {
+ public:
+  // Counts what cannot be recorded; never raises, and leaves an exception that is set alone.
+  void begin(DeviceCalls& calls, Recorder& recorder, ThreadBuffer& buffer, int device,
+             uint32_t seq) noexcept;
+  // `labels.parent_seq` is found out here.
+  void end(DeviceCalls& calls, Recorder& recorder, cuda::SpanLabels labels) noexcept;
+  bool has_begun() const noexcept { return lane_ != nullptr; }
+
+ private:
+  cuda::EventLane* lane_ = nullptr;
+  cuda::Boundary start_;
+  int device_ = 0;
+  uint32_t seq_ = 0;
+  uint32_t outer_seq_ = 0;
+  cuda::CUstream outer_stream_ = nullptr;
+  uint32_t parent_seq_ = 0;
+};
+
+// The root's call, on each device of the model.
+class DeviceIntervals {
+ public:
+  DeviceIntervals(Recorder& recorder, ThreadBuffer& buffer, uint32_t seq) noexcept;
+  void end(const cuda::SpanLabels& labels) noexcept;
+
+ private:
+  DeviceCalls* calls_;
+  Recorder& recorder_;
+  std::array<DeviceInterval, kMaxDevices> intervals_;
+};
+
+// Of a region or a step that the user opened, on the first of the model's devices. Ends on the
+// thread that it began on, or not at all.
+void begin_on_device(Scope& scope, int slot, Recorder& recorder, ThreadBuffer& buffer,
+                     uint32_t seq) noexcept;
+void end_on_device(Scope& scope, int slot, Recorder& recorder,
+                   const cuda::SpanLabels& labels) noexcept;
+void begin_step_on_devices(Scope* scope) noexcept;
+
+// A wrapper that times the call on a device as well.
+bool add_device_span_call_type(PyObject* module);
+
+// As Recorder.time_devices(current_stream, devices): empty, or why it cannot be.
+std::string time_devices(Recorder& recorder, PyObject* current_stream,
+                         const std::vector<int>& devices);
+
+}  // namespace bindings
+}  // namespace pertoken

@@ -1,0 +1,53 @@
+// The fake driver as a shared library, for tests of the Python side: its table goes into the native
+// module, and what the model's kernels would do is called from Python. Its clock is the machine's.
+#include <chrono>
+#include <memory>
+
+#include "fake_driver.h"
+
+namespace {
+
+std::unique_ptr<pertoken::testing::FakeDriver> driver;
+
+pertoken::cuda::CUstream stream_of(void* handle) {
+  return static_cast<pertoken::cuda::CUstream>(handle);
+}
+
+}  // namespace
+
+extern "C" {
+
+#define EXPORTED __attribute__((visibility("default")))
+
+EXPORTED const void* fake_start(int devices) {
+  driver.reset();
+  driver = std::make_unique<pertoken::testing::FakeDriver>(devices);
+  driver->use_clock([] {
+    const auto now = std::chrono::steady_clock::now().time_since_epoch();
+    return static_cast<int64_t>(std::chrono::nanoseconds(now).count());
+  });
+  return driver->api();
+}
+EXPORTED void fake_stop() { driver.reset(); }
+EXPORTED void fake_spin(void* stream, long long duration_ns, int device) {
+  driver->spin(stream_of(stream), duration_ns, device);
+}
+EXPORTED void* fake_new_stream(int device) {
+  pertoken::cuda::CUstream stream = nullptr;
+  driver->set_current(device);
+  driver->api()->cuStreamCreate(&stream, pertoken::cuda::CU_STREAM_NON_BLOCKING);
+  return stream;
+}
+EXPORTED void fake_begin_capture(void* stream) {
+  driver->api()->cuStreamBeginCapture_v2(stream_of(stream),
+                                         pertoken::cuda::CU_STREAM_CAPTURE_MODE_GLOBAL);
+}
+EXPORTED void fake_end_capture(void* stream) {
+  pertoken::cuda::CUgraph graph = nullptr;
+  driver->api()->cuStreamEndCapture(stream_of(stream), &graph);
+}
+EXPORTED void fake_break(int result) { driver->break_device(result); }
+EXPORTED unsigned long long fake_live_events() { return driver->live_events(); }
+EXPORTED unsigned long long fake_misuses() { return driver->misuses() + driver->captures_broken(); }
+
+}  // extern "C"

@@ -1,0 +1,82 @@
+"""A GPU for tests on machines without one: the fake driver of the C++ tests, built as a library."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from pertoken import _native, device_timing
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = sorted((ROOT / "tests" / "cpp").glob("fake_driver*.cpp"))
+
+
+class FakeGpu:
+    """One or more devices; each has streams, the first of which is 0, the default."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
+        self.streams: dict[int, int] = {}  # the current one of each device
+
+    def current_stream(self, device: int) -> int:
+        return self.streams.get(device, 0)
+
+    def spin(self, duration_ns: int, device: int = 0) -> None:
+        """Enqueues a kernel that takes so long."""
+        stream = ctypes.c_void_p(self.current_stream(device))
+        self.library.fake_spin(stream, ctypes.c_longlong(duration_ns), device)
+
+
+def _library() -> ctypes.CDLL:
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler for the fake driver")
+    headers = [*(ROOT / "tests/cpp").glob("fake_driver*.h"), ROOT / "csrc/cuda/driver_api.h"]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in (*SOURCES, *headers)))
+    path = ROOT / "build" / f"fake_driver_{digest.hexdigest()[:16]}.so"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        made = path.with_suffix(f".{os.getpid()}")
+        flags = ["-std=c++20", "-O0", "-shared", "-fPIC", "-fvisibility=hidden"]
+        folders = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests/cpp'}"]
+        command = [compiler, *flags, *folders, *map(str, SOURCES), "-o", str(made)]
+        subprocess.run(command, check=True, timeout=300)
+        made.replace(path)
+    library = ctypes.CDLL(str(path))
+    library.fake_start.restype = ctypes.c_void_p
+    library.fake_new_stream.restype = ctypes.c_void_p
+    library.fake_live_events.restype = ctypes.c_ulonglong
+    library.fake_misuses.restype = ctypes.c_ulonglong
+    return library
+
+
+@contextmanager
+def fake_gpu(monkeypatch: pytest.MonkeyPatch, devices: int = 1) -> Iterator[FakeGpu]:
+    """Puts it in the driver's place; parameters are on the device that `device` of them names."""
+    library = _library()
+    gpu = FakeGpu(library)
+    new_capsule = ctypes.pythonapi.PyCapsule_New
+    new_capsule.restype = ctypes.py_object
+    new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    _native.replace_driver(new_capsule(library.fake_start(devices), None, None))
+    monkeypatch.setattr(device_timing, "cuda_index", lambda tensor: getattr(tensor, "gpu", None))
+    monkeypatch.setattr(device_timing, "current_stream_function", lambda: gpu.current_stream)
+    try:
+        yield gpu
+    finally:
+        _native.replace_driver(None)
+
+
+def put_on(module: torch.nn.Module, device: int) -> None:
+    """Has the parameters of a module count as lying on a device."""
+    for parameter in module.parameters():
+        parameter.gpu = device  # type: ignore[attr-defined]
