@@ -392,7 +392,7 @@ def test_observe_by_hand_in_and_outside_of_steps() -> None:
 def test_two_recordings_observe_each_at_its_own_rate() -> None:
     model = models.Regressor()
     often = pertoken.profile(model, activations="first", activation_every=1)
-    seldom = pertoken.profile(model, activations="first", activation_every=1 << 30)
+    seldom = pertoken.profile(model, activations="first", activation_every=1_000_000)
     with often, seldom:
         for _ in range(5):
             model(torch.ones(1, 6))
@@ -441,7 +441,7 @@ def test_observations_go_with_their_steps_and_the_bound_holds() -> None:
 
 def test_what_observing_took_is_told_of_the_step() -> None:
     model = models.Regressor()
-    with pertoken.profile(model, activations="*", activation_every=1 << 30) as recording:
+    with pertoken.profile(model, activations="*", activation_every=1_000_000) as recording:
         for _ in range(3):
             model(torch.ones(1, 6))
     steps = recording.result().steps
