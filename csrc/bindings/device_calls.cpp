@@ -128,7 +128,7 @@ PyObject* device_span_call(PyObject* self, PyObject* args, PyObject* kwargs) {
   Recorder& recorder = *call.base.recorder;
   DeviceCalls* calls = recorder.device_calls();
   ThreadBuffer* buffer = recorder.active() ? recorder.buffer() : nullptr;
-  if (buffer == nullptr || calls == nullptr) return span_call(self, args, kwargs);
+  if (buffer == nullptr || calls == nullptr) return call_inner(call.base.inner, args, kwargs);
   if ((buffer->open_detail & call.base.left_out) != 0) {
     return call_inner(call.base.inner, args, kwargs);
   }
