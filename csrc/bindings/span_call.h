@@ -43,9 +43,10 @@ inline PyObject* call_inner(PyObject* inner, PyObject* args, PyObject* kwargs) {
 }
 
 // Calls `inner` inside a span of `site`. `step` is what the span and those inside it belong to.
-inline PyObject* timed_call(PyObject* inner, PyObject* args, PyObject* kwargs,
-                            const Recorder& recorder, ThreadBuffer& buffer, uint32_t site,
-                            uint32_t parent_seq, uint32_t step) {
+[[gnu::always_inline]] inline PyObject* timed_call(PyObject* inner, PyObject* args,
+                                                   PyObject* kwargs, const Recorder& recorder,
+                                                   ThreadBuffer& buffer, uint32_t site,
+                                                   uint32_t parent_seq, uint32_t step) {
   const uint32_t outer_seq = buffer.open_seq;
   const uint32_t outer_step = buffer.open_step;
   const uint32_t seq = tls_thread_state->next_seq();

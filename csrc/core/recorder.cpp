@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <bit>
 #include <chrono>
-#include <unordered_set>
 #include <utility>
 
 namespace pertoken {

@@ -126,6 +126,7 @@ CUresult DeviceClock::locate(CUevent event, uint64_t record_ticks, int64_t& devi
 uint64_t DeviceClock::to_ticks(int64_t device_ns) {
   const auto at = static_cast<uint64_t>(std::max<int64_t>(device_ns, 0));
   settled_ns_ = std::max(settled_ns_, at);
+  if (!map_.has_value()) return 0;  // the caller has looked
   return static_cast<uint64_t>(std::max<int64_t>(map_->to_ns(at), 0));
 }
 

@@ -7,7 +7,11 @@
 namespace pertoken::cuda {
 
 EventLane::EventLane(TimedDevice& device, HostTicks ticks, int32_t track, uint32_t max_events)
-    : device_(device), ticks_(ticks), track_(track), pool_(max_events), ring_(4 * max_events) {}
+    : device_(device),
+      ticks_(ticks),
+      track_(track),
+      pool_(max_events),
+      ring_(size_t{4} * max_events) {}
 
 // Nothing may be recorded, created or asked for on a stream that is being captured: the record
 // would become an edge of somebody's graph. The legacy stream answers so while any other captures.
