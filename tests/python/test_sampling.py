@@ -60,8 +60,9 @@ def test_every_step_is_timed_and_some_have_no_spans_but_their_own() -> None:
     ):
         assert counts[step] == (MODULES_OF_STACK if detail == "layers" else 1)
         assert weight >= 1 if detail == "layers" else weight == 0
-    # As the budget is ample, each had detail with a probability of 15/16.
-    assert set(steps["sample_weight"].tolist()) == {0.0, 16 / 15}
+    # As the budget is ample, they had detail with a probability of 15/16, which is the most.
+    weights = steps["sample_weight"][details == "layers"]
+    assert weights.min() == pytest.approx(16 / 15)
     invariants.check(profile)
 
 
