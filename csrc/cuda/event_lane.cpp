@@ -132,9 +132,11 @@ bool EventLane::resolve(EventSlot& slot, double ns_per_tick) {
     return false;
   }
   // Boundaries come in their order; by different anchors they could be some nanoseconds out of it.
+  // One that was reported ready after those behind it keeps its own time.
   Stream& stream = stream_state(slot.stream);
+  if (stream.last_ns - device_ns <= kOrderNs) device_ns = std::max(stream.last_ns, device_ns);
   stream.last_ns = std::max(stream.last_ns, device_ns);
-  slot.device_ns = stream.last_ns;
+  slot.device_ns = device_ns;
   slot.device_ticks = device_.clock.to_ticks(slot.device_ns);
   slot.resolved_generation = slot.generation;
   const int64_t error_ns = device_.clock.error_ns(slot.device_ns, ns_per_tick);

@@ -104,6 +104,7 @@ class EventLane {
   static constexpr size_t kMaxReached = size_t{1} << 14;
   static constexpr int64_t kLateNs = 10'000'000'000;
   static constexpr int64_t kCaughtUpNs = 20'000;
+  static constexpr int64_t kOrderNs = 1'000;  // twice the resolution of an event's time
 
   Boundary mark(CUstream stream) noexcept;
   bool may_record(CUstream stream) noexcept;
