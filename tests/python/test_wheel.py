@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT_BYTES = 1_300_000
+LIMIT_BYTES = 1_400_000
 UNWANTED = ("torch", "transformers", "pandas", "pyarrow", "rich", "click")
 
 pytestmark = [pytest.mark.wheel, pytest.mark.slow]
@@ -39,7 +39,7 @@ def _find_python(version: str) -> str:
 
 @pytest.mark.parametrize("version", ["3.10", "3.11", "3.12", "3.13"])
 def test_wheel_works_where_there_is_no_compiler(version: str, tmp_path: Path) -> None:
-    """Tagged manylinux, at most 1.3 MB, complete, and usable without a compiler or torch."""
+    """Tagged manylinux, at most 1.4 MB, complete, and usable without a compiler or torch."""
     python = _find_python(version)
     _run(ROOT / ".ci" / "build_wheel.sh", python, tmp_path / "wheelhouse")
 
