@@ -71,6 +71,23 @@ def expected_slices(profile: Profile) -> int:
     return len(profile.requests) + len(profile.steps) + len(profile.spans) + decode_steps(profile)
 
 
+def expected_counters(profile: Profile) -> dict[str, int]:
+    """How many values each series of a counter has: one a step, or one an observation of a site."""
+    steps = len(profile.steps)
+    counts = {"context_len tokens": steps, "tokens committed": steps} if steps else {}
+    for site in profile.activations["site"].tolist():
+        for percentile in ("p1", "p50", "p99"):
+            series = f"values of {site} {percentile}"
+            counts[series] = counts.get(series, 0) + 1
+    return counts
+
+
+def as_in_perfetto(counter: str) -> str:
+    """Its reader leaves escapes in the names of counters, other than that of a quotation mark."""
+    escaped = json.dumps(counter, ensure_ascii=False)[1:-1]
+    return escaped.replace('\\"', '"').replace("\x7f", "\\u007f")
+
+
 def decode_steps(profile: Profile) -> int:
     steps = profile.steps
     return int(((steps["kind"] == "decode") & (steps["wall_ns"] >= 0)).sum())
@@ -83,14 +100,12 @@ def test_perfetto_loads_every_slice_and_counter(tmp_path: Path, name: str) -> No
     with open_in_perfetto(tmp_path / "trace.json") as trace:
         assert trace.complaints() == {}
         assert trace.value("select count(*) as n from slice") == expected_slices(profile)
-        steps = len(profile.steps)
         counters = trace.rows(
             "select t.name as name, count(*) as n from counter c "
             "join counter_track t on t.id = c.track_id group by 1 order by 1"
         )
-        assert counters == (
-            [("context_len tokens", steps), ("tokens committed", steps)] if steps else []
-        )
+        expected = expected_counters(profile)
+        assert dict(counters) == {as_in_perfetto(name): expected[name] for name in expected}
         assert trace.value("select count(*) as n from flow") == 0
         marks = "select count(*) as n from slice where name glob 'ProfilerStep#[0-9]*'"
         assert trace.value(marks) == decode_steps(profile)
@@ -194,11 +209,10 @@ def test_catapult_loads_every_slice_and_counter(tmp_path: Path, name: str) -> No
     steps = len(profile.steps)
     assert model.warnings == ()
     assert sum(model.slices.values()) == expected_slices(profile)
-    assert model.events == expected_slices(profile) + 2 * steps
+    assert model.events == expected_slices(profile) + 2 * steps + 3 * len(profile.activations)
     assert model.flows == 0
-    assert {name: len(values) for name, values in model.counters.items()} == (
-        {"context_len tokens": steps, "tokens committed": steps} if steps else {}
-    )
+    counted = {name: len(values) for name, values in model.counters.items()}
+    assert counted == expected_counters(profile)
     assert set(profile.spans["site"].tolist()) - {""} <= set(model.titles)
     assert sum(t.startswith("ProfilerStep#") for t in model.titles) == decode_steps(profile)
 
