@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from pertoken.engines.requests import EngineRequest
 
@@ -43,3 +44,17 @@ def discard(listener: Listener) -> None:
 def running() -> list[Listener]:
     """Those that listen now."""
     return list(_listeners)
+
+
+def guarded(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, of which no fault reaches the engine: those that listen are told of it."""
+
+    def call(*args: Any) -> Any:
+        try:
+            return function(*args)
+        except Exception as error:
+            for listener in running():
+                listener.fault(what, error)
+            return None
+
+    return call

@@ -13,13 +13,14 @@ import sys
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextvars import ContextVar
 from typing import Any
 
 from pertoken import _native, patch
 from pertoken.engines import listeners
 from pertoken.engines.engine import Engine, EngineStep
+from pertoken.engines.listeners import guarded
 from pertoken.engines.requests import UNFINISHED
 from pertoken.engines.row import Row
 
@@ -182,7 +183,12 @@ class _Watch:
             return
         for module, cls, name, before, after in wrapped:
             owner = getattr(sys.modules[f"{_PACKAGE}.{module}"], cls)
-            self._put(owner, name, _guarded(name, before), _guarded(name, after or _nothing))
+            self._put(
+                owner,
+                name,
+                guarded(f"continuous batching, {name}", before),
+                guarded(f"continuous batching, {name}", after or _nothing),
+            )
 
     def _wrap_unknown(self, missing: str) -> None:
         """Of another transformers nothing is guessed; whoever uses it is told so."""
@@ -198,7 +204,7 @@ class _Watch:
                     )
 
         if inspect.isfunction(_held(owner, "start")):
-            self._put(owner, "start", _guarded("start", say), _nothing)
+            self._put(owner, "start", guarded("continuous batching, start", say), _nothing)
 
     def _put(self, owner: Any, name: str, before: Any, after: Any) -> None:
         base = inspect.getattr_static(owner, name)
@@ -287,20 +293,6 @@ def _held(owner: Any, name: str) -> Any:
 
 def _nothing(token: Any, result: Any, error: Any) -> None:
     """After a call of which only the beginning matters."""
-
-
-def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Whatever goes wrong here does not reach the manager."""
-
-    def guarded(*args: Any) -> Any:
-        try:
-            return function(*args)
-        except Exception as error:
-            for listener in listeners.running():
-                listener.fault(f"continuous batching, {name}", error)
-            return None
-
-    return guarded
 
 
 _watch = _Watch()

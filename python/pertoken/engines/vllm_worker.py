@@ -12,13 +12,14 @@ import inspect
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pertoken import _native, patch
 from pertoken.after_import import after_import
 from pertoken.engines import listeners
 from pertoken.engines.engine import Engine, EngineStep
+from pertoken.engines.listeners import guarded
 from pertoken.engines.requests import UNFINISHED
 from pertoken.engines.vllm_rows import VllmRows
 
@@ -204,7 +205,7 @@ class _Watch:
     def _put(self, owner: Any, name: str, before: Any, after: Any) -> None:
         if any(held is owner and of == name for held, of, _ in self._installed):
             return
-        before, after = _guarded(name, before), _guarded(name, after)
+        before, after = guarded(f"vLLM, {name}", before), guarded(f"vLLM, {name}", after)
         wrapper = patch.put(
             owner,
             name,
@@ -345,20 +346,6 @@ def _nobody() -> None:
 def _holder(cls: type, name: str) -> type | None:
     """The class that a method is defined in."""
     return next((base for base in cls.__mro__ if name in base.__dict__), None)
-
-
-def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Whatever goes wrong here does not reach vLLM."""
-
-    def guarded(*args: Any) -> Any:
-        try:
-            return function(*args)
-        except Exception as error:
-            for listener in listeners.running():
-                listener.fault(f"vLLM, {name}", error)
-            return None
-
-    return guarded
 
 
 _watch = _Watch()
