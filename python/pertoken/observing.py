@@ -46,9 +46,7 @@ class Skipped(Counter[str]):
         """Counts a step whose logits were not read."""
         self.skip(f"logits: {reason}")
 
-    def read(
-        self, value: object, skip: Callable[[str], None] | None = None
-    ) -> TensorMemory | None:
+    def read(self, value: object, skip: Callable[[str], None] | None = None) -> TensorMemory | None:
         """Where the values of what is no plain tensor lie; None, counted, where nobody can tell."""
         skip = skip or self.skip
         try:
