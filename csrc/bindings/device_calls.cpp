@@ -216,7 +216,7 @@ std::string time_devices(Recorder& recorder, PyObject* current_stream,
   }
   calls->current_stream = Py_NewRef(current_stream);
   calls->timer = std::make_shared<cuda::EventTimer>(*driver.api);
-  recorder.set_device_source(calls->timer);
+  recorder.add_device_source(calls->timer);
   recorder.set_device_calls(std::move(calls));
   return {};
 }
