@@ -102,9 +102,8 @@ CUresult GraphStamps::stamp(CUstream stream, StampId& stamp) {
   stamp = {};
   CapturePoint point;
   if (const CUresult result = find_point(api_, stream, point)) return result;
-  auto graph = std::find_if(graphs_.begin(), graphs_.end(), [&](const Graph& known) {
-    return known.capture == point.capture;
-  });
+  auto graph = std::find_if(graphs_.begin(), graphs_.end(),
+                            [&](const Graph& known) { return known.capture == point.capture; });
   if (graph == graphs_.end()) {
     if (graphs_.size() + 1 == kMaxGraphs) return CUDA_ERROR_OUT_OF_MEMORY;
     graph = graphs_.insert(graphs_.end(), Graph{point.capture, {}});

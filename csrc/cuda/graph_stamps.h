@@ -6,8 +6,8 @@
 // number of the replay before it, and to 0 behind it. Stamps of a replay that was not announced so
 // write nothing; they are switched without a new capture.
 //
-// Graphs hold addresses of the ring and the words, and nobody tells when they go: neither memory nor
-// module is ever given back.
+// Graphs hold addresses of the ring and the words, and nobody tells when they go: neither memory
+// nor module is ever given back.
 #pragma once
 
 #include <array>

@@ -45,7 +45,7 @@ class StampClock {
   // From the first to the last before anything is placed: over less, the rate is not known.
   static constexpr uint64_t kBaseNs = 20'000'000;
   static constexpr uint64_t kNearNs = 50'000'000;
-  static constexpr uint64_t kEventNs = 500;          // resolution of an event's time, as documented
+  static constexpr uint64_t kEventNs = 500;  // resolution of an event's time, as documented
   static constexpr size_t kSamples = 32;
   static constexpr uint64_t kOrigin = uint64_t{1} << 50;
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <memory>
 #include <mutex>
@@ -29,20 +30,22 @@ class StampDevices {
     Device& held = devices_.at(static_cast<size_t>(device));
     if (held.stamps == nullptr && held.reason.empty()) {
       held.stamps = GraphStamps::make(api_, image_, held.reason, ring_log2_);
+      // Pairs with the acquire load in find().
+      held.found.store(held.stamps.get(), std::memory_order_release);
     }
     reason = held.reason;
     return held.stamps.get();
   }
-  // nullptr where nothing was captured.
-  GraphStamps* find(int device) noexcept {
-    const std::lock_guard lock(mutex_);
-    return devices_[static_cast<size_t>(device)].stamps.get();
+  // Hot: nullptr where nothing was captured.
+  GraphStamps* find(int device) const noexcept {
+    return devices_[static_cast<size_t>(device)].found.load(std::memory_order_acquire);
   }
   const DriverApi& api() const noexcept { return api_; }
 
  private:
   struct Device {
     std::unique_ptr<GraphStamps> stamps;
+    std::atomic<GraphStamps*> found{nullptr};
     std::string reason;
   };
 

@@ -7,18 +7,19 @@
 
 namespace pertoken::cuda {
 
-StampReader::StampReader(std::shared_ptr<EventTimer> timer, StampDevices& devices, HostTicks ticks)
-    : timer_(std::move(timer)), devices_(devices), ticks_(ticks) {}
+StampReader::StampReader(std::shared_ptr<EventTimer> timer, std::shared_ptr<StampDevices> devices,
+                         HostTicks ticks)
+    : timer_(std::move(timer)), devices_(std::move(devices)), ticks_(ticks) {}
 
 StampReader::~StampReader() {
-  const RelaxedCapture relaxed(devices_.api());
+  const RelaxedCapture relaxed(devices_->api());
   for (int index = 0; index < kMaxDevices; ++index) {
     Device& device = held_[static_cast<size_t>(index)];
     if (device.clock == nullptr) continue;
-    devices_.find(index)->unsubscribe(&device.inbox);
+    devices_->find(index)->unsubscribe(&device.inbox);
     const TimedDevice* timed = timer_->device(index);
     if (timed == nullptr) continue;
-    const CurrentContext current(devices_.api(), timed->context);
+    const CurrentContext current(devices_->api(), timed->context);
     if (current.result() == CUDA_SUCCESS) device.clock->destroy();
   }
 }
@@ -26,7 +27,7 @@ StampReader::~StampReader() {
 void StampReader::start_device(int index, GraphStamps& stamps) {
   Device& device = held_[static_cast<size_t>(index)];
   if (device.clock != nullptr) return;
-  auto clock = std::make_unique<StampClock>(devices_.api(), ticks_);
+  auto clock = std::make_unique<StampClock>(devices_->api(), ticks_);
   stamps.subscribe(&device.inbox);
   device.clock = std::move(clock);
 }
@@ -35,7 +36,7 @@ CapturedCall StampReader::begin(int device, CUstream stream, CapturedCall outer)
   try {
     const std::lock_guard lock(mutex_);
     std::string reason;
-    GraphStamps* stamps = devices_.make(device, reason);
+    GraphStamps* stamps = devices_->make(device, reason);
     if (stamps == nullptr) {
       no_stamps_ = reason;
       return {};
@@ -49,9 +50,9 @@ CapturedCall StampReader::begin(int device, CUstream stream, CapturedCall outer)
     uint64_t number = 0;
     if (!calls.empty() && calls.front().stream != stream) {
       unsigned long long of_driver = 0;
-      if (devices_.api().cuStreamGetId(stream, &of_driver) == CUDA_SUCCESS) number = of_driver;
+      if (devices_->api().cuStreamGetId(stream, &of_driver) == CUDA_SUCCESS) number = of_driver;
     }
-    calls.push_back({start.ordinal, 0, parent, kNoSite, 0, stream, number, false});
+    calls.push_back({start.ordinal, 0, parent, kNoSite, 0, stream, number, false, false});
     return {start.graph, static_cast<uint32_t>(calls.size()) - 1};
   } catch (...) {
     return {};
@@ -62,7 +63,7 @@ bool StampReader::end(int device, CapturedCall call, CUstream stream,
                       const SpanLabels& labels) noexcept {
   try {
     const std::lock_guard lock(mutex_);
-    GraphStamps* stamps = devices_.find(device);
+    GraphStamps* stamps = devices_->find(device);
     Call& captured = graphs_.at({device, call.graph}).calls.at(call.call);
     StampId end;
     if (stamps == nullptr || captured.stream != stream) return false;
@@ -71,6 +72,7 @@ bool StampReader::end(int device, CapturedCall call, CUstream stream,
     captured.site = labels.site;
     captured.left_out = labels.left_out;
     captured.is_whole = labels.site != kNoSite;
+    captured.is_root = labels.is_step;
     return true;
   } catch (...) {
     return false;
@@ -80,14 +82,18 @@ bool StampReader::end(int device, CapturedCall call, CUstream stream,
 uint32_t StampReader::calls_of(int device, uint32_t graph) {
   const std::lock_guard lock(mutex_);
   const auto found = graphs_.find({device, graph});
-  return found == graphs_.end() ? 0 : static_cast<uint32_t>(found->second.calls.size());
+  if (found == graphs_.end()) return 0;
+  const auto& calls = found->second.calls;
+  const bool has_inner = std::any_of(
+      calls.begin(), calls.end(), [](const Call& call) { return call.is_whole && !call.is_root; });
+  return has_inner ? static_cast<uint32_t>(calls.size()) : 0;
 }
 
 void StampReader::read_ring() {
   for (auto replays = ring_.readable(); !replays.empty(); replays = ring_.readable()) {
     for (const StampedReplay& replay : replays) {
       Device& device = held_[static_cast<size_t>(replay.device)];
-      GraphStamps* stamps = devices_.find(replay.device);
+      GraphStamps* stamps = devices_->find(replay.device);
       const uint32_t count = stamps == nullptr ? 0 : stamps->stamps_of(replay.graph);
       if (count == 0 || device.awaited.size() >= kMaxAwaited) {
         overwritten_ += expected(replay);
@@ -220,11 +226,11 @@ bool StampReader::settle(Device& device, Awaited& awaited, TimedDevice& timed, d
   return true;
 }
 
-void StampReader::collect_device(int index, Device& device, GraphStamps& stamps,
-                                 double ns_per_tick, std::vector<DeviceSpan>& spans) {
+void StampReader::collect_device(int index, Device& device, GraphStamps& stamps, double ns_per_tick,
+                                 std::vector<DeviceSpan>& spans) {
   TimedDevice* timed = timer_->device(index);
   if (timed == nullptr) return;
-  const CurrentContext current(devices_.api(), timed->context);
+  const CurrentContext current(devices_->api(), timed->context);
   if (current.result() != CUDA_SUCCESS) timed->fail(current.result());
   stamps.read(device.inbox, stamps_);
   for (const StampInbox::Stamp& stamp : stamps_) {
@@ -244,12 +250,12 @@ void StampReader::collect_device(int index, Device& device, GraphStamps& stamps,
 void StampReader::collect(double ns_per_tick, std::vector<DeviceSpan>& spans) {
   const std::lock_guard lock(mutex_);
   if (graphs_.empty()) return;
-  const RelaxedCapture relaxed(devices_.api());
+  const RelaxedCapture relaxed(devices_->api());
   read_ring();
   for (int index = 0; index < kMaxDevices; ++index) {
     Device& device = held_[static_cast<size_t>(index)];
     if (device.clock == nullptr) continue;
-    collect_device(index, device, *devices_.find(index), ns_per_tick, spans);
+    collect_device(index, device, *devices_->find(index), ns_per_tick, spans);
   }
 }
 

@@ -39,8 +39,8 @@ struct StampedReplay {
 
 class StampReader final : public DeviceSource {
  public:
-  // The timer is that of the same recorder, and asked before this one; `devices` outlives both.
-  StampReader(std::shared_ptr<EventTimer> timer, StampDevices& devices,
+  // The timer is that of the same recorder, and asked before this one.
+  StampReader(std::shared_ptr<EventTimer> timer, std::shared_ptr<StampDevices> devices,
               HostTicks ticks = now_ticks);
   ~StampReader() override;
   StampReader(const StampReader&) = delete;
@@ -51,12 +51,18 @@ class StampReader final : public DeviceSource {
   CapturedCall begin(int device, CUstream stream, CapturedCall outer) noexcept;
   // False where the end cannot be stamped: the call has no times.
   bool end(int device, CapturedCall call, CUstream stream, const SpanLabels& labels) noexcept;
-  // How many calls of this recording are in a graph.
+  // How many calls of this recording are in a graph; 0 where there are none but those of roots.
   uint32_t calls_of(int device, uint32_t graph);
+  // Hot.
+  GraphStamps* stamps(int device) const noexcept { return devices_->find(device); }
 
   // Hot, under the GIL, behind the launch and before the end of the replay's own span.
   void await(const StampedReplay& replay) noexcept {
     if (!ring_.try_push(replay)) no_room_.fetch_add(replay.calls, std::memory_order_relaxed);
+  }
+  // A replay that was to be announced and could not be.
+  void count_refused(uint32_t calls) noexcept {
+    no_room_.fetch_add(calls, std::memory_order_relaxed);
   }
   // A replay of a graph in which nothing was stamped here.
   void count_bare_replay() noexcept { bare_replays_.fetch_add(1, std::memory_order_relaxed); }
@@ -80,6 +86,7 @@ class StampReader final : public DeviceSource {
     CUstream stream;         // of the capture
     uint64_t stream_number;  // 0 on the stream of the first call, whose work runs on the replay's
     bool is_whole;
+    bool is_root;
   };
   struct Graph {
     std::vector<Call> calls;
@@ -116,11 +123,11 @@ class StampReader final : public DeviceSource {
   uint64_t drop_awaited(Device& device);
 
   const std::shared_ptr<EventTimer> timer_;
-  StampDevices& devices_;
+  const std::shared_ptr<StampDevices> devices_;
   const HostTicks ticks_;
   // The GIL makes the model's threads one producer.
   SpscRing<StampedReplay> ring_{kRing};
-  std::atomic<uint64_t> no_room_{0};       // a statistic, as is the next
+  std::atomic<uint64_t> no_room_{0};  // a statistic, as is the next
   std::atomic<uint64_t> bare_replays_{0};
 
   std::mutex mutex_;  // of what follows; taken on the model's threads only while they capture

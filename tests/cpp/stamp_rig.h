@@ -27,15 +27,16 @@ struct CapturedGraph {
 struct StampRig : Rig {
   using When = std::map<std::tuple<uint32_t, uint32_t, uint32_t>, int64_t>;
 
-  StampDevices devices;
+  std::shared_ptr<StampDevices> devices;
   std::shared_ptr<EventTimer> shared_timer;
   std::unique_ptr<StampReader> reader;
   CUfunction work = nullptr;
-  When when;  // graph, replay, ordinal: on the virtual clock
+  When when;                 // graph, replay, ordinal: on the virtual clock
   bool was_awaited = false;  // the last replay
 
   explicit StampRig(uint32_t ring_log2 = GraphStamps::kRingLog2)
-      : devices(*fake.api(), kImage, ring_log2), shared_timer(std::move(timer)) {
+      : devices(std::make_shared<StampDevices>(*fake.api(), kImage, ring_log2)),
+        shared_timer(std::move(timer)) {
     add_stamp_kernel(fake, [this](const StampPlace& place, int64_t start_ns) {
       when[{place.graph, place.replay, place.ordinal}] = start_ns;
     });
@@ -51,7 +52,7 @@ struct StampRig : Rig {
   }
 
   EventLane& lane(size_t thread = 0) { return *shared_timer->lane(*buffers[thread], 0); }
-  GraphStamps& stamps() { return *devices.find(0); }
+  GraphStamps& stamps() { return *devices->find(0); }
   void run_work(CUstream stream) {
     fake.api()->cuLaunchKernel(work, 1, 1, 1, 32, 1, 1, 0, stream, nullptr, nullptr);
   }
@@ -77,7 +78,7 @@ struct StampRig : Rig {
     CapturedGraph made;
     fake.api()->cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_GLOBAL);
     body();
-    made.number = devices.find(0) == nullptr ? 0 : stamps().graph_of(stream);
+    made.number = devices->find(0) == nullptr ? 0 : stamps().graph_of(stream);
     fake.api()->cuStreamEndCapture(stream, &made.graph);
     if (made.graph != nullptr) {
       fake.api()->cuGraphInstantiateWithFlags(&made.exec, made.graph, 0);

@@ -1,7 +1,10 @@
 // Spans inside the replays of captured graphs, by stamps, on the fake driver.
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "check.h"
@@ -14,8 +17,7 @@ namespace {
 using namespace testing;
 
 bool is_near(uint64_t ticks, int64_t truth_ns, int64_t error_ns) {
-  return std::abs(boot_ns(ticks) - static_cast<double>(truth_ns)) <=
-         static_cast<double>(error_ns);
+  return std::abs(boot_ns(ticks) - static_cast<double>(truth_ns)) <= static_cast<double>(error_ns);
 }
 
 // Two layers in a root, each with one kernel.
@@ -24,8 +26,9 @@ CapturedGraph capture_model(StampRig& rig, CUstream stream) {
     rig.call(stream, {}, 10, [&](CapturedCall root) {
       rig.run_work(stream);
       for (uint32_t layer = 0; layer < 2; ++layer) {
-        rig.call(stream, root, 11 + layer, [&](CapturedCall) { rig.run_work(stream); },
-                 left_out(kDetailLayers));
+        rig.call(
+            stream, root, 11 + layer, [&](CapturedCall) { rig.run_work(stream); },
+            left_out(kDetailLayers));
       }
     });
   });
@@ -34,8 +37,8 @@ CapturedGraph capture_model(StampRig& rig, CUstream stream) {
 }  // namespace
 
 TEST(the_content_of_a_stamp_holds_its_place) {
-  for (const StampPlace place : {StampPlace{0, 0, 1}, StampPlace{4095, 65535, (1U << 20) - 1},
-                                 StampPlace{17, 300, 12345}}) {
+  for (const StampPlace place :
+       {StampPlace{0, 0, 1}, StampPlace{4095, 65535, (1U << 20) - 1}, StampPlace{17, 300, 12345}}) {
     const StampPlace read = stamp_place(stamp_content(place));
     CHECK_EQ(read.graph, place.graph);
     CHECK_EQ(read.ordinal, place.ordinal);
@@ -185,9 +188,37 @@ TEST(a_stamp_that_cannot_be_captured_leaves_the_capture_whole) {
   CHECK_EQ(rig.fake.misuses(), uint64_t{0});
 }
 
+TEST(replays_go_on_while_their_stamps_are_read) {
+  StampRig rig;
+  const CUstream stream = rig.stream();
+  rig.lane();
+  const CapturedGraph graph = capture_model(rig, stream);
+  constexpr size_t kReplays = 300;
+  std::atomic<bool> is_done{false};
+  std::thread model([&] {
+    rig.fake.set_current(0);
+    for (size_t i = 0; i < kReplays; ++i) {
+      rig.replay(graph, stream);
+      rig.fake.advance(200'000);
+    }
+    is_done.store(true);
+  });
+  while (!is_done.load()) {
+    rig.fake.advance(100'000);
+    rig.collect();
+  }
+  model.join();
+  rig.settle();
+  // A replay without a free event is counted, and not awaited.
+  const size_t timed = rig.of_site(kReplaySite).size();
+  CHECK(timed > 0);
+  CHECK_EQ(timed + rig.losses().no_event, kReplays);
+  CHECK_EQ(rig.of_site(12).size(), timed);
+}
+
 TEST(without_kernels_the_reason_is_told) {
   FakeDriver fake;
-  StampDevices devices(*fake.api(), {});
+  const auto devices = std::make_shared<StampDevices>(*fake.api(), std::span<const std::byte>());
   const auto timer = std::make_shared<EventTimer>(*fake.api(), &FakeDriver::ticks);
   StampReader reader(timer, devices, &FakeDriver::ticks);
   CHECK(!reader.begin(0, nullptr, {}));

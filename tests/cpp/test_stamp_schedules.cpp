@@ -79,7 +79,7 @@ struct Schedule {
     rig.fake.pause_faults(false);
     for (uint64_t i = 1 + pick(4); i > 0; --i) capture_call(held, {}, 0);
     rig.fake.pause_faults(true);
-    if (rig.devices.find(0) != nullptr) {
+    if (rig.devices->find(0) != nullptr) {
       held.graph.number = rig.stamps().graph_of(held.stream);
     }
     CHECK_EQ(rig.fake.api()->cuStreamEndCapture(held.stream, &held.graph.graph), CUDA_SUCCESS);
@@ -116,7 +116,8 @@ struct Schedule {
         rig.fake.fail("cuMemsetD32Async", CUDA_ERROR_OUT_OF_MEMORY, 1, static_cast<int>(pick(3)));
         break;
       case 2:
-        rig.fake.fail("cuStreamGetCaptureInfo_v2", CUDA_ERROR_INVALID_VALUE, 1 + static_cast<int>(pick(2)));
+        rig.fake.fail("cuStreamGetCaptureInfo_v2", CUDA_ERROR_INVALID_VALUE,
+                      1 + static_cast<int>(pick(2)));
         break;
       case 3:
         if (pick(4) == 0) rig.fake.fail("cuEventQuery", CUDA_ERROR_ILLEGAL_ADDRESS);
