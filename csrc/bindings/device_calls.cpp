@@ -27,6 +27,22 @@ bool current_stream(const DeviceCalls& calls, int device, cuda::CUstream& stream
   return is_known;
 }
 
+bool is_capturing(const cuda::TimedDevice& device, cuda::CUstream stream) noexcept {
+  const cuda::CurrentContext current(device.api, device.context);
+  cuda::CUstreamCaptureStatus status = cuda::CU_STREAM_CAPTURE_STATUS_NONE;
+  return current.result() == cuda::CUDA_SUCCESS &&
+         device.api.cuStreamIsCapturing(stream, &status) == cuda::CUDA_SUCCESS &&
+         status != cuda::CU_STREAM_CAPTURE_STATUS_NONE;
+}
+
+bool is_call_captured(DeviceCalls& calls, ThreadBuffer& buffer, int device) noexcept {
+  if (calls.open_captures == 0) return false;
+  cuda::EventLane* lane = calls.timer->lane(buffer, device);
+  cuda::CUstream stream = nullptr;
+  return lane != nullptr && current_stream(calls, device, stream) &&
+         is_capturing(lane->device(), stream);
+}
+
 void DeviceInterval::begin_captured(DeviceCalls& calls, cuda::CUstream stream) noexcept {
   const cuda::TimedDevice& device = lane_->device();
   const cuda::CurrentContext current(device.api, device.context);
@@ -166,7 +182,7 @@ PyObject* device_span_call(PyObject* self, PyObject* args, PyObject* kwargs) {
   ThreadBuffer* buffer = recorder.active() ? recorder.buffer() : nullptr;
   if (buffer == nullptr || calls == nullptr) return span_call(self, args, kwargs);
   if ((buffer->open_detail & call.base.left_out) != 0) {
-    if (calls->open_captures == 0) return span_call(self, args, kwargs);
+    if (!is_call_captured(*calls, *buffer, call.device)) return span_call(self, args, kwargs);
     return capture_call(call, args, kwargs, recorder, *buffer, *calls);
   }
   const Enclosing outer =

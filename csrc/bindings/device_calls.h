@@ -34,6 +34,12 @@ namespace bindings {
 // when it cannot be told.
 bool current_stream(const DeviceCalls& calls, int device, cuda::CUstream& stream) noexcept;
 
+// Whether what is enqueued there is captured into a graph instead; false where it cannot be told.
+bool is_capturing(const cuda::TimedDevice& device, cuda::CUstream stream) noexcept;
+// Whether a call now, on the current stream of the device, becomes a part of a graph. One load
+// where torch captures none.
+bool is_call_captured(DeviceCalls& calls, ThreadBuffer& buffer, int device) noexcept;
+
 // One call on one device, from its begin() to its end(): by events, or, where the stream is being
 // captured, by stamps.
 class DeviceInterval {

@@ -63,13 +63,9 @@ AnnouncedReplay announce(DeviceCalls& calls, Recorder& recorder, cuda::EventLane
     return replay;
   }
   const cuda::TimedDevice& device = lane.device();
+  if (is_capturing(device, replay.stream)) return replay;
   const cuda::CurrentContext current(device.api, device.context);
-  cuda::CUstreamCaptureStatus status = cuda::CU_STREAM_CAPTURE_STATUS_NONE;
-  if (current.result() != cuda::CUDA_SUCCESS ||
-      device.api.cuStreamIsCapturing(replay.stream, &status) != cuda::CUDA_SUCCESS ||
-      status != cuda::CU_STREAM_CAPTURE_STATUS_NONE) {
-    return replay;
-  }
+  if (current.result() != cuda::CUDA_SUCCESS) return replay;
   replay.number = replay.stamps->open_replay(handle.graph, replay.stream, replay.is_opened);
   if (replay.number == 0) calls.stamps->count_refused(handle.calls);
   return replay;
@@ -218,6 +214,11 @@ void begin_capture(Recorder& recorder) {
   if (DeviceCalls* calls = recorder.device_calls()) ++calls->open_captures;
 }
 
+// Their ends will not be told.
+void abandon_captures(Recorder& recorder) {
+  if (DeviceCalls* calls = recorder.device_calls()) calls->open_captures = 0;
+}
+
 // The capture on the current stream of one of the model's devices is about to end.
 uint64_t end_capture(Recorder& recorder) {
   DeviceCalls* calls = recorder.device_calls();
@@ -237,7 +238,9 @@ uint64_t end_capture(Recorder& recorder) {
 }  // namespace
 
 void bind_graphs(pybind11::class_<Recorder, std::shared_ptr<Recorder>>& recorder_class) {
-  recorder_class.def("begin_capture", &begin_capture).def("end_capture", &end_capture);
+  recorder_class.def("begin_capture", &begin_capture)
+      .def("end_capture", &end_capture)
+      .def("abandon_captures", &abandon_captures);
 }
 
 bool add_graph_replay_call_type(PyObject* module) {

@@ -11,7 +11,7 @@
 
 namespace pertoken::bindings {
 
-// Recorder.begin_capture() and end_capture().
+// Recorder.begin_capture(), end_capture() and abandon_captures().
 void bind_graphs(pybind11::class_<Recorder, std::shared_ptr<Recorder>>& recorder_class);
 
 // GraphReplayCall(inner, recorder, site, graphs): `graphs` is a dict from the id() of a CUDAGraph

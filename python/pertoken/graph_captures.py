@@ -57,6 +57,8 @@ class GraphCaptures:
         """Takes the wrappers out again."""
         for cls, name, wrapper in reversed(self._installed):
             patch.take_out(cls, name, wrapper())
+        if self._installed:
+            self._recorder.abandon_captures()
         self._installed.clear()
 
 
