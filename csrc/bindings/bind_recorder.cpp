@@ -16,6 +16,7 @@
 #include "bindings/scope.h"
 #include "bindings/snapshot_columns.h"
 #include "bindings/span_call.h"
+#include "bindings/stats_devices.h"
 #include "bindings/without_gil.h"
 #include "core/recorder.h"
 #include "core/string_table.h"
@@ -110,6 +111,7 @@ void bind_recorder(py::module_& m) {
       "replace_driver",
       [](const std::optional<py::capsule>& table) {
         cuda::replace_driver(table ? table->get_pointer<const cuda::DriverApi>() : nullptr);
+        forget_stats_devices();
       },
       py::arg("table"));
   bind_sampling(m, recorder_class);

@@ -15,7 +15,32 @@ void Recorder::set_device_source(std::shared_ptr<DeviceSource> source) {
 }
 
 bool Recorder::devices_are_pending_locked() {
-  return devices_ != nullptr && devices_->is_pending();
+  return (devices_ != nullptr && devices_->is_pending()) ||
+         (device_observations_ != nullptr && device_observations_->is_pending());
+}
+
+void Recorder::give_up_devices_locked() noexcept {
+  if (devices_ != nullptr) devices_->give_up();
+  if (device_observations_ != nullptr) device_observations_->give_up();
+  try {
+    drain_locked();
+  } catch (...) {
+    ++collector_faults_;
+  }
+}
+
+// Drains, and once nothing more is recorded waits for the thread that waits for the devices.
+void Recorder::settle_locked(std::unique_lock<std::mutex>& lock) {
+  drain_locked();
+  const auto is_waiting = [&] {
+    return stopping_ && !leaving_ && !in_forked_child_ && devices_are_pending_locked();
+  };
+  for (int rounds = 0; is_waiting(); ++rounds) {
+    // What was recorded when that thread had ended, nobody else gives up.
+    if (rounds == kRoundsForDevices) return give_up_devices_locked();
+    wake_.wait_for(lock, kShortestWait);
+    drain_locked();
+  }
 }
 
 // After the rings, so that a step is known before its time on the device. A forked child has no

@@ -196,7 +196,7 @@ class Recording:
                     self.device_timing.device_of,
                     full_only,
                 )
-                self.observing.start()
+                self.observing.start(root)
                 if self._dumps is not None:
                     self._dumps.start(self)
             except BaseException:
