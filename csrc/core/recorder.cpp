@@ -148,8 +148,8 @@ size_t Recorder::drain_locked() {
       ++i;
       continue;
     }
-    if (devices_ != nullptr && buffer.device_thread != nullptr) {
-      devices_->release(*buffer.device_thread);
+    if (buffer.device_thread != nullptr) {
+      for (const auto& source : device_sources_) source->release(*buffer.device_thread);
     }
     dropped_by_gone_threads_ += buffer.dropped.load(std::memory_order_relaxed);
     store_.close_track(buffer.track);
@@ -371,7 +371,7 @@ RecorderLosses Recorder::losses_locked() {
   losses.steps_evicted = store_.steps_evicted();
   losses.observations_dropped = observations_.dropped();
   losses.observations_evicted = store_.observations_evicted();
-  if (devices_ != nullptr) losses.devices = devices_->losses();
+  for (const auto& source : device_sources_) losses.devices.add(source->losses());
   if (device_observations_ != nullptr) {
     losses.device_observations = device_observations_->losses();
   }

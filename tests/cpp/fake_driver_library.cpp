@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "emulated_kernels.h"
+#include "emulated_stamp.h"
 #include "fake_driver.h"
 
 namespace {
@@ -40,6 +41,7 @@ EXPORTED const void* fake_start(int devices) {
     const auto now = std::chrono::steady_clock::now().time_since_epoch();
     return static_cast<int64_t>(std::chrono::nanoseconds(now).count());
   });
+  pertoken::testing::add_stamp_kernel(*driver);
   runs = true;
   device = std::thread([] {
     while (runs) {
@@ -67,9 +69,15 @@ EXPORTED void fake_begin_capture(void* stream) {
   driver->api()->cuStreamBeginCapture_v2(stream_of(stream),
                                          pertoken::cuda::CU_STREAM_CAPTURE_MODE_GLOBAL);
 }
-EXPORTED void fake_end_capture(void* stream) {
+EXPORTED void* fake_end_capture(void* stream) {
   pertoken::cuda::CUgraph graph = nullptr;
+  pertoken::cuda::CUgraphExec exec = nullptr;
   driver->api()->cuStreamEndCapture(stream_of(stream), &graph);
+  driver->api()->cuGraphInstantiateWithFlags(&exec, graph, 0);
+  return exec;
+}
+EXPORTED void fake_replay(void* exec, void* stream) {
+  driver->api()->cuGraphLaunch(static_cast<pertoken::cuda::CUgraphExec>(exec), stream_of(stream));
 }
 EXPORTED void fake_hold(void* stream, int ordinal) { driver->hold(stream_of(stream), ordinal); }
 EXPORTED void fake_release(void* stream, int ordinal) {

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from pertoken import _native, device_timing, observing
+from pertoken import _native, device_timing, graph_captures, observing
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [
@@ -30,6 +30,7 @@ SOURCES = [
     ),
     ROOT / "csrc" / "cuda" / "stats_plan.cpp",
 ]
+_HEADERS = ("driver_api.h", "device_ops.h", "stamp_record.h", "tagged_words.h")
 
 
 class FakeGpu:
@@ -38,6 +39,7 @@ class FakeGpu:
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
         self.streams: dict[int, int] = {}  # the current one of each device
+        self.new_graph: type[FakeGraph] = FakeGraph
 
     def current_stream(self, device: int) -> int:
         return self.streams.get(device, 0)
@@ -48,6 +50,24 @@ class FakeGpu:
         self.library.fake_spin(stream, ctypes.c_longlong(duration_ns), device)
 
 
+class FakeGraph:
+    """As `torch.cuda.CUDAGraph`, on the current stream of device 0."""
+
+    gpu: FakeGpu
+
+    def capture_begin(self) -> None:
+        stream = self.gpu.streams[0] = self.gpu.library.fake_new_stream(0)
+        self.gpu.library.fake_begin_capture(ctypes.c_void_p(stream))
+
+    def capture_end(self) -> None:
+        stream = ctypes.c_void_p(self.gpu.streams.pop(0))
+        self.exec = ctypes.c_void_p(self.gpu.library.fake_end_capture(stream))
+
+    def replay(self) -> None:
+        """Replays it."""
+        self.gpu.library.fake_replay(self.exec, ctypes.c_void_p(self.gpu.current_stream(0)))
+
+
 def _library() -> ctypes.CDLL:
     compiler = shutil.which("c++")
     if compiler is None:
@@ -55,7 +75,7 @@ def _library() -> ctypes.CDLL:
     headers = [
         *sorted((ROOT / "tests/cpp").glob("*.h")),
         *sorted((ROOT / "csrc/cuda").glob("stats_*.h")),
-        *(ROOT / "csrc/cuda" / name for name in ("driver_api.h", "device_ops.h", "tagged_words.h")),
+        *(ROOT / "csrc/cuda" / name for name in _HEADERS),
         *(ROOT / "csrc/core" / name for name in ("float_bits.h", "tensor_view.h")),
     ]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in (*SOURCES, *headers)))
@@ -71,6 +91,7 @@ def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     library.fake_start.restype = ctypes.c_void_p
     library.fake_new_stream.restype = ctypes.c_void_p
+    library.fake_end_capture.restype = ctypes.c_void_p
     library.fake_live_events.restype = ctypes.c_ulonglong
     library.fake_misuses.restype = ctypes.c_ulonglong
     return library
@@ -90,6 +111,9 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch, devices: int = 1) -> Iterator[Fake
         monkeypatch.setattr(module, "current_stream_function", lambda: gpu.current_stream)
     for name, value in _TENSOR_ON_GPU.items():
         monkeypatch.setattr(torch.Tensor, name, value)
+    graph_class = type("CUDAGraph", (FakeGraph,), {"gpu": gpu, **_own(FakeGraph)})
+    monkeypatch.setattr(graph_captures, "graph_class", lambda: graph_class)
+    gpu.new_graph = graph_class
     try:
         yield gpu
     finally:
@@ -109,6 +133,10 @@ def on_gpu(tensor: torch.Tensor, device: int = 0) -> torch.Tensor:
     """The same tensor, which counts as lying on a device."""
     tensor.gpu = device  # type: ignore[attr-defined]
     return tensor
+
+
+def _own(cls: type) -> dict[str, object]:
+    return {name: value for name, value in cls.__dict__.items() if callable(value)}
 
 
 def put_on(module: torch.nn.Module, device: int) -> None:
