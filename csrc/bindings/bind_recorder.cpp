@@ -149,10 +149,9 @@ void bind_recorder(py::module_& m) {
   m.attr("MAX_RECORDERS") = kMaxRecorders;
   if (!add_request_number_types(m.ptr()) || !add_scope_types(m.ptr()) ||
       !add_span_call_type(m.ptr()) || !add_device_span_call_type(m.ptr()) ||
-      !add_graph_replay_call_type(m.ptr()) ||
-      !add_root_call_type(m.ptr()) || !add_generation_types(m.ptr()) ||
-      !add_method_call_type(m.ptr()) || !add_root_search_types(m.ptr()) ||
-      !add_weak_method_type(m.ptr())) {
+      !add_graph_replay_call_type(m.ptr()) || !add_root_call_type(m.ptr()) ||
+      !add_generation_types(m.ptr()) || !add_method_call_type(m.ptr()) ||
+      !add_root_search_types(m.ptr()) || !add_weak_method_type(m.ptr())) {
     throw py::error_already_set();
   }
 }
