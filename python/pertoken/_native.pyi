@@ -246,10 +246,12 @@ class Observer:
         *,
         recorder: Recorder,
         read_elsewhere: object,
+        current_stream: Callable[[int], int] | None,
         skip: object,
         choose: object,
         by_row: bool,
     ) -> None: ...
+    def prepare(self, device: int) -> None: ...
     def observe(self, site: int, value: object) -> None: ...
 
 @disjoint_base

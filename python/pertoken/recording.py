@@ -201,7 +201,7 @@ class Recording:
                 )
                 if self.device_timing.devices:
                     self.graph_captures.install()
-                self.observing.start()
+                self.observing.start(root)
                 if self._dumps is not None:
                     self._dumps.start(self)
             except BaseException:
