@@ -217,18 +217,19 @@ class Recorder {
   void evict_locked();
 
   const RecorderOptions options_;
-  const uint64_t uid_;
-  std::shared_ptr<DeviceCalls> device_calls_;
-  std::shared_ptr<LogitReader> logit_reader_;
-  std::atomic<uint64_t> run_uid_{0};
+  // What every call reads, on one cache line.
+  alignas(kCacheLineBytes) const uint64_t uid_;
   std::atomic<int> slot_{0};
   std::atomic<bool> active_{false};
+  std::shared_ptr<DeviceCalls> device_calls_;
+  std::shared_ptr<LogitReader> logit_reader_;
+  std::unique_ptr<Sampler> sampler_;
   std::atomic<uint32_t> next_step_{0};
+  std::atomic<uint64_t> run_uid_{0};
   std::atomic<uint64_t> faults_{0};      // a statistic
   std::atomic<uint64_t> unattached_{0};  // records of threads without a buffer; a statistic
   ObservationRate observation_rate_;
   ObservationIntake observations_;
-  std::unique_ptr<Sampler> sampler_;
   bool in_forked_child_ = false;  // written by the child's only thread
 
   std::mutex mutex_;  // guards everything below; never taken on the hot path
