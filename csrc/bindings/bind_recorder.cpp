@@ -10,6 +10,7 @@
 #include "bindings/bind_totals.h"
 #include "bindings/bind_triggers.h"
 #include "bindings/cache_length.h"
+#include "bindings/compiled_layers.h"
 #include "bindings/device_calls.h"
 #include "bindings/module.h"
 #include "bindings/request_numbers.h"
@@ -116,6 +117,7 @@ void bind_recorder(py::module_& m) {
   bind_totals(m, recorder_class);
   bind_spool(m, recorder_class);
   bind_triggers(recorder_class);
+  bind_compiled_layers(m);
   m.def(
       "intern_module",
       [](const std::string& name) { return intern_site(SiteCategory::kModule, name); },
