@@ -226,17 +226,17 @@ class _Compiler:
         from torch._dynamo.variables import TupleVariable, UserFunctionVariable
         from torch._dynamo.variables.builder import SourcelessBuilder
 
+        function: Any = UserFunctionVariable
+
         try:
-            hidden = UserFunctionVariable(trace_first_tensor).call_function(
-                tx, [TupleVariable(values)], {}
-            )
+            hidden = function(trace_first_tensor).call_function(tx, [TupleVariable(values)], {})
             if not hasattr(hidden, "proxy"):
                 return None
             overload = "fence" if _may_be_fenced(hidden.proxy.node) else "default"
             order_name = _order_name(_value(variable.value, known.path))
             constants = (operator, overload, order_name, known.path, known.kind)
             given = [SourcelessBuilder.create(tx, constant) for constant in constants]
-            UserFunctionVariable(trace_call).call_function(tx, [*given, variable, hidden], {})
+            function(trace_call).call_function(tx, [*given, variable, hidden], {})
             return next(reversed(tx.output.graph.nodes))
         except TorchDynamoException as error:
             if not isinstance(error, Unsupported):
@@ -324,7 +324,8 @@ def _define_operators() -> Any:
     """The operators, for as long as the process lives: what was compiled may call them."""
     import torch
 
-    library = torch.library.Library("pertoken", "DEF")
+    make_library: Any = torch.library.Library
+    library = make_library("pertoken", "DEF")
     for operator in _OPERATORS:
         on_host = getattr(_native, operator)
         for overload, schema in _OVERLOADS.items():

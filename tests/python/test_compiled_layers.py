@@ -1,5 +1,7 @@
-"""Spans of modules that the compiler inlines: where they stand, whose they are, what they cost the
-compiler, and that nothing but their operators is left in what was compiled.
+"""Spans of modules that the compiler inlines.
+
+Where they stand, whose they are, what they cost the compiler, and that nothing but their operators
+is left in what was compiled.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from transformers import CompileConfig
 import invariants
 import models
 import pertoken
+from compiled_modules import Failing, Odd, Tower
 from compiler import compilations, forget_compiled, fresh_compiler
 from odd_modules import Raising, Stack, numbers, seeded
 from pertoken import Profile, compiled_layers
@@ -64,17 +67,6 @@ def parents(profile: Profile) -> dict[str, str]:
 
 def reasons(recording: pertoken.Recording) -> str:
     return " ".join(recording.result().losses["reasons"])
-
-
-class Tower(Stack):
-    """A stack that makes its first hidden state itself."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Linear(4, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(self.embed(x))
 
 
 def generated_order(code: str) -> list[str]:
@@ -285,32 +277,6 @@ def test_a_graph_inside_the_graph_stays_as_it_is(make: Callable[[], Any]) -> Non
     assert "a graph inside the compiled one" in reasons(recording)
 
 
-class Odd(nn.Module):
-    """Parts without a parameter, without a tensor in what they give, and with one deep inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.plain = nn.ReLU()
-        self.length = Length()
-        self.deep = Deep()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.deep(self.plain(x))["found"][1] * self.length(x)
-
-
-class Length(nn.Linear):
-    def __init__(self) -> None:
-        super().__init__(4, 4)
-
-    def forward(self, x: Tensor) -> int:
-        return x.dim()
-
-
-class Deep(Length):
-    def forward(self, x: Tensor) -> dict[str, Any]:
-        return {"nothing": None, "found": (1, nn.Linear.forward(self, x))}
-
-
 def test_modules_that_cannot_be_told() -> None:
     model = seeded(Odd)
     with record(model, modules="all") as recording:
@@ -319,26 +285,6 @@ def test_modules_that_cannot_be_told() -> None:
     assert sites(recording) == ["deep", "Odd"]
     assert recording.result().losses["inlined_modules"] == ["plain", "length"]
     assert "no parameter of their own: plain." in reasons(recording)
-
-
-class Failing(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList([Failable(), Failable()])
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = layer(x)
-        return x
-
-
-class Failable(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attn = nn.Linear(4, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.pertoken_test.fail_on_nan(self.attn(x))
 
 
 @pytest.fixture
