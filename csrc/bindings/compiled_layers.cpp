@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <new>
+#include <ranges>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -176,9 +177,7 @@ PyObject* leave_layer(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   const std::vector<LayerSite>* found = sites_of(args, count);
   if (found != nullptr && tls_open != nullptr) {
     tls_open->last_ticks = end_ticks;
-    for (auto here = found->rbegin(); here != found->rend(); ++here) {
-      leave(*tls_open, *here, end_ticks);
-    }
+    for (const LayerSite& here : std::views::reverse(*found)) leave(*tls_open, here, end_ticks);
   } else if (PyErr_Occurred() != nullptr && !swallow_fault(self)) {
     return nullptr;
   }
