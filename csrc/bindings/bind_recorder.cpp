@@ -10,6 +10,7 @@
 #include "bindings/bind_totals.h"
 #include "bindings/bind_triggers.h"
 #include "bindings/cache_length.h"
+#include "bindings/compiled_layers.h"
 #include "bindings/device_calls.h"
 #include "bindings/graph_replay.h"
 #include "bindings/logit_reader.h"
@@ -123,6 +124,7 @@ void bind_recorder(py::module_& m) {
   bind_spool(m, recorder_class);
   bind_triggers(recorder_class);
   bind_graphs(recorder_class);
+  bind_compiled_layers(m);
   m.def(
       "intern_module",
       [](const std::string& name) { return intern_site(SiteCategory::kModule, name); },

@@ -42,10 +42,12 @@ def describe_losses(
     reasons = []
     if not recording.enabled:
         reasons.append("PERTOKEN=0 in the environment: nothing was recorded.")
-    if inlined:
+    if compiled_steps:
         reasons.append(
             f"{compiled_steps} of {len(raw['steps']['step'])} steps ran what the compiler made."
         )
+    if recording.instrumentation.compiled_layers is not None:
+        reasons += recording.instrumentation.compiled_layers.reasons(inlined)
     if overwritten:
         reasons.append(
             "Something else replaced the wrapper of these modules, so they were not recorded "
