@@ -1,6 +1,7 @@
 // The sampler on invented steps: nothing here reads a clock. The budget is held from a cold start
 // and when the load changes, the probabilities move as they are said to, and sums weighted by their
 // inverse are those of all steps, also where the work is made to fool a sampler.
+#include <array>
 #include <cmath>
 #include <functional>
 #include <random>
@@ -21,37 +22,79 @@ struct Cost {
   double skip_ns = 10;
   double drain_round_ns = 5'000;  // of the drain thread, each 20 ms
   double drain_record_ns = 50;
+  double drain_observed_ns = 0;  // of an observed step
 };
+
+constexpr auto kSpans = SampleDetail::kSpans;
+constexpr auto kObservations = SampleDetail::kObservations;
+constexpr auto kSpansAt = static_cast<size_t>(kSpans);
+constexpr auto kObservationsAt = static_cast<size_t>(kObservations);
+
+// `observe_ns`: what observing a step is thought to take; negative: nothing is observed.
+SamplerOptions options(double budget, std::vector<SampleLevel> levels, const Cost& cost,
+                       uint64_t seed, double observe_ns = -1, double most_observed = 1) {
+  SamplerOptions options{.budget = budget,
+                         .costs = {cost.step_ns, cost.span_ns, cost.skip_ns, cost.drain_record_ns},
+                         .details = {},
+                         .seed = seed};
+  options.details[kSpansAt].levels = std::move(levels);
+  if (observe_ns >= 0) {
+    options.details[kObservationsAt] = {{{kDetailActivations, 0, observe_ns}}, most_observed};
+  }
+  return options;
+}
 
 // A thread that runs steps, and the drain thread beside it.
 class World {
  public:
   World(double budget, std::vector<SampleLevel> levels, Cost cost = {}, uint64_t seed = 1)
-      : levels_(levels),
-        cost_(cost),
-        sampler_({.budget = budget,
-                  .costs = {cost.step_ns, cost.span_ns, cost.skip_ns, cost.drain_record_ns},
-                  .levels = std::move(levels),
-                  .seed = seed}) {
+      : World(options(budget, std::move(levels), cost, seed), cost) {}
+  World(const SamplerOptions& given, Cost cost)
+      : levels_(given.details[kSpansAt].levels), cost_(cost), sampler_(given) {
     sampler_.control(now_ns_, 0);
   }
 
   // What detail really adds, times the model's idea of it.
   double true_ratio = 1;
   std::function<double()> noise_ns = [] { return 0.0; };
+  // What observing a step takes, and what it does to it besides.
+  std::function<double()> observe_ns = [] { return 0.0; };
+  double observe_besides = 0;  // of that
+  SampleChoice observed;       // of the last step
 
   SampleChoice step(StepKind kind, double work_ns, bool is_favoured = false, double idle_ns = 0) {
-    const SampleChoice choice = sampler_.decide(state_, kind, is_favoured);
+    observed = {};
+    double timed_ns = 0;
+    if (sampler_.samples(kObservations)) {
+      observed = sampler_.decide(state_, kObservations, kind, is_favoured);
+      timed_ns = observed.level < 0 ? 0 : observe_ns();
+    }
+    const SampleChoice choice = sampler_.decide(state_, kSpans, kind, is_favoured);
     const double calls = choice.level < 0 ? 0 : levels_[static_cast<size_t>(choice.level)].calls;
     const double detail_ns = calls * (cost_.span_ns - cost_.skip_ns) * true_ratio;
-    const double plain_ns = cost_.step_ns + levels_.back().calls * cost_.skip_ns;
+    const double besides_ns = observe_besides * timed_ns;
+    const double plain_ns =
+        cost_.step_ns + (levels_.empty() ? 0 : levels_.back().calls * cost_.skip_ns);
     // The wrappers' own time is within the step, as far as the root's clock goes.
-    const double dur_ns = std::max(1.0, work_ns + detail_ns + noise_ns());
-    sampler_.settle(state_, kind, choice.level, static_cast<uint64_t>(dur_ns));
-    sampler_.see(pairs_,
-                 {kind, choice.level, dur_ns, static_cast<uint64_t>(calls), choice.probability});
-    drain_ns_ += (calls + 4) * cost_.drain_record_ns;
-    spent_ns += plain_ns + detail_ns + (calls + 4) * cost_.drain_record_ns;
+    const double dur_ns = std::max(1.0, work_ns + detail_ns + besides_ns + noise_ns());
+    sampler_.charge(state_, kSpans, kind, choice.level, 0);
+    sampler_.pay_in(state_, kind, static_cast<uint64_t>(dur_ns));
+    sampler_.charge(state_, kObservations, kind, observed.level, static_cast<uint64_t>(timed_ns));
+    SeenStep seen{kind, dur_ns + timed_ns, static_cast<uint64_t>(calls)};
+    seen.details[kSpansAt] = {choice.level, choice.probability, choice.weight, 0};
+    seen.details[kObservationsAt] = {observed.level, observed.probability, observed.weight,
+                                     timed_ns};
+    sampler_.see(pairs_, seen);
+    double drained_ns = (calls + 4) * cost_.drain_record_ns;
+    if (observed.level >= 0) {
+      drained_ns += cost_.drain_observed_ns;
+      std::array<uint64_t, kStepKinds> observations{};
+      observations[static_cast<size_t>(kind)] = 1;
+      sampler_.see_drained(observations, cost_.drain_observed_ns);
+    }
+    drain_ns_ += drained_ns;
+    observe_spent_ns += timed_ns + besides_ns;
+    spent_ns += plain_ns + detail_ns + timed_ns + besides_ns + drained_ns;
     work_done_ns += work_ns;
     now_ns_ += dur_ns + idle_ns;
     while (now_ns_ - drained_at_ns_ >= 20 * kMillisecond) {
@@ -70,16 +113,21 @@ class World {
     return spent_ns / work_done_ns;
   }
 
-  double rate(StepKind kind, size_t level = 0) const {
-    return sampler_.report().strata[static_cast<size_t>(kind)].rates[level];
-  }
+  double rate(StepKind kind, size_t level = 0) const { return spans(kind).rates[level]; }
+  DetailReport spans(StepKind kind) const { return detail(kind, kSpansAt); }
+  DetailReport observations(StepKind kind) const { return detail(kind, kObservationsAt); }
   Sampler& sampler() { return sampler_; }
   double now_ns() const { return now_ns_; }
 
   double spent_ns = 0;
+  double observe_spent_ns = 0;
   double work_done_ns = 0;
 
  private:
+  DetailReport detail(StepKind kind, size_t detail) const {
+    return sampler_.report().strata[static_cast<size_t>(kind)].details[detail];
+  }
+
   std::vector<SampleLevel> levels_;
   Cost cost_;
   Sampler sampler_;
@@ -178,7 +226,7 @@ TEST(detail_that_costs_more_than_the_model_says_is_found_out) {
   const auto work = [] { return 2 * kMillisecond; };
   world.share(8000, StepKind::kDecode, work);
   CHECK(world.share(4000, StepKind::kDecode, work) <= 0.0115);
-  const StratumReport row = world.sampler().report().strata[1];
+  const DetailReport row = world.spans(StepKind::kDecode);
   CHECK(row.is_measured);
   const double each_ns = row.measured_ns / static_cast<double>(row.detailed[0]);
   CHECK(std::abs(each_ns - 36'000) < 6'000);
@@ -190,7 +238,7 @@ TEST(the_measured_cost_is_unbiased_where_slow_steps_buy_the_next_ones_detail) {
   std::mt19937_64 random(9);
   // Some steps take five times as long: after them the allowance is fuller.
   world.share(40'000, StepKind::kDecode, [&] { return random() % 4 == 0 ? 5e6 : 1e6; });
-  const StratumReport row = world.sampler().report().strata[1];
+  const DetailReport row = world.spans(StepKind::kDecode);
   CHECK(row.is_measured);
   CHECK(row.low_ns < row.detail_ns + 1 && row.high_ns > row.detail_ns - 1);
 }
@@ -201,7 +249,7 @@ TEST(noise_alone_does_not_move_the_model_of_costs) {
   std::normal_distribution<double> normal(0, 200'000);
   world.noise_ns = [&] { return normal(random); };
   world.share(10000, StepKind::kDecode, [] { return 2 * kMillisecond; });
-  const StratumReport row = world.sampler().report().strata[1];
+  const DetailReport row = world.spans(StepKind::kDecode);
   const double each_ns = row.detail_ns / static_cast<double>(row.detailed[0]);
   CHECK(each_ns > 5'000 && each_ns < 40'000);  // 9,000 is right, of which nothing can be seen
 }
@@ -357,13 +405,132 @@ TEST(the_same_seed_decides_the_same) {
 }
 
 TEST(levels_are_told_by_their_detail) {
-  const Sampler sampler({.budget = 0.01,
-                         .costs = {},
-                         .levels = {{kDetailLayers, 10, 0}, {kDetailLayers | kDetailAll, 50, 0}},
-                         .seed = 0});
-  CHECK_EQ(sampler.top_level(), 1);
-  CHECK_EQ(sampler.detail(-1), 0u);
-  CHECK_EQ(sampler.detail(0), kDetailLayers);
+  const Sampler sampler(
+      options(0.01, {{kDetailLayers, 10, 0}, {kDetailLayers | kDetailAll, 50, 0}}, {}, 0));
+  CHECK_EQ(sampler.top_level(kSpans), 1);
+  CHECK_EQ(sampler.bits(kSpans, -1), 0u);
+  CHECK_EQ(sampler.bits(kSpans, 0), kDetailLayers);
+  CHECK(!sampler.samples(kObservations));
+}
+
+World observing(double budget, double prior_ns, uint64_t seed = 1, double most = 1) {
+  const Cost cost{.drain_observed_ns = 20'000};
+  return World(options(budget, layers(17), cost, seed, prior_ns, most), cost);
+}
+
+TEST(one_budget_is_held_for_spans_and_observations) {
+  for (const double budget : {0.01, 0.05}) {
+    for (uint64_t seed = 1; seed <= 8; ++seed) {
+      // What observing takes is known about, or not at all.
+      World world = observing(budget, seed % 2 == 0 ? 80'000 : 5'000, seed);
+      world.observe_ns = lognormal(60'000, 0.3, seed);
+      const auto usual = lognormal(1.1 * kMillisecond, 0.1, seed);
+      CHECK(world.share(200, StepKind::kDecode, usual) <= budget);
+      CHECK(world.share(2000, StepKind::kDecode, usual) <= budget);
+      CHECK(world.share(1000, StepKind::kDecode, lognormal(11e6, 0.1, seed)) <= budget);
+      CHECK(world.share(1000, StepKind::kDecode, usual) <= budget);
+    }
+  }
+}
+
+TEST(each_detail_gets_its_part_of_the_budget_and_what_the_other_cannot_use) {
+  World world = observing(0.01, 80'000);
+  world.observe_ns = [] { return 60'000.0; };
+  const auto work = [] { return 1.1 * kMillisecond; };
+  world.share(2000, StepKind::kDecode, work);
+  world.observe_spent_ns = 0;
+  const double share = world.share(5000, StepKind::kDecode, work);
+  CHECK(share <= 0.01 && share > 0.006);
+  // 17 spans cost 2.4 us a step, observing 80 us: the one can be had nearly always.
+  CHECK_EQ(world.rate(StepKind::kDecode), Sampler::kMostProbability);
+  CHECK(world.observations(StepKind::kDecode).rates[0] > 0.03);
+  CHECK(world.observe_spent_ns > 0.3 * world.spent_ns);
+  // Where nothing is observed, all of it is there for the spans.
+  World alone(options(0.002, layers(100), {}, 1, 0), {});
+  World without(0.002, layers(100));
+  const double used = alone.share(5000, StepKind::kDecode, work);
+  CHECK(std::abs(used - without.share(5000, StepKind::kDecode, work)) < 0.0002);
+}
+
+TEST(what_observing_costs_is_taken_from_the_steps_and_corrected_by_pairs) {
+  World world = observing(0.05, 1'000);
+  std::mt19937_64 random(5);
+  std::normal_distribution<double> normal(0, 8'000);
+  world.noise_ns = [&] { return random() % 100 == 0 ? 5e6 : normal(random); };
+  world.observe_ns = [] { return 40'000.0; };
+  world.observe_besides = 2;  // as much again, twice, in the calls that follow
+  const auto work = [] { return 2 * kMillisecond; };
+  world.share(8000, StepKind::kDecode, work);
+  CHECK(world.share(4000, StepKind::kDecode, work) <= 0.055);
+  const DetailReport row = world.observations(StepKind::kDecode);
+  CHECK(row.is_measured);
+  const double each_ns = row.measured_ns / static_cast<double>(row.detailed[0]);
+  CHECK(std::abs(each_ns - 140'000) < 20'000);  // with the drain thread's
+  CHECK(row.low_ns <= row.measured_ns && row.measured_ns <= row.high_ns);
+}
+
+TEST(an_observation_that_costs_far_more_than_was_known_is_paid_back) {
+  World world = observing(0.01, 1'000);
+  world.observe_ns = [] { return 5 * kMillisecond; };
+  CHECK(world.share(20'000, StepKind::kDecode, [] { return kMillisecond; }) <= 0.0105);
+  CHECK(world.observations(StepKind::kDecode).detailed[0] > 10);
+}
+
+TEST(no_more_steps_are_observed_than_one_in_so_many) {
+  World world = observing(1, 1'000, 1, 1.0 / 16);
+  int seen = 0;
+  for (int i = 0; i < 16'000; ++i) {
+    world.step(StepKind::kDecode, kMillisecond);
+    seen += world.observed.level >= 0;
+  }
+  CHECK(seen > 800 && seen < 1200);
+  const DetailReport row = world.observations(StepKind::kDecode);
+  CHECK_EQ(row.rates[0], 1.0 / 16);
+}
+
+TEST(weighted_sums_of_both_details_are_unbiased_and_so_are_those_of_steps_that_have_both) {
+  constexpr int kSeeds = 200;
+  std::array<double, 3> sum{};
+  std::array<double, 3> squares{};
+  for (uint64_t seed = 0; seed < kSeeds; ++seed) {
+    World world = observing(0.02, 40'000, 104'729 * seed);
+    // Slow steps cost more to observe, come in bursts, and have another value.
+    double work_ns = 0;
+    world.observe_ns = [&] { return 0.05 * work_ns; };
+    std::array<double, 3> estimate{};
+    double truth = 0;
+    for (int i = 0; i < 3000; ++i) {
+      const bool is_slow = i / 40 % 5 == 0 || i % 8 == 0;
+      work_ns = is_slow ? 3 * kMillisecond : 0.5 * kMillisecond;
+      const double value = is_slow ? 4 : 1;
+      const SampleChoice spans = world.step(StepKind::kDecode, work_ns);
+      truth += value;
+      estimate[0] += spans.weight * value;
+      estimate[1] += world.observed.weight * value;
+      estimate[2] += spans.weight * world.observed.weight * value;
+    }
+    for (size_t i = 0; i < 3; ++i) {
+      const double error = estimate[i] / truth - 1;
+      sum[i] += error;
+      squares[i] += error * error;
+    }
+  }
+  for (size_t i = 0; i < 3; ++i) {
+    const double mean = sum[i] / kSeeds;
+    const double deviation = std::sqrt((squares[i] / kSeeds - mean * mean) / (kSeeds - 1));
+    CHECK(deviation < 0.05);
+    CHECK(std::abs(mean) < 4 * deviation + 1e-9);
+  }
+}
+
+TEST(what_was_chosen_goes_into_a_record_and_comes_out_of_it) {
+  PackedChoices packed;
+  packed.add(kObservations, {.level = 0, .weight = 16, .probability = 1.0 / 16});
+  packed.add(kSpans, {.level = -1, .weight = 0, .probability = 0.3});
+  const PackedChoices read(packed.bits());
+  CHECK(read.got(kObservations) && !read.got(kSpans));
+  CHECK_EQ(read.probability(kObservations), 1.0 / 16);
+  CHECK(std::abs(read.probability(kSpans) / 0.3 - 1) < 0.01);
 }
 
 TEST(the_interval_of_pairs_holds_the_median) {
