@@ -140,9 +140,9 @@ def observe(name: str, tensor: object) -> None:
     """Counts the values of a tensor, under a name, in every recording that runs.
 
     Inside a step, it is observed when the step is, at the recording's `activation_every` or as its
-    budget allows; outside of steps one of `activation_every` calls is. It appears in `Profile.activations` with the name as its site.
-    What cannot be read is counted in ``losses``; nothing is ever raised for it. It does nothing
-    where nothing is recorded.
+    budget allows; outside of steps one of `activation_every` calls is. It appears in
+    `Profile.activations` with the name as its site. What cannot be read is counted in ``losses``;
+    nothing is ever raised for it. It does nothing where nothing is recorded.
 
     Args:
         name: the site's name.

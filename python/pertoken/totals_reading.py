@@ -50,8 +50,8 @@ def read_totals(recording: Recording | RecoveredRecording) -> Totals:
             for code, kind, own_ns, dur_ns in native["sites"]
         },
         activations={
-            key_of(code, kind): ActivationTotals(*counts, from_native(values))
-            for code, kind, *counts, values in native["activations"]
+            key_of(code, kind): ActivationTotals(count, *sums, values=from_native(values))
+            for code, kind, count, *sums, values in native["activations"]
         },
         requests=requests,
         losses={
