@@ -11,6 +11,7 @@
 #include "bindings/bind_triggers.h"
 #include "bindings/cache_length.h"
 #include "bindings/device_calls.h"
+#include "bindings/logit_reader.h"
 #include "bindings/module.h"
 #include "bindings/request_numbers.h"
 #include "bindings/scope.h"
@@ -113,6 +114,7 @@ void bind_recorder(py::module_& m) {
       },
       py::arg("table"));
   bind_sampling(m, recorder_class);
+  bind_logit_reader(recorder_class);
   bind_totals(m, recorder_class);
   bind_spool(m, recorder_class);
   bind_triggers(recorder_class);

@@ -329,6 +329,9 @@ void Recorder::collect(const Record& record, ThreadBuffer::Progress& progress, i
                              static_cast<uint32_t>(record.end_ticks >> 32),
                              static_cast<uint32_t>(record.end_ticks)});
       break;
+    case RecordType::kTokenLogits:
+      store_.add_token_logits(token_logits_of(record, step));
+      break;
   }
 }
 

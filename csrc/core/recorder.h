@@ -32,6 +32,8 @@
 
 namespace pertoken {
 
+class LogitReader;  // of the bindings
+
 struct RecorderOptions {
   size_t store_limit_bytes = size_t{256} << 20;
   size_t ring_capacity = size_t{1} << 16;  // records a thread
@@ -116,6 +118,9 @@ class Recorder {
   // recorder. Set before the first start(), and read by the model's threads.
   void set_device_calls(std::shared_ptr<DeviceCalls> calls) { device_calls_ = std::move(calls); }
   DeviceCalls* device_calls() const noexcept { return device_calls_.get(); }
+  // What reads logits: null where nobody asked. The same holds for it.
+  void set_logit_reader(std::shared_ptr<LogitReader> reader) { logit_reader_ = std::move(reader); }
+  LogitReader* logit_reader() const noexcept { return logit_reader_.get(); }
   // Leaves all that is recorded in files, too. Before the first start(); throws std::system_error.
   void spool_into(const SpoolOptions& options);
   // nullptr: nothing is spooled. Set before the first start().
@@ -202,6 +207,7 @@ class Recorder {
   const RecorderOptions options_;
   const uint64_t uid_;
   std::shared_ptr<DeviceCalls> device_calls_;
+  std::shared_ptr<LogitReader> logit_reader_;
   std::atomic<uint64_t> run_uid_{0};
   std::atomic<int> slot_{0};
   std::atomic<bool> active_{false};
