@@ -275,7 +275,9 @@ py::dict snapshot_columns(const RecorderSnapshot& snapshot, uint64_t origin_tick
   losses["device_spans"] = py::dict(
       py::arg("no_event") = on_devices.no_event, py::arg("in_capture") = on_devices.in_capture,
       py::arg("stream_changed") = on_devices.stream_changed, py::arg("late") = on_devices.late,
-      py::arg("failed") = on_devices.failed);
+      py::arg("failed") = on_devices.failed, py::arg("overwritten") = on_devices.overwritten);
+  losses["bare_replays"] = on_devices.bare_replays;
+  losses["no_stamps"] = on_devices.no_stamps;
   losses["device_clock_error_ns"] = on_devices.clock_error_ns;
   losses["device_failure"] = on_devices.failure;
   losses["spool_frames_lost"] = snapshot.losses.spool_frames_lost;

@@ -112,8 +112,9 @@ class Recorder {
   double observation_weight(uint8_t kind) noexcept { return observation_rate_.next(kind); }
   // Takes observations of any thread and any source.
   ObservationIntake& observations() noexcept { return observations_; }
-  // What times the devices, before the first start(). It is asked in every round of the collector.
-  void set_device_source(std::shared_ptr<DeviceSource> source);
+  // One of those that time the devices, before the first start(). They are asked in every round of
+  // the collector, in this order.
+  void add_device_source(std::shared_ptr<DeviceSource> source);
   // What the wrappers time devices with: null where there is nothing to time. Kept as long as the
   // recorder. Set before the first start(), and read by the model's threads.
   void set_device_calls(std::shared_ptr<DeviceCalls> calls) { device_calls_ = std::move(calls); }
@@ -231,8 +232,8 @@ class Recorder {
   uint64_t newest_ticks_ = 0;  // when the last of them ended
   uint64_t dropped_by_gone_threads_ = 0;
   uint64_t collector_faults_ = 0;
-  std::shared_ptr<DeviceSource> devices_;  // may be null
-  std::vector<DeviceSpan> device_spans_;   // of one round
+  std::vector<std::shared_ptr<DeviceSource>> device_sources_;
+  std::vector<DeviceSpan> device_spans_;  // of one round
   DeviceTracks device_tracks_;
   TraceStore store_;
   Aggregates aggregates_;
