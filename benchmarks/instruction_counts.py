@@ -160,7 +160,8 @@ def _left_out(calls: int) -> None:
 
 
 def _detailed(recorder: Any) -> int:
-    return sum(sum(row["detailed"]) for row in recorder.sampling()["strata"].values())
+    strata = recorder.sampling()["strata"].values()
+    return sum(sum(row["details"][0]["detailed"]) for row in strata)
 
 
 def _sampled_root(calls: int) -> None:
