@@ -16,10 +16,11 @@ ObservedStep sampled_observation(Sampler& sampler, ThreadBuffer& buffer, StepKin
 // it in `choices`, or at the recorder's fixed rate.
 inline ObservedStep choose_observation(Recorder& recorder, ThreadBuffer& buffer, StepKind kind,
                                        bool is_first, PackedChoices& choices) noexcept {
+  const auto number = static_cast<uint8_t>(kind);
   if (Sampler* sampler = recorder.sampler()) {
+    if (!sampler->observes()) return {.weight = 0, .kind = number};
     return sampled_observation(*sampler, buffer, kind, is_first, choices);
   }
-  const auto number = static_cast<uint8_t>(kind);
   return {.weight = recorder.observation_weight(number), .kind = number};
 }
 

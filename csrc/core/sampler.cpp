@@ -45,6 +45,7 @@ Sampler::Sampler(const SamplerOptions& options)
       own.bits[i] = given.levels[i].detail;
       own.prior_calls[i] = given.levels[i].calls;
       own.prior_timed_ns[i] = given.levels[i].timed_ns;
+      if (given.levels[i].timed_ns > 0) begin_observing();
     }
   }
   for (size_t kind = 0; kind < published_.size(); ++kind) {
@@ -110,14 +111,13 @@ SampleChoice Sampler::decide(SampleState& state, SampleDetail detail, StepKind k
 
 // What is owed is remembered, up to some times of the last of it: a step whose detail cost far more
 // than was known then is paid by those after it.
-void Sampler::charge(SampleState& state, SampleDetail detail, StepKind kind, int level,
-                     uint64_t timed_ticks) noexcept {
-  if (level < 0) return;
+void Sampler::charge_level(SampleState& state, SampleDetail detail, StepKind kind, size_t level,
+                           uint64_t timed_ticks) noexcept {
   const auto at = static_cast<size_t>(detail);
   const PublishedDetail& published = published_[static_cast<size_t>(kind)].details[at];
-  const double cost_ns =
-      load(published.untimed_ns[static_cast<size_t>(level)]) +
-      load(published.timed_factor) * static_cast<double>(timed_ticks) * load(ns_per_tick_);
+  const double cost_ns = load(published.untimed_ns[level]) + load(published.timed_factor) *
+                                                                 static_cast<double>(timed_ticks) *
+                                                                 load(ns_per_tick_);
   double& allowance_ns = state.allowance_ns[static_cast<size_t>(kind)][at];
   const double least_ns = -std::max(load(published.capacity_ns), kBurst * cost_ns);
   allowance_ns = std::max(allowance_ns - cost_ns, std::min(allowance_ns, least_ns));
@@ -128,7 +128,8 @@ void Sampler::pay_in(SampleState& state, StepKind kind, uint64_t dur_ticks) noex
   const Published& published = published_[at];
   const double dur_ns = static_cast<double>(dur_ticks) * load(ns_per_tick_);
   const double left_ns = dur_ns * kAllowed * budget_ - load(published.plain_ns);
-  for (size_t detail = 0; detail < kSampleDetails; ++detail) {
+  const size_t details = observes() ? kSampleDetails : kObservationsAt;
+  for (size_t detail = 0; detail < details; ++detail) {
     const PublishedDetail& own = published.details[detail];
     const double capacity_ns = load(own.capacity_ns);
     double& allowance_ns = state.allowance_ns[at][detail];

@@ -168,11 +168,20 @@ class Sampler {
                       bool is_favoured) noexcept;
   // Hot: takes out what a level of a detail cost a step. `timed_ticks`: what of it was measured.
   void charge(SampleState& state, SampleDetail detail, StepKind kind, int level,
-              uint64_t timed_ticks) noexcept;
+              uint64_t timed_ticks) noexcept {
+    if (level >= 0) charge_level(state, detail, kind, static_cast<size_t>(level), timed_ticks);
+  }
   // Hot: pays in for a step that has ended, less what it costs without detail.
   void pay_in(SampleState& state, StepKind kind, uint64_t dur_ticks) noexcept;
   // Whether the detail is sampled at all; where it is not, every step has it or none.
   bool samples(SampleDetail detail) const noexcept { return of(detail).levels > 0; }
+  // Hot: whether observing is of use here: some sites were selected, or a value was given by hand
+  // before. Where it is not, no step is observed, and none pays for the choice.
+  bool observes() const noexcept { return observes_.load(std::memory_order_relaxed); }
+  // Any thread: from now on it is.
+  void begin_observing() noexcept {
+    if (!observes()) observes_.store(true, std::memory_order_relaxed);
+  }
   uint32_t bits(SampleDetail detail, int level) const noexcept {
     return level < 0 ? 0 : of(detail).bits[static_cast<size_t>(level)];
   }
@@ -229,6 +238,9 @@ class Sampler {
 
   static double probability(const PublishedDetail& published, size_t level, double fill,
                             double most, double above) noexcept;
+
+  void charge_level(SampleState& state, SampleDetail detail, StepKind kind, size_t level,
+                    uint64_t timed_ticks) noexcept;
 
   struct DetailOptions {
     size_t levels = 0;
@@ -287,13 +299,13 @@ class Sampler {
   DetailReport report_detail(size_t kind, size_t detail, const DetailCosts& costs) const;
   void move_rates(size_t kind, size_t detail, const DetailCosts& costs, double rest_ns);
 
+  std::array<Published, kStepKinds> published_;  // first: its alignment is the widest
   const double budget_;
   const SampleCosts costs_;
   ByDetail<DetailOptions> options_;
   std::atomic<uint64_t> next_seed_;       // relaxed: only uniqueness matters
   std::atomic<double> ns_per_tick_{1.0};  // as Published
-  std::array<Published, kStepKinds> published_;
-
+  std::atomic<bool> observes_{false};     // relaxed: a step more or less is no matter
   std::array<Stratum, kStepKinds> strata_;
   double started_ns_ = -1;      // of the first control()
   double drain_before_ns_ = 0;  // what the drain thread took to begin: once, and no step's

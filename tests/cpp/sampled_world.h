@@ -65,7 +65,7 @@ class World {
   SampleChoice step(StepKind kind, double work_ns, bool is_favoured = false, double idle_ns = 0) {
     observed = {};
     double timed_ns = 0;
-    if (sampler_.samples(kObservations)) {
+    if (sampler_.observes()) {
       observed = sampler_.decide(state_, kObservations, kind, is_favoured);
       timed_ns = observed.level < 0 ? 0 : observe_ns();
     }

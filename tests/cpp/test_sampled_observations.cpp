@@ -44,6 +44,8 @@ TEST(each_detail_gets_its_part_of_the_budget_and_what_the_other_cannot_use) {
   CHECK(world.observe_spent_ns > 0.3 * world.spent_ns);
   // Where nothing is observed, all of it is there for the spans.
   World alone(options(0.002, layers(100), {}, 1, 0), {});
+  CHECK(!alone.sampler().observes());
+  alone.sampler().begin_observing();
   World without(0.002, layers(100));
   const double used = alone.share(5000, StepKind::kDecode, work);
   CHECK(std::abs(used - without.share(5000, StepKind::kDecode, work)) < 0.0002);
