@@ -124,6 +124,7 @@ def _sampling_recorder() -> Any:
         levels=[level],
         observe_ns=0.0,
         most_observed=1.0,
+        observes=False,
         seed=1,
     )
     recorder.start()

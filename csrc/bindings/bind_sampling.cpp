@@ -17,7 +17,7 @@ namespace {
 
 void sample(Recorder& recorder, double budget, std::tuple<double, double, double, double> costs_ns,
             const std::vector<std::tuple<uint32_t, double>>& levels, double observe_ns,
-            double most_observed, uint64_t seed) {
+            double most_observed, bool observes, uint64_t seed) {
   if (recorder.active() || recorder.sampler() != nullptr) {
     throw std::runtime_error("a recorder is told once to sample, before it runs");
   }
@@ -34,6 +34,7 @@ void sample(Recorder& recorder, double budget, std::tuple<double, double, double
   auto& observations = options.details[static_cast<size_t>(SampleDetail::kObservations)];
   observations.levels.push_back({kDetailActivations, 0.0, observe_ns});
   observations.most = most_observed;
+  observations.in_use = observes;
   recorder.sample(options);
 }
 
@@ -92,7 +93,8 @@ void bind_sampling(py::module_& m,
                    py::class_<Recorder, std::shared_ptr<Recorder>>& recorder_class) {
   recorder_class
       .def("sample", &sample, py::kw_only(), py::arg("budget"), py::arg("costs_ns"),
-           py::arg("levels"), py::arg("observe_ns"), py::arg("most_observed"), py::arg("seed"))
+           py::arg("levels"), py::arg("observe_ns"), py::arg("most_observed"), py::arg("observes"),
+           py::arg("seed"))
       .def("sampling", &sampling);
   m.attr("DETAIL_LAYERS") = kDetailLayers;
   m.attr("DETAIL_ALL") = kDetailAll;

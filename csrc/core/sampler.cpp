@@ -45,20 +45,22 @@ Sampler::Sampler(const SamplerOptions& options)
       own.bits[i] = given.levels[i].detail;
       own.prior_calls[i] = given.levels[i].calls;
       own.prior_timed_ns[i] = given.levels[i].timed_ns;
-      if (given.levels[i].timed_ns > 0) begin_observing();
     }
+    if (detail == kObservationsAt && own.levels > 0 && given.in_use) begin_observing();
   }
   for (size_t kind = 0; kind < published_.size(); ++kind) {
     const StepCosts costs = costs_of(strata_[kind]);
-    const auto has_cost = [&](const DetailCosts& detail) { return detail.full_ns > 0; };
-    const auto costly = std::count_if(costs.details.begin(), costs.details.end(), has_cost);
+    const auto has_cost = [&](size_t detail) {
+      return in_use(detail) && costs.details[detail].full_ns > 0;
+    };
+    size_t costly = 0;
+    for (size_t detail = 0; detail < kSampleDetails; ++detail) costly += has_cost(detail);
     for (size_t detail = 0; detail < kSampleDetails; ++detail) {
       // Until steps of the kind were seen the allowance alone decides.
       PublishedDetail& published = published_[kind].details[detail];
       for (auto& rate : published.rates) store(rate, kMostProbability);
       store(published.floor, 1.0 / 64);
-      store(published.share,
-            has_cost(costs.details[detail]) ? 1.0 / static_cast<double>(costly) : 0.0);
+      store(published.share, has_cost(detail) ? 1.0 / static_cast<double>(costly) : 0.0);
     }
     publish(kind, costs);
   }
@@ -313,7 +315,7 @@ void Sampler::control_stratum(size_t kind, double now_ns) {
   ByDetail<size_t> order{};
   std::iota(order.begin(), order.end(), size_t{0});
   const auto most_ns = [&](size_t detail) {
-    return options_[detail].most * costs.details[detail].full_ns;
+    return in_use(detail) ? options_[detail].most * costs.details[detail].full_ns : 0.0;
   };
   std::ranges::sort(order, {}, most_ns);
   ByDetail<double> spent_ns{};
@@ -322,7 +324,7 @@ void Sampler::control_stratum(size_t kind, double now_ns) {
     const double given_ns = left_ns / static_cast<double>(kSampleDetails - i);
     spent_ns[detail] = std::min(given_ns, most_ns(detail));
     left_ns -= spent_ns[detail];
-    if (options_[detail].levels == 0) continue;
+    if (!in_use(detail)) continue;
     move_rates(kind, detail, costs.details[detail], given_ns);
     const double full_ns = std::max(costs.details[detail].full_ns, 1.0);
     const double affordable = kFloorShare * budget_ * interval_ns / full_ns;

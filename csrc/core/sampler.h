@@ -56,6 +56,7 @@ struct SampleLevel {
 struct SampledDetail {
   std::vector<SampleLevel> levels;  // ascending, up to kMaxSampleLevels; none: it is not sampled
   double most = 1;                  // no step has a higher probability, but one that is favoured
+  bool in_use = true;               // of observations: from the start; see begin_observing()
 };
 
 struct SamplerOptions {
@@ -290,6 +291,10 @@ class Sampler {
 
   const DetailOptions& of(SampleDetail detail) const noexcept {
     return options_[static_cast<size_t>(detail)];
+  }
+  bool in_use(size_t detail) const noexcept {
+    return options_[detail].levels > 0 &&
+           (detail != static_cast<size_t>(SampleDetail::kObservations) || observes());
   }
   StepCosts costs_of(const Stratum& stratum) const;
   static double correction(const DetailStratum& stratum);

@@ -167,6 +167,7 @@ class Recorder:
         levels: Sequence[tuple[int, float]],
         observe_ns: float,
         most_observed: float,
+        observes: bool,
         seed: int,
     ) -> None: ...
     def sampling(self) -> dict[str, Any] | None: ...

@@ -108,6 +108,7 @@ def _skip_ns(site: int) -> float:
         levels=[level],
         observe_ns=0.0,
         most_observed=1.0,
+        observes=False,
         seed=1,
     )
     recorder.start()

@@ -79,8 +79,9 @@ def sample(
             budget=budget,
             costs_ns=(costs.step_ns, costs.span_ns, costs.skip_ns, costs.drain_ns),
             levels=levels,
-            observe_ns=costs.observe_ns * len(observed),
+            observe_ns=costs.observe_ns * max(len(observed), 1),
             most_observed=1 / activation_every,
+            observes=bool(observed),
             seed=int.from_bytes(os.urandom(8), "little"),
         )
     return frozenset(modules) - layers

@@ -40,7 +40,8 @@ inline SamplerOptions options(double budget, std::vector<SampleLevel> levels, co
                          .seed = seed};
   options.details[kSpansAt].levels = std::move(levels);
   if (observe_ns >= 0) {
-    options.details[kObservationsAt] = {{{kDetailActivations, 0, observe_ns}}, most_observed};
+    options.details[kObservationsAt] = {
+        {{kDetailActivations, 0, observe_ns}}, most_observed, observe_ns > 0};
   }
   return options;
 }
