@@ -148,7 +148,15 @@ def _sampling_recorder() -> Any:
     recorder = _native.Recorder(STORE_BYTES, RING_RECORDS)
     # Next to nothing to spend: after its first steps none has detail, with this seed.
     level = (_native.DETAIL_LAYERS, 1.0)
-    recorder.sample(budget=1e-12, costs_ns=(1e3, 1e3, 1.0, 0.0), levels=[level], seed=1)
+    recorder.sample(
+        budget=1e-12,
+        costs_ns=(1e3, 1e3, 1.0, 0.0),
+        levels=[level],
+        observe_ns=0.0,
+        most_observed=1.0,
+        observes=False,
+        seed=1,
+    )
     recorder.start()
     return recorder
 
@@ -181,7 +189,8 @@ def _left_out(calls: int) -> None:
 
 
 def _detailed(recorder: Any) -> int:
-    return sum(sum(row["detailed"]) for row in recorder.sampling()["strata"].values())
+    strata = recorder.sampling()["strata"].values()
+    return sum(sum(row["details"][0]["detailed"]) for row in strata)
 
 
 def _sampled_root(calls: int) -> None:

@@ -67,7 +67,8 @@ py::dict totals(Recorder& recorder) {
   py::list values;
   for (const ValueTotals& site : snapshot.values) {
     const int64_t code = site.site == kOtherSite ? -1 : int64_t{site.site};
-    values.append(py::make_tuple(code, static_cast<int>(site.kind), site.observations,
+    values.append(py::make_tuple(code, static_cast<int>(site.kind), site.observations, site.weight,
+                                 site.weighted_count, site.weighted_sum, site.weighted_sum_sq,
                                  py::cast(site.values)));
   }
   py::list requests;

@@ -121,10 +121,10 @@ PyObject* replay_in_region(const GraphReplayCall& call, PyObject* args, PyObject
   ScopeEntry& entry = region->entries[recorder.slot()];
   const SampledForward sampled =
       entry.forwards == 1
-          ? SampledForward::choose(recorder, buffer, region->step_kind, false, step)
-          : SampledForward::again(recorder, region->step_kind, entry.level, entry.probability);
+          ? SampledForward::choose(recorder, buffer, region->step_kind, false, step, entry.choices)
+          : SampledForward::again(recorder, region->step_kind, entry.level, entry.choices);
   entry.level = sampled.level();
-  entry.probability = sampled.probability();
+  entry.choices = sampled.choices();
   const uint32_t outer_detail = buffer.open_detail;
   buffer.open_detail = sampled.open_detail();
   const uint64_t start_ticks = now_ticks();

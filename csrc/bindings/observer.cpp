@@ -96,6 +96,7 @@ void Observer::observe_output(ThreadBuffer& buffer, uint32_t site, PyObject* out
 void Observer::observe_value(uint32_t site, PyObject* value) {
   ThreadBuffer* buffer = recorder_->active() ? recorder_->buffer() : nullptr;
   if (buffer == nullptr) return;
+  if (Sampler* sampler = recorder_->sampler()) sampler->begin_observing();
   const uint64_t start_ticks = now_ticks();
   uint32_t number = buffer->open_step;
   ObservedStep outside;

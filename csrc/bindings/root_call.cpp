@@ -3,7 +3,6 @@
 #include <Python.h>
 #include <structmember.h>
 
-#include <bit>
 #include <cstddef>
 #include <memory>
 #include <new>
@@ -211,10 +210,10 @@ PyObject* call_in_region(RootCall& call, const StepPlan& plan, PyObject* args, P
   const uint32_t parent = buffer.open_seq != 0 ? buffer.open_seq : enclosing(recorder).seq;
   const SampledForward sampled =
       entry.forwards == 1
-          ? SampledForward::choose(recorder, buffer, region->step_kind, false, step)
-          : SampledForward::again(recorder, region->step_kind, entry.level, entry.probability);
+          ? SampledForward::choose(recorder, buffer, region->step_kind, false, step, entry.choices)
+          : SampledForward::again(recorder, region->step_kind, entry.level, entry.choices);
   entry.level = sampled.level();
-  entry.probability = sampled.probability();
+  entry.choices = sampled.choices();
   const uint32_t outer_detail = buffer.open_detail;
   buffer.open_detail = sampled.open_detail();
   std::vector<ValidRun> valid;
@@ -234,7 +233,6 @@ PyObject* call_in_region(RootCall& call, const StepPlan& plan, PyObject* args, P
                                       call.base.site, parent, step)
                          : call_timed_on_devices(call, args, kwargs, buffer, parent, step);
   const uint64_t dur_ticks = now_ticks() - start_ticks;
-  // What observing takes is not the spans' cost, which is what the sampler keeps to its budget.
   sampled.settle(buffer, dur_ticks - (buffer.observed.ticks - observed_before));
   close_observed(call, buffer, step, result);
   if (declared != nullptr) end_declared_logits(*logits, *declared, recorder, buffer, result);
@@ -276,7 +274,7 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
                                         call.signature->find(ArgumentRole::kIds, args, kwargs));
   if (state != nullptr) note_step(*state, plan, keep_known, step);
 
-  if (recorder.sampler() != nullptr) plan.flags |= kStepSampled;
+  if (samples_spans(recorder)) plan.flags |= kStepSampled;
   const uint64_t start_ticks = now_ticks();
   buffer.push({start_ticks, uint64_t{narrow(plan.rows)} << 32 | narrow(plan.query_len),
                make_tag(RecordType::kStepBegin, static_cast<uint32_t>(plan.kind) | plan.flags),
@@ -285,10 +283,11 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
   const uint32_t outer_seq = buffer.open_seq;
   const uint32_t parent_seq = outer_seq != 0 ? outer_seq : enclosing(recorder).seq;
   const uint32_t seq = tls_thread_state->next_seq();
+  PackedChoices choices;
+  const ObservedStep observed =
+      choose_observation(recorder, buffer, plan.kind, is_favoured, choices);
   const SampledForward sampled =
-      SampledForward::choose(recorder, buffer, plan.kind, is_favoured, step);
-  const auto kind = static_cast<uint8_t>(plan.kind);
-  const ObservedStep observed = {.weight = recorder.observation_weight(kind), .kind = kind};
+      SampledForward::choose(recorder, buffer, plan.kind, is_favoured, step, choices);
   std::vector<ValidRun> valid;
   const uint32_t outer_detail = buffer.open_detail;
   buffer.open_detail = sampled.open_detail();
@@ -302,6 +301,7 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
   const uint64_t end_ticks = now_ticks();
   sampled.settle(buffer, end_ticks - start_ticks - buffer.observed.ticks);
   close_observed(call, buffer, step, result);
+  charge_observation(recorder, buffer, plan.kind, buffer.observed);
   if (reads_logits) end_logits(*logits, *state, result);
   buffer.open_seq = outer_seq;
   buffer.open_step = kNone32;
@@ -314,7 +314,8 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
     const uint32_t flags = (result == nullptr ? kStepFailed : 0) |
                            (buffer.pushed() == pushed_before + 1 ? kStepBare : 0);
     buffer.push({end_ticks, buffer.observed.ticks, make_tag(RecordType::kStepEnd, flags),
-                 std::bit_cast<uint32_t>(sampled.probability()), 0, step});
+                 static_cast<uint32_t>(sampled.choices().bits()),
+                 static_cast<uint32_t>(sampled.choices().bits() >> 32), step});
   }
   if (state != nullptr) {
     state->last_end_ticks = end_ticks;

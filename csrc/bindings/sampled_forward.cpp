@@ -5,15 +5,26 @@
 namespace pertoken::bindings {
 
 SampledForward SampledForward::sampled(Sampler& sampler, ThreadBuffer& buffer, StepKind kind,
-                                       bool is_first, uint32_t step) noexcept {
-  const SampleChoice choice = sampler.decide(buffer.sampling, kind, is_first);
+                                       bool is_first, uint32_t step,
+                                       PackedChoices before) noexcept {
+  const SampleChoice choice = sampler.decide(buffer.sampling, SampleDetail::kSpans, kind, is_first);
   if (choice.level >= 0) {
-    buffer.push({std::bit_cast<uint64_t>(choice.weight), 0,
-                 make_tag(RecordType::kStepDetail, sampler.detail(choice.level)),
-                 static_cast<uint32_t>(choice.level), choice.level == sampler.top_level() ? 1u : 0u,
-                 step});
+    const bool is_full = choice.level == sampler.top_level(SampleDetail::kSpans);
+    buffer.push(
+        {std::bit_cast<uint64_t>(choice.weight), 0,
+         make_tag(RecordType::kStepDetail, sampler.bits(SampleDetail::kSpans, choice.level)),
+         static_cast<uint32_t>(choice.level), is_full ? 1u : 0u, step});
   }
-  return {&sampler, kind, choice.level, static_cast<float>(choice.probability)};
+  before.add(SampleDetail::kSpans, choice);
+  return {&sampler, kind, choice.level, before};
+}
+
+ObservedStep sampled_observation(Sampler& sampler, ThreadBuffer& buffer, StepKind kind,
+                                 bool is_first, PackedChoices& choices) noexcept {
+  const SampleChoice choice =
+      sampler.decide(buffer.sampling, SampleDetail::kObservations, kind, is_first);
+  choices.add(SampleDetail::kObservations, choice);
+  return {.weight = choice.weight, .kind = static_cast<uint8_t>(kind)};
 }
 
 }  // namespace pertoken::bindings

@@ -1,4 +1,4 @@
-// The detail that a root's forward gets, for as long as it runs: all that was selected, or what the
+// The detail that a step gets, for as long as its forward runs: all that was selected, or what the
 // recorder's sampler chose. Hot, under the GIL, on the model's thread.
 #pragma once
 
@@ -9,47 +9,82 @@
 
 namespace pertoken::bindings {
 
+ObservedStep sampled_observation(Sampler& sampler, ThreadBuffer& buffer, StepKind kind,
+                                 bool is_first, PackedChoices& choices) noexcept;
+
+// Whether a step that begins is observed: its weight, 0 when it is not. By the sampler, which notes
+// it in `choices`, or at the recorder's fixed rate.
+inline ObservedStep choose_observation(Recorder& recorder, ThreadBuffer& buffer, StepKind kind,
+                                       bool is_first, PackedChoices& choices) noexcept {
+  const auto number = static_cast<uint8_t>(kind);
+  if (Sampler* sampler = recorder.sampler()) {
+    if (!sampler->observes()) return {.weight = 0, .kind = number};
+    return sampled_observation(*sampler, buffer, kind, is_first, choices);
+  }
+  return {.weight = recorder.observation_weight(number), .kind = number};
+}
+
+// After a step of which observing took so long.
+inline void charge_observation(Recorder& recorder, ThreadBuffer& buffer, StepKind kind,
+                               const ObservedStep& observed) noexcept {
+  if (Sampler* sampler = recorder.sampler()) {
+    sampler->charge(buffer.sampling, SampleDetail::kObservations, kind,
+                    observed.weight == 0 ? -1 : 0, observed.ticks);
+  }
+}
+
 class SampledForward {
  public:
-  // Of a step that is only this forward; is_first: of its request, or nearly so.
+  // Of a step that is only this forward; is_first: of its request, or nearly so. `before`: what was
+  // chosen for the step already.
   static SampledForward choose(Recorder& recorder, ThreadBuffer& buffer, StepKind kind,
-                               bool is_first, uint32_t step) noexcept {
+                               bool is_first, uint32_t step, PackedChoices before) noexcept {
     Sampler* sampler = recorder.sampler();
-    if (sampler == nullptr) return {nullptr, kind, -1, 0};
-    return sampled(*sampler, buffer, kind, is_first, step);
+    if (sampler == nullptr) return {nullptr, kind, -1, before};
+    if (!sampler->samples(SampleDetail::kSpans)) return {sampler, kind, -1, before};
+    return sampled(*sampler, buffer, kind, is_first, step, before);
   }
   // Of a further forward in a step for which this was chosen.
   static SampledForward again(Recorder& recorder, StepKind kind, int level,
-                              float probability) noexcept {
-    return {recorder.sampler(), kind, level, probability};
+                              PackedChoices choices) noexcept {
+    return {recorder.sampler(), kind, level, choices};
   }
 
   int level() const noexcept { return level_; }
-  // Of any detail, as it was before the choice.
-  float probability() const noexcept { return probability_; }
+  // For the record of the step's end.
+  PackedChoices choices() const noexcept { return choices_; }
   // What belongs into ThreadBuffer::open_detail meanwhile.
   uint32_t open_detail() const noexcept {
-    if (sampler_ == nullptr) return kSpans;
-    const uint32_t detail = sampler_->detail(level_);
+    if (sampler_ == nullptr || !sampler_->samples(SampleDetail::kSpans)) return kSpans;
+    const uint32_t detail = sampler_->bits(SampleDetail::kSpans, level_);
     return detail | left_out(kSpans & ~detail);
   }
+  // `dur_ticks` without what was measured of other detail.
   void settle(ThreadBuffer& buffer, uint64_t dur_ticks) const noexcept {
-    if (sampler_ != nullptr) sampler_->settle(buffer.sampling, kind_, level_, dur_ticks);
+    if (sampler_ == nullptr) return;
+    sampler_->charge(buffer.sampling, SampleDetail::kSpans, kind_, level_, 0);
+    sampler_->pay_in(buffer.sampling, kind_, dur_ticks);
   }
 
  private:
   static constexpr uint32_t kSpans = kDetailLayers | kDetailAll;
 
   static SampledForward sampled(Sampler& sampler, ThreadBuffer& buffer, StepKind kind,
-                                bool is_first, uint32_t step) noexcept;
+                                bool is_first, uint32_t step, PackedChoices before) noexcept;
 
-  SampledForward(Sampler* sampler, StepKind kind, int level, float probability) noexcept
-      : sampler_(sampler), kind_(kind), level_(level), probability_(probability) {}
+  SampledForward(Sampler* sampler, StepKind kind, int level, PackedChoices choices) noexcept
+      : sampler_(sampler), kind_(kind), level_(level), choices_(choices) {}
 
   Sampler* sampler_;  // may be null
   StepKind kind_;
   int level_;
-  float probability_;
+  PackedChoices choices_;
 };
+
+// Whether spans are left out of steps that say nothing of it.
+inline bool samples_spans(Recorder& recorder) noexcept {
+  const Sampler* sampler = recorder.sampler();
+  return sampler != nullptr && sampler->samples(SampleDetail::kSpans);
+}
 
 }  // namespace pertoken::bindings

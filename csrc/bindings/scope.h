@@ -25,7 +25,7 @@ struct ScopeEntry {
   uint32_t step;          // step: its number here
   uint32_t forwards;      // step: that ran in it
   int level;              // step: its detail, where the recorder samples
-  float probability;      // step: of any detail
+  PackedChoices choices;  // step: likewise
   ObservedStep observed;  // step
   uint32_t generation;    // request: its number here
   uint32_t tokens;        // request: what its step regions have committed so far

@@ -1,6 +1,5 @@
 #include "bindings/step_region.h"
 
-#include <bit>
 #include <memory>
 #include <new>
 #include <vector>
@@ -8,6 +7,7 @@
 #include "bindings/device_calls.h"
 #include "bindings/opener.h"
 #include "bindings/request_numbers.h"
+#include "bindings/sampled_forward.h"
 #include "bindings/step_rows.h"
 
 namespace pertoken::bindings {
@@ -162,17 +162,16 @@ uint32_t begin_step_region(Scope* step, Recorder& recorder, ThreadBuffer& buffer
     entry.uid = recorder.uid();
     entry.step = recorder.next_step();
     entry.forwards = 0;
-    const auto kind = static_cast<uint8_t>(step->step_kind);
-    entry.observed = {.weight = recorder.observation_weight(kind), .kind = kind};
     entry.level = -1;
-    entry.probability = 0;
+    entry.choices = {};
+    entry.observed = choose_observation(recorder, buffer, step->step_kind, false, entry.choices);
     const bool has_rows = step->step_rows != kNone32;
     const uint32_t rows = has_rows ? step->step_rows : lengths.rows;
     const StepRows* told = step_opener(step).rows;
     const uint32_t detail = static_cast<uint32_t>(step->step_kind) | kStepDeclared |
                             (has_rows ? kStepRowsDeclared : 0) |
                             (told != nullptr ? kStepHasRows : 0) |
-                            (recorder.sampler() != nullptr ? kStepSampled : 0);
+                            (samples_spans(recorder) ? kStepSampled : 0);
     const uint32_t query_len = told == nullptr ? lengths.query_len : positions_of(lengths, *told);
     buffer.push({step->start_ticks, uint64_t{rows} << 32 | query_len,
                  make_tag(RecordType::kStepBegin, detail), generation,
@@ -221,8 +220,11 @@ void end_step_region(Scope* scope, bool failed) {
     if (entry.uid != recorder.uid()) return;
     end_on_device(*scope, slot, recorder, {kNoSite, scope->seq, 0, entry.step, true});
     const uint32_t flags = (failed ? kStepFailed : 0) | (entry.forwards > 1 ? kStepSeveral : 0);
+    charge_observation(recorder, *buffer, scope->step_kind, entry.observed);
+    const uint64_t choices = entry.choices.bits();
     buffer->push({end_ticks, entry.observed.ticks, make_tag(RecordType::kStepEnd, flags),
-                  std::bit_cast<uint32_t>(entry.probability), 0, entry.step});
+                  static_cast<uint32_t>(choices), static_cast<uint32_t>(choices >> 32),
+                  entry.step});
     if (scope->tokens_committed == kNone32) return;
     uint64_t before = 0;
     if (request != nullptr) {

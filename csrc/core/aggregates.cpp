@@ -20,12 +20,17 @@ void Aggregates::add_span(uint32_t site, uint8_t kind, uint64_t dur_ns, double o
   (*totals)->own_ns += own_ns;
 }
 
-void Aggregates::add_values(uint32_t site, uint8_t kind, const ExpHistogram& values) {
+void Aggregates::add_values(uint32_t site, uint8_t kind, double weight,
+                            const ExpHistogram& values) {
   const bool is_full = values_.size() >= kMaxValueHistograms && !values_.contains({site, kind});
   const uint32_t shown = is_full ? kOtherSite : site;
   ValueTotals& totals = values_.try_emplace({shown, kind}, ValueTotals{shown, kind}).first->second;
   totals.values.merge(values);
   ++totals.observations;
+  totals.weight += weight;
+  totals.weighted_count += weight * static_cast<double>(values.count());
+  totals.weighted_sum += weight * values.sum();
+  totals.weighted_sum_sq += weight * values.sum_sq();
 }
 
 RequestTotals& Aggregates::requests(uint32_t label_set) {

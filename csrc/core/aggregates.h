@@ -42,6 +42,12 @@ struct ValueTotals {
   uint32_t site;
   uint8_t kind;  // StepKind, or kOutsideSteps
   uint64_t observations = 0;
+  // Each observation times its weight, so as if all steps had been observed: how many there would
+  // be, and of their finite values the number, the sum and the sum of the squares.
+  double weight = 0;
+  double weighted_count = 0;
+  double weighted_sum = 0;
+  double weighted_sum_sq = 0;
   ExpHistogram values = ExpHistogram();
 };
 
@@ -85,7 +91,7 @@ class Aggregates {
  public:
   void add_span(uint32_t site, uint8_t kind, uint64_t dur_ns, double own_ns);
   // Throws std::overflow_error where the values cannot be counted in 64 bits any longer.
-  void add_values(uint32_t site, uint8_t kind, const ExpHistogram& values);
+  void add_values(uint32_t site, uint8_t kind, double weight, const ExpHistogram& values);
   StepTotals& steps(StepKind kind) { return steps_[static_cast<size_t>(kind)]; }
   const StepTotals& steps(StepKind kind) const { return steps_[static_cast<size_t>(kind)]; }
   RequestTotals& requests(uint32_t label_set);

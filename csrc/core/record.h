@@ -58,10 +58,8 @@ inline constexpr uint32_t kCommitTotal = 1u << 0;
 //   kSpan      begin        end                       site           own         enclosing   its step
 //   kGap       begin        end, between two steps    site           own         enclosing   next one
 //   kStepBegin begin        rows << 32 | query_len    kind | flags   generation  past        own
-//   kStepEnd   end          ticks spent observing     flags          probab-     0           own
-//                                                                  ility, the
-//                                                                  bits of a
-//                                                                  float
+//   kStepEnd   end          ticks spent observing     flags          low half of  high half    own
+//                                                                  PackedChoices, of sampler.h
 //   kCommit    tokens       tokens now                flags          0           0           which
 //              before
 //   kRowValid  row          valid tokens before the   0              0           0           which

@@ -227,11 +227,11 @@ void Recorder::collect(const Record& record, ThreadBuffer::Progress& progress, i
       const auto kind = step_kind(record.detail());
       progress.step = step;
       progress.kind = static_cast<uint8_t>(kind);
-      progress.is_sampled = (record.detail() & kStepSampled) != 0;
+      const bool is_sampled = (record.detail() & kStepSampled) != 0;
       progress.level = -1;
-      progress.weight = progress.is_sampled ? 0 : 1;
+      progress.weight = is_sampled ? 0 : 1;
       progress.records = 0;
-      if (!progress.is_sampled) ++aggregates_.steps(kind).detailed;
+      if (!is_sampled) ++aggregates_.steps(kind).detailed;
       const auto rows = static_cast<uint32_t>(record.end_ticks >> 32);
       const auto query_len = static_cast<uint32_t>(record.end_ticks);
       tracker_.begin_step(
@@ -255,6 +255,7 @@ void Recorder::collect(const Record& record, ThreadBuffer::Progress& progress, i
       if (step == progress.step) {
         const bool is_full = record.parent_seq != 0;
         progress.level = level;
+        progress.exact_weight = weight;
         // Sums over steps are of those that got all there is to get.
         progress.weight = is_full ? weight : 0;
         if (is_full) ++aggregates_.steps(static_cast<StepKind>(progress.kind)).detailed;
@@ -273,15 +274,24 @@ void Recorder::collect(const Record& record, ThreadBuffer::Progress& progress, i
       row->observe_ticks = record.end_ticks;
       row->detail |= record.detail() & (kStepFailed | kStepBare | kStepSeveral);
       activity_.step_ticks += row->end_ticks - row->start_ticks;
-      if (sampler_ != nullptr && progress.is_sampled && progress.step == step) {
+      if (sampler_ != nullptr && progress.step == step) {
         const auto dur_ns =
             static_cast<double>(to_ns(row->end_ticks - row->start_ticks, ns_per_tick_));
         // The root's own span is among the records, and part of what a step costs.
-        sampler_->see(progress.pairs, {.kind = static_cast<StepKind>(progress.kind),
-                                       .level = progress.level,
-                                       .dur_ns = dur_ns,
-                                       .records = std::max<uint64_t>(progress.records, 1) - 1,
-                                       .probability = std::bit_cast<float>(record.seq)});
+        SeenStep seen{.kind = static_cast<StepKind>(progress.kind),
+                      .dur_ns = dur_ns,
+                      .records = std::max<uint64_t>(progress.records, 1) - 1};
+        const PackedChoices choices(uint64_t{record.parent_seq} << 32 | record.seq);
+        const double spans = choices.probability(SampleDetail::kSpans);
+        const double observed = choices.probability(SampleDetail::kObservations);
+        seen.details[static_cast<size_t>(SampleDetail::kSpans)] = {
+            .level = progress.level, .probability = spans, .weight = progress.exact_weight};
+        seen.details[static_cast<size_t>(SampleDetail::kObservations)] = {
+            .level = choices.got(SampleDetail::kObservations) ? 0 : -1,
+            .probability = observed,
+            .weight = 1 / observed,
+            .timed_ns = static_cast<double>(to_ns(record.end_ticks, ns_per_tick_))};
+        sampler_->see(progress.pairs, seen);
       }
       newest_ticks_ = std::max(newest_ticks_, row->end_ticks);
       triggers_.see_step(step, step_kind(row->detail), row->end_ticks - row->start_ticks);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 namespace pertoken {
 
@@ -28,130 +29,228 @@ double uniform(uint64_t& state) noexcept {
   return static_cast<double>(next_random(state) >> 11) * 0x1p-53;
 }
 
+constexpr auto kSpansAt = static_cast<size_t>(SampleDetail::kSpans);
+constexpr auto kObservationsAt = static_cast<size_t>(SampleDetail::kObservations);
+
 }  // namespace
 
 Sampler::Sampler(const SamplerOptions& options)
-    : budget_(options.budget),
-      costs_(options.costs),
-      levels_(std::clamp<size_t>(options.levels.size(), 1, kMaxSampleLevels)),
-      next_seed_(options.seed) {
-  for (size_t i = 0; i < std::min(levels_, options.levels.size()); ++i) {
-    details_[i] = options.levels[i].detail;
-    prior_calls_[i] = options.levels[i].calls;
-    values_ns_[i] = options.levels[i].values_ns;
+    : budget_(options.budget), costs_(options.costs), next_seed_(options.seed) {
+  for (size_t detail = 0; detail < kSampleDetails; ++detail) {
+    const SampledDetail& given = options.details[detail];
+    DetailOptions& own = options_[detail];
+    own.levels = std::min(given.levels.size(), kMaxSampleLevels);
+    own.most = std::min(given.most, kMostProbability);
+    for (size_t i = 0; i < own.levels; ++i) {
+      own.bits[i] = given.levels[i].detail;
+      own.prior_calls[i] = given.levels[i].calls;
+      own.prior_timed_ns[i] = given.levels[i].timed_ns;
+    }
+    if (detail == kObservationsAt && own.levels > 0 && given.in_use) begin_observing();
   }
   for (size_t kind = 0; kind < published_.size(); ++kind) {
-    // Until steps of the kind were seen the allowance alone decides.
-    for (auto& rate : published_[kind].rates) store(rate, kMostProbability);
-    store(published_[kind].floor, 1.0 / 64);
-    publish(kind, costs_of(strata_[kind]));
+    const StepCosts costs = costs_of(strata_[kind]);
+    const auto has_cost = [&](size_t detail) {
+      return in_use(detail) && costs.details[detail].full_ns > 0;
+    };
+    size_t costly = 0;
+    for (size_t detail = 0; detail < kSampleDetails; ++detail) costly += has_cost(detail);
+    for (size_t detail = 0; detail < kSampleDetails; ++detail) {
+      // Until steps of the kind were seen the allowance alone decides.
+      PublishedDetail& published = published_[kind].details[detail];
+      for (auto& rate : published.rates) store(rate, kMostProbability);
+      store(published.floor, 1.0 / 64);
+      store(published.share, has_cost(detail) ? 1.0 / static_cast<double>(costly) : 0.0);
+    }
+    publish(kind, costs);
   }
 }
 
 // Of a level or one above it, given that of those above.
-double Sampler::probability(const Published& published, int level, double fill,
-                            double above) noexcept {
-  const double p = load(published.rates[static_cast<size_t>(level)]) * fill;
-  return std::max(std::clamp(p, load(published.floor), kMostProbability), above);
+double Sampler::probability(const PublishedDetail& published, size_t level, double fill,
+                            double most, double above) noexcept {
+  const double p = std::max(load(published.rates[level]) * fill, load(published.floor));
+  return std::max(std::min(p, most), above);
 }
 
-SampleChoice Sampler::decide(SampleState& state, StepKind kind, bool is_favoured) noexcept {
-  const auto at = static_cast<size_t>(kind);
-  const Published& published = published_[at];
+SampleChoice Sampler::decide(SampleState& state, SampleDetail detail, StepKind kind,
+                             bool is_favoured) noexcept {
+  const auto at = static_cast<size_t>(detail);
+  const DetailOptions& options = options_[at];
+  const PublishedDetail& published = published_[static_cast<size_t>(kind)].details[at];
   if (state.random == 0) [[unlikely]] {
     uint64_t seed = next_seed_.fetch_add(1, std::memory_order_relaxed);
     state.random = next_random(seed) | 1;
+    // Spans may begin with what they will have: what they cost is known. Other detail may cost
+    // anything, and so begins with nothing.
     for (size_t i = 0; i < published_.size(); ++i) {
-      state.allowance_ns[i] = load(published_[i].capacity_ns) / 2;
+      state.allowance_ns[i][kSpansAt] = load(published_[i].details[kSpansAt].capacity_ns) / 2;
     }
   }
   const double number = uniform(state.random);
-  double fill = state.allowance_ns[at] * load(published.fill_per_ns);
+  double fill = state.allowance_ns[static_cast<size_t>(kind)][at] * load(published.fill_per_ns);
   fill = std::clamp(fill, 0.0, 1.0);
-  if (is_favoured) fill *= kFavour;
+  double most = options.most;
+  if (is_favoured) {
+    fill *= kFavour;
+    most = std::min(most * kFavour, kMostProbability);
+  }
   double above = 0;  // the probability of the levels above
-  for (int level = top_level(); level >= 0; --level) {
-    const double p = probability(published, level, fill, above);
+  for (size_t level = options.levels; level-- > 0;) {
+    const double p = probability(published, level, fill, most, above);
     if (number >= p) {
       above = p;
       continue;
     }
-    SampleChoice choice{level, 1.0 / (p - above), p};
-    while (--level >= 0)
-      choice.probability = probability(published, level, fill, choice.probability);
+    SampleChoice choice{static_cast<int>(level), 1.0 / (p - above), p};
+    while (level-- > 0) {
+      choice.probability = probability(published, level, fill, most, choice.probability);
+    }
     return choice;
   }
   return {-1, 0.0, above};
 }
 
-void Sampler::settle(SampleState& state, StepKind kind, int level, uint64_t dur_ticks) noexcept {
+// What is owed is remembered, up to some times of the last of it: a step whose detail cost far more
+// than was known then is paid by those after it.
+void Sampler::charge_level(SampleState& state, SampleDetail detail, StepKind kind, size_t level,
+                           uint64_t timed_ticks) noexcept {
+  const auto at = static_cast<size_t>(detail);
+  const PublishedDetail& published = published_[static_cast<size_t>(kind)].details[at];
+  const double cost_ns = load(published.untimed_ns[level]) + load(published.timed_factor) *
+                                                                 static_cast<double>(timed_ticks) *
+                                                                 load(ns_per_tick_);
+  double& allowance_ns = state.allowance_ns[static_cast<size_t>(kind)][at];
+  const double least_ns = -std::max(load(published.capacity_ns), kBurst * cost_ns);
+  allowance_ns = std::max(allowance_ns - cost_ns, std::min(allowance_ns, least_ns));
+}
+
+void Sampler::pay_in(SampleState& state, StepKind kind, uint64_t dur_ticks) noexcept {
   const auto at = static_cast<size_t>(kind);
   const Published& published = published_[at];
-  double& allowance_ns = state.allowance_ns[at];
-  const double capacity_ns = load(published.capacity_ns);
   const double dur_ns = static_cast<double>(dur_ticks) * load(ns_per_tick_);
-  double change_ns = dur_ns * kAllowed * budget_ - load(published.plain_ns);
-  if (level >= 0) change_ns -= load(published.detail_ns[static_cast<size_t>(level)]);
-  allowance_ns = std::clamp(allowance_ns + change_ns, -capacity_ns, capacity_ns);
+  const double left_ns = dur_ns * kAllowed * budget_ - load(published.plain_ns);
+  const size_t details = observes() ? kSampleDetails : kObservationsAt;
+  for (size_t detail = 0; detail < details; ++detail) {
+    const PublishedDetail& own = published.details[detail];
+    const double capacity_ns = load(own.capacity_ns);
+    double& allowance_ns = state.allowance_ns[at][detail];
+    // Steps that leave nothing make no debt beyond that.
+    allowance_ns = std::clamp(allowance_ns + left_ns * load(own.share),
+                              std::min(allowance_ns, -capacity_ns), capacity_ns);
+  }
 }
 
 void Sampler::see(SamplePairs& pairs, const SeenStep& step) {
-  const auto kind = static_cast<size_t>(step.kind);
-  Stratum& stratum = strata_[kind];
+  Stratum& stratum = strata_[static_cast<size_t>(step.kind)];
   ++all_steps_;
   all_records_ += step.records + kOwnRecords;
   ++stratum.steps;
   ++stratum.window.steps;
   stratum.step_ns += step.dur_ns;
   stratum.window.step_ns += step.dur_ns;
-  if (step.level < 0) {
+  const int spans = step.details[kSpansAt].level;
+  if (spans < 0) {
     ++stratum.plain_steps;
     stratum.plain_records += step.records;
   } else {
-    ++stratum.detailed[static_cast<size_t>(step.level)];
-    stratum.records[static_cast<size_t>(step.level)] += step.records;
+    stratum.records[static_cast<size_t>(spans)] += step.records;
   }
-  SamplePairs::Last& last = pairs.last[kind];
-  const bool is_pair = last.dur_ns >= 0 && (last.level < 0) != (step.level < 0);
-  const double got = step.level < 0 ? 1 - step.probability : step.probability;
+  for (size_t detail = 0; detail < kSampleDetails; ++detail) {
+    const SeenStep::Detail& seen = step.details[detail];
+    if (seen.level < 0) continue;
+    ++stratum.details[detail].detailed[static_cast<size_t>(seen.level)];
+    stratum.details[detail].timed_ns += seen.timed_ns;
+  }
+  for (size_t detail = 0; detail < kSampleDetails; ++detail) {
+    if (options_[detail].levels > 0) see_pair(pairs, step, detail);
+  }
+}
+
+// A pair is of two steps of which one got a detail and the other did not, and that are alike in the
+// other details: what those took by themselves is left out.
+void Sampler::see_pair(SamplePairs& pairs, const SeenStep& step, size_t detail) {
+  const auto kind = static_cast<size_t>(step.kind);
+  const SeenStep::Detail& own = step.details[detail];
+  SamplePairs::Last now{step.dur_ns, own.timed_ns, {}, 1};
+  for (size_t i = 0; i < kSampleDetails; ++i) {
+    const SeenStep::Detail& each = step.details[i];
+    now.levels[i] = each.level;
+    if (i != detail) now.dur_ns -= each.timed_ns;
+    if (options_[i].levels == 0) continue;
+    const double exactly = i == detail ? each.probability : 1 / each.weight;
+    now.probability *= each.level < 0 ? 1 - each.probability : exactly;
+  }
+  now.dur_ns = std::max(now.dur_ns, 0.0);
+  SamplePairs::Last& last = pairs.last[kind][detail];
+  bool is_pair = last.dur_ns >= 0 && (last.levels[detail] < 0) != (own.level < 0);
+  for (size_t i = 0; i < kSampleDetails; ++i) {
+    is_pair = is_pair && (i == detail || last.levels[i] == now.levels[i]);
+  }
   if (!is_pair) {
-    last = {step.dur_ns, step.level, got};
+    last = now;
     return;
   }
-  const int level = std::max(last.level, step.level);
-  const double added_ns = (step.level < 0 ? -1 : 1) * (step.dur_ns - last.dur_ns);
-  const StepCosts costs = costs_of(stratum);
-  const double modelled_ns = costs.detail_ns[static_cast<size_t>(level)] / correction(stratum);
-  const double probability = last.probability * got;
+  const SamplePairs::Last& with = own.level < 0 ? last : now;
+  const SamplePairs::Last& without = own.level < 0 ? now : last;
+  DetailStratum& stratum = strata_[kind].details[detail];
+  double modelled_ns = with.timed_ns;
+  if (detail == kSpansAt) {
+    const DetailCosts costs = costs_of(strata_[kind]).details[detail];
+    modelled_ns = costs.untimed_ns[static_cast<size_t>(with.levels[detail])] / stratum.corrected;
+  }
+  const double probability = last.probability * now.probability;
   if (modelled_ns > 0 && probability > 0) {
-    stratum.paired.add(added_ns / modelled_ns, probability);
+    stratum.paired.add((with.dur_ns - without.dur_ns) / modelled_ns, probability);
+    stratum.corrected = correction(stratum);
   }
   last.dur_ns = -1;
 }
 
+void Sampler::see_drained(const std::array<uint64_t, kStepKinds>& observations, double cpu_ns) {
+  for (size_t kind = 0; kind < strata_.size(); ++kind) {
+    strata_[kind].drained += observations[kind];
+    drained_ += observations[kind];
+  }
+  drained_ns_ += cpu_ns;
+}
+
 // The model of costs holds until the pairs contradict it; then the nearest value that they allow.
-double Sampler::correction(const Stratum& stratum) const {
-  constexpr double kLeast = 0.25;
+double Sampler::correction(const DetailStratum& stratum) {
+  // What was timed in the steps themselves was spent, whatever the pairs say.
+  const double least = stratum.timed_ns > 0 ? 1.0 : 0.25;
   if (!stratum.paired.is_known()) return 1.0;
   const PairedInterval interval = stratum.paired.interval();
-  return std::max(std::clamp(1.0, interval.low, interval.high), kLeast);
+  return std::max(std::clamp(1.0, interval.low, interval.high), least);
 }
 
 Sampler::StepCosts Sampler::costs_of(const Stratum& stratum) const {
   StepCosts costs{};
-  const auto mean = [](uint64_t sum, uint64_t count, double otherwise) {
+  const auto mean = [](auto sum, uint64_t count, double otherwise) {
     return count == 0 ? otherwise : static_cast<double>(sum) / static_cast<double>(count);
   };
   const double always = mean(stratum.plain_records, stratum.plain_steps, 0.0);
-  const double corrected = correction(stratum);
   double calls = 0;  // of the level below
-  for (size_t level = 0; level < levels_; ++level) {
-    const double records =
-        mean(stratum.records[level], stratum.detailed[level], prior_calls_[level] + always);
-    calls = std::max(calls, records - always);
-    const double spans_ns =
-        calls * (std::max(costs_.span_ns - costs_.skip_ns, 0.0) + costs_.drain_ns);
-    costs.detail_ns[level] = corrected * (spans_ns + values_ns_[level]);
+  for (size_t detail = 0; detail < kSampleDetails; ++detail) {
+    const DetailStratum& seen = stratum.details[detail];
+    const DetailOptions& options = options_[detail];
+    const double corrected = seen.corrected;
+    const uint64_t steps = std::accumulate(seen.detailed.begin(), seen.detailed.end(), uint64_t{0});
+    DetailCosts& own = costs.details[detail];
+    for (size_t level = 0; level < options.levels; ++level) {
+      own.timed_ns[level] = corrected * mean(seen.timed_ns, steps, options.prior_timed_ns[level]);
+      if (detail == kSpansAt) {
+        const double records =
+            mean(stratum.records[level], seen.detailed[level], options.prior_calls[level] + always);
+        calls = std::max(calls, records - always);
+        own.untimed_ns[level] =
+            corrected * calls * (std::max(costs_.span_ns - costs_.skip_ns, 0.0) + costs_.drain_ns);
+      } else if (detail == kObservationsAt) {
+        own.untimed_ns[level] =
+            mean(stratum.drained, steps, 0.0) * mean(drained_ns_, drained_, 0.0);
+      }
+      own.full_ns = own.at(level);
+    }
   }
   costs.plain_ns = costs_.step_ns + always * costs_.span_ns + calls * costs_.skip_ns +
                    (always + kOwnRecords) * costs_.drain_ns;
@@ -159,14 +258,18 @@ Sampler::StepCosts Sampler::costs_of(const Stratum& stratum) const {
 }
 
 void Sampler::publish(size_t kind, const StepCosts& costs) {
-  Published& published = published_[kind];
-  const double full_ns = std::max(costs.detail_ns[levels_ - 1], 1.0);
-  for (size_t level = 0; level < levels_; ++level) {
-    store(published.detail_ns[level], costs.detail_ns[level]);
+  for (size_t detail = 0; detail < kSampleDetails; ++detail) {
+    PublishedDetail& published = published_[kind].details[detail];
+    const DetailCosts& own = costs.details[detail];
+    const double capacity_ns = kBurst * std::max(own.full_ns, 1.0);
+    for (size_t level = 0; level < options_[detail].levels; ++level) {
+      store(published.untimed_ns[level], own.untimed_ns[level]);
+    }
+    store(published.timed_factor, strata_[kind].details[detail].corrected);
+    store(published.capacity_ns, capacity_ns);
+    store(published.fill_per_ns, 2.0 / capacity_ns);
   }
-  store(published.plain_ns, costs.plain_ns + drain_a_step_ns_);
-  store(published.capacity_ns, kBurst * full_ns);
-  store(published.fill_per_ns, 2.0 / (kBurst * full_ns));
+  store(published_[kind].plain_ns, costs.plain_ns + drain_a_step_ns_);
 }
 
 void Sampler::control(double now_ns, double drain_ns) {
@@ -176,7 +279,7 @@ void Sampler::control(double now_ns, double drain_ns) {
     drain_before_ns_ = drain_ns;
   }
   const double of_records_ns = static_cast<double>(all_records_) * costs_.drain_ns;
-  drain_ns_ = std::max(drain_ns - drain_before_ns_ - of_records_ns, drain_ns_);
+  drain_ns_ = std::max(drain_ns - drain_before_ns_ - of_records_ns - drained_ns_, drain_ns_);
   const uint64_t steps = all_steps_ - drain_counted_steps_;
   const bool is_first = drain_counted_steps_ == 0;
   if (steps > 0 && (is_first || now_ns - drain_seen_ns_ >= kPeriodNs)) {
@@ -199,77 +302,125 @@ void Sampler::control(double now_ns, double drain_ns) {
 
 void Sampler::control_stratum(size_t kind, double now_ns) {
   Stratum& stratum = strata_[kind];
-  Published& published = published_[kind];
   const auto steps = static_cast<double>(stratum.window.steps);
   const double interval_ns = std::max(now_ns - stratum.controlled_ns, 1.0) / steps;
   stratum.mean_ns = stratum.window.step_ns / steps;
   const StepCosts costs = costs_of(stratum);
   publish(kind, costs);
 
-  // Each level gets an equal part of what those below leave, the first what they cannot use.
-  const double rest_ns =
+  // Each detail gets an equal part of what there is, and what the others cannot use: those that
+  // need least come first.
+  double left_ns =
       std::max(stratum.mean_ns * budget_ * kAim - costs.plain_ns - drain_a_step_ns_, 0.0);
-  std::array<double, kMaxSampleLevels> wanted{};
-  double left_ns = rest_ns;
-  double below_ns = 0;
-  double below = 1;
-  double spent_ns = 0;
-  for (size_t level = 0; level < levels_; ++level) {
-    const double added_ns = std::max(costs.detail_ns[level] - below_ns, 1.0);
-    const double given_ns = left_ns / static_cast<double>(levels_ - level);
-    wanted[level] = below = std::min(below, given_ns / added_ns);
-    left_ns -= wanted[level] * added_ns;
-    spent_ns += wanted[level] * added_ns;
-    below_ns = costs.detail_ns[level];
+  ByDetail<size_t> order{};
+  std::iota(order.begin(), order.end(), size_t{0});
+  const auto most_ns = [&](size_t detail) {
+    return in_use(detail) ? options_[detail].most * costs.details[detail].full_ns : 0.0;
+  };
+  std::ranges::sort(order, {}, most_ns);
+  ByDetail<double> spent_ns{};
+  for (size_t i = 0; i < kSampleDetails; ++i) {
+    const size_t detail = order[i];
+    const double given_ns = left_ns / static_cast<double>(kSampleDetails - i);
+    spent_ns[detail] = std::min(given_ns, most_ns(detail));
+    left_ns -= spent_ns[detail];
+    if (!in_use(detail)) continue;
+    move_rates(kind, detail, costs.details[detail], given_ns);
+    const double full_ns = std::max(costs.details[detail].full_ns, 1.0);
+    const double affordable = kFloorShare * budget_ * interval_ns / full_ns;
+    store(published_[kind].details[detail].floor,
+          std::clamp(std::min(interval_ns / kFloorNs, affordable), kLeastProbability,
+                     kMostProbability));
   }
-  const double scale = spent_ns > 0 ? std::max(rest_ns / spent_ns, 1.0) : 1.0;
-  for (size_t level = 0; level < levels_; ++level) {
-    const double target = std::clamp(wanted[level] * scale, kLeastProbability, kMostProbability);
-    const double now = load(published.rates[level]);
-    if (!stratum.is_controlled) {
-      store(published.rates[level], target);
-    } else if (target > now * kDeadBand || target * kDeadBand < now) {
-      store(published.rates[level], std::clamp(target, now / kLargestChange, now * kLargestChange));
-    }
+  const double all_ns = std::accumulate(spent_ns.begin(), spent_ns.end(), 0.0);
+  for (size_t detail = 0; all_ns > 0 && detail < kSampleDetails; ++detail) {
+    store(published_[kind].details[detail].share, spent_ns[detail] / all_ns);
   }
-  const double full_ns = std::max(costs.detail_ns[levels_ - 1], 1.0);
-  const double affordable = kFloorShare * budget_ * interval_ns / full_ns;
-  store(published.floor, std::clamp(std::min(interval_ns / kFloorNs, affordable), kLeastProbability,
-                                    kMostProbability));
   stratum.is_controlled = true;
   stratum.controlled_ns = now_ns;
   stratum.window = {};
 }
 
+// Each level gets an equal part of what those below leave, the first what they cannot use.
+void Sampler::move_rates(size_t kind, size_t detail, const DetailCosts& costs, double rest_ns) {
+  PublishedDetail& published = published_[kind].details[detail];
+  const size_t levels = options_[detail].levels;
+  std::array<double, kMaxSampleLevels> wanted{};
+  double left_ns = rest_ns;
+  double below_ns = 0;
+  double below = 1;
+  double spent_ns = 0;
+  for (size_t level = 0; level < levels; ++level) {
+    const double added_ns = std::max(costs.at(level) - below_ns, 1.0);
+    const double given_ns = left_ns / static_cast<double>(levels - level);
+    wanted[level] = below = std::min(below, given_ns / added_ns);
+    left_ns -= wanted[level] * added_ns;
+    spent_ns += wanted[level] * added_ns;
+    below_ns = costs.at(level);
+  }
+  const double scale = spent_ns > 0 ? std::max(rest_ns / spent_ns, 1.0) : 1.0;
+  for (size_t level = 0; level < levels; ++level) {
+    const double target =
+        std::min(std::max(wanted[level] * scale, kLeastProbability), options_[detail].most);
+    const double now = load(published.rates[level]);
+    if (!strata_[kind].is_controlled) {
+      store(published.rates[level], target);
+    } else if (target > now * kDeadBand || target * kDeadBand < now) {
+      store(published.rates[level], std::clamp(target, now / kLargestChange, now * kLargestChange));
+    }
+  }
+}
+
 SamplerReport Sampler::report() const {
   SamplerReport report;
   report.budget = budget_;
-  report.levels.assign(details_.begin(), details_.begin() + static_cast<std::ptrdiff_t>(levels_));
   report.costs = costs_;
   report.drain_ns = drain_ns_;
+  for (size_t detail = 0; detail < kSampleDetails; ++detail) {
+    const DetailOptions& options = options_[detail];
+    report.levels[detail].assign(
+        options.bits.begin(), options.bits.begin() + static_cast<std::ptrdiff_t>(options.levels));
+  }
   for (size_t kind = 0; kind < strata_.size(); ++kind) {
     const Stratum& stratum = strata_[kind];
     const StepCosts costs = costs_of(stratum);
     StratumReport& row = report.strata[kind];
     row.steps = stratum.steps;
     row.step_ns = stratum.step_ns;
-    row.detailed = stratum.detailed;
-    row.floor = load(published_[kind].floor);
     row.plain_ns = static_cast<double>(stratum.steps) * costs.plain_ns;
-    for (size_t level = 0; level < levels_; ++level) {
-      row.rates[level] = std::max(load(published_[kind].rates[level]), row.floor);
-      row.detail_ns += static_cast<double>(stratum.detailed[level]) * costs.detail_ns[level];
+    for (size_t detail = 0; detail < kSampleDetails; ++detail) {
+      row.details[detail] = report_detail(kind, detail, costs.details[detail]);
     }
-    row.pairs = stratum.paired.pairs();
-    row.is_measured = stratum.paired.is_known();
-    const double modelled_ns = row.detail_ns / correction(stratum);
-    const PairedInterval ratio =
-        row.is_measured ? stratum.paired.interval() : PairedInterval{1.0, 1.0, 1.0};
-    row.measured_ns = ratio.median * modelled_ns;
-    row.low_ns = ratio.low * modelled_ns;
-    row.high_ns = ratio.high * modelled_ns;
   }
   return report;
+}
+
+DetailReport Sampler::report_detail(size_t kind, size_t detail, const DetailCosts& costs) const {
+  const DetailStratum& stratum = strata_[kind].details[detail];
+  const PublishedDetail& published = published_[kind].details[detail];
+  const DetailOptions& options = options_[detail];
+  DetailReport row;
+  row.detailed = stratum.detailed;
+  row.floor = std::min(load(published.floor), options.most);
+  double untimed_ns = 0;
+  for (size_t level = 0; level < options.levels; ++level) {
+    row.rates[level] = std::min(std::max(load(published.rates[level]), row.floor), options.most);
+    untimed_ns += static_cast<double>(stratum.detailed[level]) * costs.untimed_ns[level];
+  }
+  const double corrected = stratum.corrected;
+  row.detail_ns = untimed_ns + corrected * stratum.timed_ns;
+  row.pairs = stratum.paired.pairs();
+  row.is_measured = stratum.paired.is_known();
+  PairedInterval ratio{1.0, 1.0, 1.0};
+  if (row.is_measured) ratio = stratum.paired.interval();
+  const auto measured_ns = [&](double factor) {
+    if (stratum.timed_ns > 0) return untimed_ns + std::max(factor, 1.0) * stratum.timed_ns;
+    return detail == kSpansAt ? factor * untimed_ns / corrected : untimed_ns;
+  };
+  row.measured_ns = measured_ns(ratio.median);
+  row.low_ns = measured_ns(ratio.low);
+  row.high_ns = measured_ns(ratio.high);
+  return row;
 }
 
 }  // namespace pertoken

@@ -3,16 +3,22 @@
 // pseudo-random number, no lock. Everything else is the collector's, under the recorder's mutex.
 // Nothing here reads a clock: durations are arguments, and the seed is one.
 //
-// Two things hold the budget. Each thread has an allowance for each kind of step, in nanoseconds: a
-// step pays in its share of its own duration, detail takes out what it costs. It is a token bucket
-// that fills with the model's own time, so that it bounds records a second however fast that is.
-// And the controller moves the probabilities to where the allowance just lasts, so that it seldom
-// has to. An allowance that runs low lowers the probability, never to 0: the floor stays, and
-// estimates that weight by the inverse of the probability stay unbiased.
+// There are several details: the spans of a step, in levels of which each holds those below, and
+// what observed sites put out. Each is decided by a coin of its own, with costs, rates and a floor
+// of its own, so that the one says nothing of the other; they share the budget.
+//
+// Two things hold it. Each thread has an allowance for each kind of step and detail, in
+// nanoseconds: a step pays in its share of its own duration, detail takes out what it costs. It is
+// a token bucket that fills with the model's own time, so that it bounds records a second however
+// fast that is. And the controller moves the probabilities to where the allowances just last, so
+// that they seldom have to. An allowance that runs low lowers the probability, never to 0: the
+// floor stays, and estimates that weight by the inverse of the probability stay unbiased.
 #pragma once
 
 #include <array>
 #include <atomic>
+#include <bit>
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -22,6 +28,14 @@
 namespace pertoken {
 
 inline constexpr size_t kMaxSampleLevels = 3;
+
+// What is decided apart. A further one is a further name here, a decide() and a charge() in the
+// root's wrapper, and its costs in SamplerOptions; nothing else knows them by name.
+enum class SampleDetail : uint8_t { kSpans, kObservations };
+inline constexpr size_t kSampleDetails = 2;
+
+template <typename Value>
+using ByDetail = std::array<Value, kSampleDetails>;
 
 // What the calls of the wrappers add on this machine, in nanoseconds.
 struct SampleCosts {
@@ -34,57 +48,95 @@ struct SampleCosts {
 
 // Detail that a step can get, on top of that of the levels below.
 struct SampleLevel {
-  uint32_t detail;   // bits of step_detail.h, those of the levels below included
-  double calls;      // wrapped calls that it records, those below included; as far as it is known
-  double values_ns;  // what else it costs a step, those below included
+  uint32_t detail;  // bits of step_detail.h, those of the levels below included
+  double calls;     // wrapped calls that it records, those below included; as far as it is known
+  double timed_ns;  // what else it costs a step, until steps have told what it took; see charge()
+};
+
+struct SampledDetail {
+  std::vector<SampleLevel> levels;  // ascending, up to kMaxSampleLevels; none: it is not sampled
+  double most = 1;                  // no step has a higher probability, but one that is favoured
+  bool in_use = true;               // of observations: from the start; see begin_observing()
 };
 
 struct SamplerOptions {
   double budget = 0.01;  // of the time of the steps
   SampleCosts costs;
-  std::vector<SampleLevel> levels;  // ascending, 1 to kMaxSampleLevels
+  ByDetail<SampledDetail> details;
   uint64_t seed = 0;
 };
 
 // Of one thread and recorder; the thread's own.
 struct SampleState {
   uint64_t random = 0;  // 0: not yet begun
-  std::array<double, kStepKinds> allowance_ns{};
+  std::array<ByDetail<double>, kStepKinds> allowance_ns{};
 };
 
 struct SampleChoice {
   int level = -1;          // -1: the step alone
   double weight = 0;       // 1 / the probability of exactly this level; 0 for none
-  double probability = 0;  // of any detail
+  double probability = 0;  // of any level
+};
+
+// What was decided of one step, for the record of its end: of each detail the probability of any
+// level, to three digits, and whether it got one.
+class PackedChoices {
+ public:
+  PackedChoices() = default;
+  explicit PackedChoices(uint64_t bits) : bits_(bits) {}
+
+  void add(SampleDetail detail, const SampleChoice& choice) noexcept {
+    // The upper half of a float; its sign says that there is detail.
+    const auto half = std::bit_cast<uint32_t>(static_cast<float>(choice.probability)) >> 16;
+    bits_ |= uint64_t{half | (choice.level < 0 ? 0u : 0x8000u)} << shift(detail);
+  }
+  bool got(SampleDetail detail) const noexcept { return (bits_ >> shift(detail) & 0x8000) != 0; }
+  double probability(SampleDetail detail) const noexcept {
+    const auto half = static_cast<uint32_t>(bits_ >> shift(detail) & 0x7FFF);
+    return std::bit_cast<float>(half << 16);
+  }
+  uint64_t bits() const noexcept { return bits_; }
+
+ private:
+  static_assert(kSampleDetails <= 4, "they share 64 bits of a record");
+  static constexpr unsigned shift(SampleDetail detail) noexcept {
+    return 16 * static_cast<unsigned>(detail);
+  }
+
+  uint64_t bits_ = 0;
 };
 
 // A step that has ended, as the collector met it.
 struct SeenStep {
   StepKind kind;
-  int level;
   double dur_ns;
-  uint64_t records;    // in it, besides those of the step itself
-  double probability;  // with which it would get any detail
+  uint64_t records;  // in it, besides those of the step itself
+  struct Detail {
+    int level = -1;
+    double probability = 0;  // with which it would get any level
+    double weight = 0;       // 1 / the probability of exactly its level; 0 for none
+    double timed_ns = 0;     // what it took, where that is measured in the step itself
+  };
+  ByDetail<Detail> details{};
 };
 
-// Of one track; the collector's. The last step of each kind that is in no pair yet.
+// Of one track; the collector's. For each detail the last step of each kind that is in no pair yet.
 struct SamplePairs {
   struct Last {
     double dur_ns = -1;  // -1: none
-    int level = -1;
+    double timed_ns = 0;
+    ByDetail<int> levels{};
     double probability = 0;  // of what it got
   };
-  std::array<Last, kStepKinds> last;
+  std::array<ByDetail<Last>, kStepKinds> last;
 };
 
-struct StratumReport {
-  uint64_t steps = 0;
-  double step_ns = 0;
+// What one detail has cost the steps of one kind.
+struct DetailReport {
   std::array<uint64_t, kMaxSampleLevels> detailed{};  // steps that got exactly this level
   std::array<double, kMaxSampleLevels> rates{};       // probability of this level or one above
   double floor = 0;                                   // no step's probability is below
-  double plain_ns = 0;                                // cost of the steps, without any detail
-  double detail_ns = 0;                               // and what their detail added
+  double detail_ns = 0;                               // cost of it, all together
   uint64_t pairs = 0;
   // What was measured of detail_ns, with its interval of 95 %; detail_ns itself where not known.
   bool is_measured = false;
@@ -93,9 +145,16 @@ struct StratumReport {
   double high_ns = 0;
 };
 
+struct StratumReport {
+  uint64_t steps = 0;
+  double step_ns = 0;
+  double plain_ns = 0;  // cost of the steps, without any detail
+  ByDetail<DetailReport> details;
+};
+
 struct SamplerReport {
   double budget = 0;
-  std::vector<uint32_t> levels;  // their detail
+  ByDetail<std::vector<uint32_t>> levels;  // their bits of step_detail.h
   SampleCosts costs;
   double drain_ns = 0;  // of the drain thread, besides what its records took, which strata hold
   std::array<StratumReport, kStepKinds> strata;
@@ -106,19 +165,38 @@ class Sampler {
   explicit Sampler(const SamplerOptions& options);
 
   // Hot. A favoured step, one of the first of its request, has a higher probability.
-  SampleChoice decide(SampleState& state, StepKind kind, bool is_favoured) noexcept;
-  // Hot: pays in for a step that has ended, and takes out what it cost.
-  void settle(SampleState& state, StepKind kind, int level, uint64_t dur_ticks) noexcept;
-  uint32_t detail(int level) const noexcept {
-    return level < 0 ? 0 : details_[static_cast<size_t>(level)];
+  SampleChoice decide(SampleState& state, SampleDetail detail, StepKind kind,
+                      bool is_favoured) noexcept;
+  // Hot: takes out what a level of a detail cost a step. `timed_ticks`: what of it was measured.
+  void charge(SampleState& state, SampleDetail detail, StepKind kind, int level,
+              uint64_t timed_ticks) noexcept {
+    if (level >= 0) charge_level(state, detail, kind, static_cast<size_t>(level), timed_ticks);
   }
-  int top_level() const noexcept { return static_cast<int>(levels_) - 1; }
+  // Hot: pays in for a step that has ended, less what it costs without detail.
+  void pay_in(SampleState& state, StepKind kind, uint64_t dur_ticks) noexcept;
+  // Whether the detail is sampled at all; where it is not, every step has it or none.
+  bool samples(SampleDetail detail) const noexcept { return of(detail).levels > 0; }
+  // Hot: whether observing is of use here: some sites were selected, or a value was given by hand
+  // before. Where it is not, no step is observed, and none pays for the choice.
+  bool observes() const noexcept { return observes_.load(std::memory_order_relaxed); }
+  // Any thread: from now on it is.
+  void begin_observing() noexcept {
+    if (!observes()) observes_.store(true, std::memory_order_relaxed);
+  }
+  uint32_t bits(SampleDetail detail, int level) const noexcept {
+    return level < 0 ? 0 : of(detail).bits[static_cast<size_t>(level)];
+  }
+  int top_level(SampleDetail detail) const noexcept {
+    return static_cast<int>(of(detail).levels) - 1;
+  }
 
   // The collector's.
   void set_rate(double ns_per_tick) noexcept {
     ns_per_tick_.store(ns_per_tick, std::memory_order_relaxed);
   }
   void see(SamplePairs& pairs, const SeenStep& step);
+  // So many observations of steps of a kind, by their number, have taken the drain thread so long.
+  void see_drained(const std::array<uint64_t, kStepKinds>& observations, double cpu_ns);
   // Moves the probabilities, where the period is over. `now_ns` by any clock that does not go back.
   void control(double now_ns, double drain_ns);
   SamplerReport report() const;
@@ -145,58 +223,94 @@ class Sampler {
 
   // One writer, the collector; model threads read. Relaxed on both sides: each number is of use by
   // itself, and an old one for a step more does no harm.
-  struct alignas(64) Published {
+  struct PublishedDetail {
     std::array<std::atomic<double>, kMaxSampleLevels> rates;
-    std::array<std::atomic<double>, kMaxSampleLevels> detail_ns;
+    std::array<std::atomic<double>, kMaxSampleLevels> untimed_ns;
+    std::atomic<double> timed_factor;  // what a measured nanosecond really costs
     std::atomic<double> floor;
-    std::atomic<double> plain_ns;
     std::atomic<double> capacity_ns;
     std::atomic<double> fill_per_ns;  // 2 / capacity
+    std::atomic<double> share;        // of what a step pays in
+  };
+  struct alignas(64) Published {
+    ByDetail<PublishedDetail> details;
+    std::atomic<double> plain_ns;
   };
 
-  static double probability(const Published& published, int level, double fill,
-                            double above) noexcept;
+  static double probability(const PublishedDetail& published, size_t level, double fill,
+                            double most, double above) noexcept;
+
+  void charge_level(SampleState& state, SampleDetail detail, StepKind kind, size_t level,
+                    uint64_t timed_ticks) noexcept;
+
+  struct DetailOptions {
+    size_t levels = 0;
+    double most = 0;
+    std::array<uint32_t, kMaxSampleLevels> bits{};
+    std::array<double, kMaxSampleLevels> prior_calls{};
+    std::array<double, kMaxSampleLevels> prior_timed_ns{};
+  };
 
   struct Window {
     uint64_t steps = 0;
     double step_ns = 0;
   };
 
+  struct DetailStratum {
+    std::array<uint64_t, kMaxSampleLevels> detailed{};
+    double timed_ns = 0;  // measured in them, all together
+    PairedCost paired;
+    double corrected = 1.0;  // what a nanosecond of the model is, by them
+  };
+
   struct Stratum {
     uint64_t steps = 0;
     double step_ns = 0;
-    std::array<uint64_t, kMaxSampleLevels> detailed{};
-    std::array<uint64_t, kMaxSampleLevels> records{};  // in those
-    uint64_t plain_steps = 0;
+    ByDetail<DetailStratum> details;
+    std::array<uint64_t, kMaxSampleLevels> records{};  // in the steps with each level of spans
+    uint64_t plain_steps = 0;                          // without spans
     uint64_t plain_records = 0;
-    PairedCost paired;
-    Window window;       // since it was last controlled
-    double mean_ns = 0;  // of a step, recently
+    uint64_t drained = 0;  // observations that came from them
+    Window window;         // since it was last controlled
+    double mean_ns = 0;    // of a step, recently
     double controlled_ns = 0;
     bool is_controlled = false;
   };
 
   // Of one step of a kind, as the numbers stand.
+  struct DetailCosts {
+    std::array<double, kMaxSampleLevels> untimed_ns{};
+    std::array<double, kMaxSampleLevels> timed_ns{};
+    double full_ns = 0;  // of the top level
+    double at(size_t level) const { return untimed_ns[level] + timed_ns[level]; }
+  };
   struct StepCosts {
-    double plain_ns;
-    std::array<double, kMaxSampleLevels> detail_ns;  // added to it
+    double plain_ns = 0;
+    ByDetail<DetailCosts> details;
   };
 
+  const DetailOptions& of(SampleDetail detail) const noexcept {
+    return options_[static_cast<size_t>(detail)];
+  }
+  bool in_use(size_t detail) const noexcept {
+    return options_[detail].levels > 0 &&
+           (detail != static_cast<size_t>(SampleDetail::kObservations) || observes());
+  }
   StepCosts costs_of(const Stratum& stratum) const;
-  double correction(const Stratum& stratum) const;
+  static double correction(const DetailStratum& stratum);
+  void see_pair(SamplePairs& pairs, const SeenStep& step, size_t detail);
   void publish(size_t kind, const StepCosts& costs);
   void control_stratum(size_t kind, double now_ns);
+  DetailReport report_detail(size_t kind, size_t detail, const DetailCosts& costs) const;
+  void move_rates(size_t kind, size_t detail, const DetailCosts& costs, double rest_ns);
 
+  std::array<Published, kStepKinds> published_;  // first: its alignment is the widest
   const double budget_;
   const SampleCosts costs_;
-  const size_t levels_;
-  std::array<uint32_t, kMaxSampleLevels> details_{};
-  std::array<double, kMaxSampleLevels> prior_calls_{};
-  std::array<double, kMaxSampleLevels> values_ns_{};
+  ByDetail<DetailOptions> options_;
   std::atomic<uint64_t> next_seed_;       // relaxed: only uniqueness matters
   std::atomic<double> ns_per_tick_{1.0};  // as Published
-  std::array<Published, kStepKinds> published_;
-
+  std::atomic<bool> observes_{false};     // relaxed: a step more or less is no matter
   std::array<Stratum, kStepKinds> strata_;
   double started_ns_ = -1;      // of the first control()
   double drain_before_ns_ = 0;  // what the drain thread took to begin: once, and no step's
@@ -207,6 +321,8 @@ class Sampler {
   uint64_t all_steps_ = 0;
   uint64_t all_records_ = 0;
   double drain_a_step_ns_ = 0;
+  uint64_t drained_ = 0;  // observations, and what they took the drain thread
+  double drained_ns_ = 0;
 };
 
 }  // namespace pertoken

@@ -41,10 +41,10 @@ struct ThreadBuffer {
     uint8_t kind = static_cast<uint8_t>(StepKind::kOther);
     OwnTime own_time;
     // Of that step.
-    bool is_sampled = false;
-    int level = -1;        // of its detail, where it is sampled
-    double weight = 1;     // of its spans in what is added up
-    uint64_t records = 0;  // in it, besides its own
+    int level = -1;           // of its spans, where they are sampled
+    double exact_weight = 0;  // 1 / the probability of that level
+    double weight = 1;        // of its spans in what is added up
+    uint64_t records = 0;     // in it, besides its own
     SamplePairs pairs;
   };
   Progress progress;

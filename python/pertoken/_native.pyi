@@ -171,6 +171,9 @@ class Recorder:
         budget: float,
         costs_ns: tuple[float, float, float, float],
         levels: Sequence[tuple[int, float]],
+        observe_ns: float,
+        most_observed: float,
+        observes: bool,
         seed: int,
     ) -> None: ...
     def sampling(self) -> dict[str, Any] | None: ...

@@ -111,6 +111,7 @@ class Observing:
     Attributes:
         skipped: what was not observed, by reason.
         observer: the native side.
+        has_sites: whether outputs of modules are observed.
     """
 
     def __init__(self, recorder: Any, observed: Observed) -> None:
@@ -119,6 +120,7 @@ class Observing:
         if isinstance(activations, Iterable) and not isinstance(activations, str):
             activations = list(activations)  # selected from again at each start
         self._activations = activations
+        self.has_sites = activations is not None
         _learn_torch()
         self.observer = _native.Observer(
             recorder=recorder,
@@ -164,10 +166,10 @@ class Observing:
 def observe(name: str, tensor: object) -> None:
     """Counts the values of a tensor, under a name, in every recording that runs.
 
-    Inside a step, it is observed when the step is, at the recording's `activation_every`; outside
-    of steps one of as many calls is. It appears in `Profile.activations` with the name as its site.
-    What cannot be read is counted in ``losses``; nothing is ever raised for it. It does nothing
-    where nothing is recorded.
+    Inside a step, it is observed when the step is, at the recording's `activation_every` or as its
+    budget allows; outside of steps one of `activation_every` calls is. It appears in
+    `Profile.activations` with the name as its site. What cannot be read is counted in ``losses``;
+    nothing is ever raised for it. It does nothing where nothing is recorded.
 
     Args:
         name: the site's name.

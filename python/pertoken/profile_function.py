@@ -46,8 +46,9 @@ def profile(
             head, ``"all"`` every one; or a glob pattern over module names, a list of patterns, or
             a predicate ``f(name, module) -> bool``.
         budget: what recording may cost, as a share of the time of the steps, such as 0.01. Every
-            step is timed; which of them have spans of modules is sampled, so that the cost stays
-            within it. `steps.sample_weight` holds the weights. None: every step has them.
+            step is timed; which of them have spans of modules, and which are observed, is sampled,
+            so that the cost stays within it. `steps.sample_weight` and `activations.weight` hold
+            the weights. None: every step has spans.
         memory_limit_bytes: how much the trace may hold; past it the oldest steps go, whole, and
             are counted in ``losses``. Totals since the start are not affected.
         log_interval_s: how often to log the line of `Recording.status()`, through the logger
@@ -58,7 +59,7 @@ def profile(
             or a predicate, as of `modules`, or ``"root"``, what the model itself gives. They get
             spans, too. None: none.
         activation_every: of the steps of each kind, the first is observed, and then one of so many,
-            at a random place among them; 1: every step.
+            at a random place among them; 1: every step. With a budget: one of so many at most.
         activation_rows: whether each row is observed by itself, and so belongs to one request.
         activation_output: what is observed of an output that is more than a tensor: a position, the
             name of a field, or ``f(output) -> tensor``; None: the first floating-point tensor.

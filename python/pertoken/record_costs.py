@@ -16,11 +16,14 @@ from time import perf_counter_ns
 from typing import Any
 
 from pertoken import _native
+from pertoken.observing import NOTHING_OBSERVED, Observing
 
 _SAMPLES = 101
 _STEPS_WITHOUT_DETAIL = 64
 _TRIES = 8
 _DRAINED = 1000
+_OBSERVED = 31
+_OBSERVED_VALUES = 1024
 _TOUCHED_BYTES = 512 << 10  # more than the caches that are a core's own hold besides
 
 
@@ -28,13 +31,15 @@ _TOUCHED_BYTES = 512 << 10  # more than the caches that are a core's own hold be
 class RecordCosts:
     """What recording adds to one call, in nanoseconds, on the thread that makes the call.
 
-    `drain_ns` is what the drain thread takes for one record.
+    `drain_ns` is what the drain thread takes for one record; `observe_ns` what a small tensor takes
+    to be observed, on both threads.
     """
 
     span_ns: float
     step_ns: float
     skip_ns: float = 0.0  # a module's call in a step that was sampled without detail
     drain_ns: float = 0.0
+    observe_ns: float = 0.0
 
 
 _lock = threading.Lock()
@@ -87,6 +92,7 @@ def _measure() -> RecordCosts:
         found.append(_added_ns(step, dict, {"input_ids": ids}))
         found.append(_skip_ns(site))
         found.append(_drain_ns(span, recorder))
+        found.append(_observe_ns(site))
     finally:
         recorder.stop()
     return RecordCosts(*found)
@@ -96,7 +102,15 @@ def _skip_ns(site: int) -> float:
     recorder = _native.Recorder(1 << 20, 1 << 14)
     # A budget of next to nothing: after some steps hardly any has detail.
     level = (_native.DETAIL_LAYERS, 1.0)
-    recorder.sample(budget=1e-9, costs_ns=(1e3, 1e3, 1.0, 0.0), levels=[level], seed=1)
+    recorder.sample(
+        budget=1e-9,
+        costs_ns=(1e3, 1e3, 1.0, 0.0),
+        levels=[level],
+        observe_ns=0.0,
+        most_observed=1.0,
+        observes=False,
+        seed=1,
+    )
     recorder.start()
     try:
         span = _native.SpanCall(int, recorder, site, _native.DETAIL_LAYERS)
@@ -126,8 +140,27 @@ def _drain_ns(span: Any, recorder: Any) -> float:
     return median(found)
 
 
+def _observe_ns(site: int) -> float:
+    """The middle one of some, collected at once."""
+    recorder = _native.Recorder(1 << 20, 1 << 14, observe_every=1)
+    observer = Observing(recorder, NOTHING_OBSERVED).observer
+    values = sys.modules["torch"].linspace(-1, 1, _OBSERVED_VALUES)
+    recorder.start()
+    try:
+        found = []
+        for _ in range(_OBSERVED):
+            start_ns = perf_counter_ns()
+            observer.observe(site, values)
+            recorder.drain()
+            found.append(perf_counter_ns() - start_ns)
+    finally:
+        recorder.stop()
+    return median(found)
+
+
 def _detailed(recorder: Any) -> int:
-    return sum(sum(row["detailed"]) for row in recorder.sampling()["strata"].values())
+    strata = recorder.sampling()["strata"].values()
+    return sum(sum(row["details"][0]["detailed"]) for row in strata)
 
 
 def _root(inner: Callable[..., Any], recorder: Any, site: int) -> Any:

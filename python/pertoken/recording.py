@@ -124,6 +124,7 @@ class Recording:
             observe_every=observed.every,
             observe_seed=new_seed(),
         )
+        self.activation_every = observed.every
         self.observing = Observing(self.recorder, observed)
         self.observing.select(unwrap_compiled(model))
         self.skipped = self.observing.skipped
@@ -180,7 +181,15 @@ class Recording:
             self.ranks = group_ranks() or self.ranks
             if self._spool is not None:
                 self._begin_spool(self._spool, selected)
-            full_only = sample(self.recorder, self.budget, root, selected, self.detail)
+            full_only = sample(
+                self.recorder,
+                self.budget,
+                root,
+                selected,
+                self.detail,
+                observed,
+                self.activation_every,
+            )
             _start(self.recorder)
             if not self.recorder.active:
                 return

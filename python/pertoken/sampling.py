@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from pertoken.recording import Recording
 
 # Where they cannot be measured, because as many recordings run as can: on the safe side.
-_UNMEASURED = record_costs.RecordCosts(span_ns=300.0, step_ns=1000.0, skip_ns=40.0, drain_ns=100.0)
+_UNMEASURED = record_costs.RecordCosts(
+    span_ns=300.0, step_ns=1000.0, skip_ns=40.0, drain_ns=100.0, observe_ns=20_000.0
+)
+# Of the native side's details, in its order, by the names that `meta["cost"]` has for them.
+_DETAILS = ("spans", "activations")
 
 
 def checked_budget(budget: float | None) -> float | None:
@@ -42,24 +46,42 @@ def sample(
     root: torch.nn.Module,
     modules: dict[str, torch.nn.Module],
     detail: str,
+    observed: dict[str, torch.nn.Module],
+    activation_every: int,
 ) -> frozenset[str]:
     """Tells a native recorder to sample within the budget, once; does nothing without one.
+
+    Args:
+        recorder: the native recorder.
+        budget: a share of the time of the steps; None: nothing is sampled.
+        root: the model.
+        modules: those that were selected, by name; their spans are sampled.
+        detail: the name of that selection.
+        observed: the modules whose outputs are observed; they get spans, too.
+        activation_every: of so many steps one is observed at most.
 
     Returns:
         Names of the modules that get spans only in steps with all detail.
     """
-    if budget is None or not modules:
+    if budget is None:
         return frozenset()
     layers = layer_names(root, modules) if detail == "all" else frozenset(modules)
     if recorder.sampling() is None:
         costs = record_costs.record_costs() or _UNMEASURED
-        levels = [(_native.DETAIL_LAYERS, float(len(layers)))]
+        besides = len((observed.keys() - modules.keys()) - {""})
+        levels = []
+        if modules:
+            levels.append((_native.DETAIL_LAYERS, float(len(layers) + besides)))
         if len(layers) < len(modules):
-            levels.append((_native.DETAIL_LAYERS | _native.DETAIL_ALL, float(len(modules))))
+            every_module = float(len(modules) + besides)
+            levels.append((_native.DETAIL_LAYERS | _native.DETAIL_ALL, every_module))
         recorder.sample(
             budget=budget,
             costs_ns=(costs.step_ns, costs.span_ns, costs.skip_ns, costs.drain_ns),
             levels=levels,
+            observe_ns=costs.observe_ns * max(len(observed), 1),
+            most_observed=1 / activation_every,
+            observes=bool(observed),
             seed=int.from_bytes(os.urandom(8), "little"),
         )
     return frozenset(modules) - layers
@@ -74,7 +96,7 @@ def cost_facts(recording: Recording, counts: dict[str, Any] | None = None) -> di
     """
     report = recording.recorder.sampling()
     if report is not None:
-        return _sampled_facts(report, recording.detail)
+        return _sampled_facts(report, recording.detail, recording.observing.has_sites)
     counts = counts or recording.recorder.status()
     costs = record_costs.record_costs() if counts["step_ns"] else None
     share = None
@@ -90,41 +112,74 @@ def cost_facts(recording: Recording, counts: dict[str, Any] | None = None) -> di
     }
 
 
-def _sampled_facts(report: dict[str, Any], detail: str) -> dict[str, Any]:
-    names = ["layers", detail][-len(report["levels"]) :]
-    if detail != "all":
-        names = [detail]
+def _sampled_facts(report: dict[str, Any], detail: str, has_sites: bool) -> dict[str, Any]:
     strata = {STEP_KINDS[kind]: row for kind, row in report["strata"].items()}
     step_ns = sum(row["step_ns"] for row in strata.values())
-    pairs = sum(row["pairs"] for row in strata.values())
-    is_measured = any(row["is_measured"] for row in strata.values())
-
-    def share(of: str, row: dict[str, Any], drain_ns: float = 0.0) -> float:
-        return float((row["plain_ns"] + max(row[of], 0.0) + drain_ns) / row["step_ns"])
+    is_measured = any(_is_measured(row) for row in strata.values())
+    # Observations by hand count from the first one on.
+    observes = has_sites or any(row["details"][1]["detail_ns"] > 0 for row in strata.values())
 
     def total(of: str) -> float | None:
         if not step_ns:
             return None
-        shares = (share(of, row) * row["step_ns"] for row in strata.values() if row["step_ns"])
-        return float((sum(shares) + report["drain_ns"]) / step_ns)
+        costs_ns = (_cost_ns(of, row) for row in strata.values() if row["step_ns"])
+        return float((sum(costs_ns) + report["drain_ns"]) / step_ns)
 
     return {
         "budget": report["budget"],
         "share": total("detail_ns"),
         "low": total("low_ns") if is_measured else None,
         "high": total("high_ns") if is_measured else None,
-        "pairs": pairs,
-        "kinds": {
-            kind: {
-                "steps": row["steps"],
-                "detailed": dict(zip(names, row["detailed"], strict=True)),
-                "rates": dict(zip(names, row["rates"], strict=True)),
-                "floor": row["floor"],
-                "share": share("detail_ns", row) if row["step_ns"] else None,
-                "low": share("low_ns", row) if row["is_measured"] else None,
-                "high": share("high_ns", row) if row["is_measured"] else None,
-                "pairs": row["pairs"],
+        "pairs": sum(own["pairs"] for row in strata.values() for own in row["details"]),
+        "kinds": {kind: _facts_of_kind(row, detail, observes) for kind, row in strata.items()},
+    }
+
+
+def _facts_of_kind(row: dict[str, Any], detail: str, observes: bool) -> dict[str, Any]:
+    spans, observed = row["details"]
+    names = (["layers"] if detail == "all" else []) + [detail]
+    names = names[-len(spans["rates"]) :] if spans["rates"] else []
+    levels = [(spans, names), (observed, ["activations"] if observes else [])]
+
+    def by_level(of: str) -> dict[str, Any]:
+        return {
+            name: value
+            for own, named in levels
+            for name, value in zip(named, own[of], strict=False)
+        }
+
+    def share(cost_ns: float) -> float | None:
+        return float(cost_ns / row["step_ns"]) if row["step_ns"] else None
+
+    def interval(is_measured: bool, low_ns: float, high_ns: float) -> dict[str, float | None]:
+        bounds = {"low": low_ns, "high": high_ns}
+        return {name: share(ns) if is_measured else None for name, ns in bounds.items()}
+
+    return {
+        "steps": row["steps"],
+        "detailed": by_level("detailed"),
+        "rates": by_level("rates"),
+        "share": share(_cost_ns("detail_ns", row)),
+        **interval(_is_measured(row), _cost_ns("low_ns", row), _cost_ns("high_ns", row)),
+        "pairs": sum(own["pairs"] for own in row["details"]),
+        "details": {
+            name: {
+                "share": share(own["detail_ns"]),
+                **interval(own["is_measured"], own["low_ns"], own["high_ns"]),
+                "pairs": own["pairs"],
+                "floor": own["floor"],
             }
-            for kind, row in strata.items()
+            for name, (own, named) in zip(_DETAILS, levels, strict=True)
+            if named
         },
     }
+
+
+def _is_measured(row: dict[str, Any]) -> bool:
+    return any(own["is_measured"] for own in row["details"])
+
+
+def _cost_ns(of: str, row: dict[str, Any]) -> float:
+    """Of all steps of a kind; a detail that was not measured has what the model of costs says."""
+    costs_ns = (own[of if own["is_measured"] else "detail_ns"] for own in row["details"])
+    return float(row["plain_ns"] + sum(max(cost_ns, 0.0) for cost_ns in costs_ns))

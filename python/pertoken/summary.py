@@ -145,7 +145,8 @@ class Summary:
         list of {site, category, share, share_low, share_high (the interval of 95 %, where steps
         were sampled), self_ns_per_step, calls_per_step}; ``activations``, None where nothing was
         observed: {observations, sites, first_nonfinite: None or {site, step, token},
-        unhealthy_sites: [{site, observations, nans, infs, saturated, dead}]} (see `SiteHealth`);
+        unhealthy_sites: [{site, observations, nans, infs, saturated, dead, share}]} (see
+        `SiteHealth`);
         ``cost``, what each process states of that of its recording, a list of {process, budget,
         share, low, high, pairs, rates}; ``processes``, a
         list of {process, name, start_ns, end_ns, clock_basis, clock_offset_ns, clock_error_ns};

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pertoken.quantity import count_text, name_text, plural_text
+from pertoken.quantity import count_text, name_text, percent_text, plural_text
 from pertoken.summary_block import Block, step_text
 
 _SITES_SHOWN = 12
@@ -31,10 +31,14 @@ def activation_block(data: Mapping[str, Any]) -> Block:
         )
     if len(sites) > _SITES_SHOWN:
         lines.append(f"The first {_SITES_SHOWN} of {len(sites)} sites:")
-    columns = ("site", "observations", "NaN", "infinite", "saturated", "dead")
+    columns = ("site", "observations", "NaN", "infinite", "saturated", "dead", "of outputs")
     keys = ("observations", "nans", "infs", "saturated", "dead")
     rows = tuple(
-        (name_text(site["site"]), *(count_text(site[key]) for key in keys))
+        (
+            name_text(site["site"]),
+            *(count_text(site[key]) for key in keys),
+            "-" if site["share"] is None else percent_text(site["share"]),
+        )
         for site in sites[:_SITES_SHOWN]
     )
     if not rows:

@@ -6,6 +6,7 @@ totals of several recordings or processes are those of all of them together.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
@@ -81,11 +82,31 @@ class ActivationTotals:
 
     Attributes:
         observations: how many there were.
+        weight: how many there would be had every step been observed, an estimate: the sum of their
+            weights, 1 / the probability of each.
+        weighted_count: likewise, the number of finite values.
+        weighted_sum: likewise, their sum.
+        weighted_sum_sq: likewise, the sum of their squares.
         values: the values in them, not weighted.
     """
 
     observations: int = 0
+    weight: float = 0.0
+    weighted_count: float = 0.0
+    weighted_sum: float = 0.0
+    weighted_sum_sq: float = 0.0
     values: Histogram = field(default_factory=Histogram)
+
+    @property
+    def mean(self) -> float:
+        """Of the values of all steps, estimated by the weights; NaN where there are none."""
+        return self.weighted_sum / self.weighted_count if self.weighted_count else math.nan
+
+    @property
+    def rms(self) -> float:
+        """Their root mean square, likewise."""
+        square = self.weighted_sum_sq / self.weighted_count if self.weighted_count else math.nan
+        return math.sqrt(square) if square >= 0 else math.nan
 
 
 @dataclass(frozen=True)
@@ -217,7 +238,7 @@ def _sum(parts: Iterable[T], empty: T) -> T:
 
 def _joined(a: Any, b: Any) -> Any:
     """Numbers add up, histograms merge, mappings join by key, and so do the fields of totals."""
-    if isinstance(a, int):
+    if isinstance(a, int | float):
         return a + b
     if isinstance(a, Histogram):
         return a.merge(b)

@@ -113,6 +113,8 @@ def _plain(value: Any) -> Any:
         return _histogram_to_dict(value)
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, float) and math.isnan(value):
+        return None
     return value
 
 
@@ -181,6 +183,8 @@ def _object_of(cls: type[T], data: object, label: str) -> T:
         where = f"{label}.{name}"
         if kind == "int":
             values[name] = _count(content[name], where)
+        elif kind == "float":
+            values[name] = _moment(content[name], where)
         elif kind == "Histogram":
             values[name] = _histogram_from_dict(content[name], where)
         else:

@@ -51,8 +51,8 @@ def read_totals(recording: Recording | RecoveredRecording) -> Totals:
             for code, kind, own_ns, dur_ns in native["sites"]
         },
         activations={
-            key_of(code, kind): ActivationTotals(observations, from_native(values))
-            for code, kind, observations, values in native["activations"]
+            key_of(code, kind): _activation_totals(row)
+            for code, kind, *row in native["activations"]
         },
         requests=requests,
         losses={
@@ -61,6 +61,18 @@ def read_totals(recording: Recording | RecoveredRecording) -> Totals:
             "observations_skipped": sum(recording.skipped.values()) + sum(on_devices.values()),
             "faults": sum(recording.faults.values()),
         },
+    )
+
+
+def _activation_totals(row: list[Any]) -> ActivationTotals:
+    observations, weight, weighted_count, weighted_sum, weighted_sum_sq, values = row
+    return ActivationTotals(
+        observations=observations,
+        weight=weight,
+        weighted_count=weighted_count,
+        weighted_sum=weighted_sum,
+        weighted_sum_sq=weighted_sum_sq,
+        values=from_native(values),
     )
 
 

@@ -6,98 +6,10 @@
 #include <random>
 
 #include "check.h"
-#include "core/sampler.h"
-#include "core/step_detail.h"
+#include "sampled_world.h"
 
 namespace pertoken {
 namespace {
-
-constexpr double kMillisecond = 1e6;  // ns
-constexpr double kSecond = 1e9;
-
-struct Cost {
-  double step_ns = 500;
-  double span_ns = 100;
-  double skip_ns = 10;
-  double drain_round_ns = 5'000;  // of the drain thread, each 20 ms
-  double drain_record_ns = 50;
-};
-
-// A thread that runs steps, and the drain thread beside it.
-class World {
- public:
-  World(double budget, std::vector<SampleLevel> levels, Cost cost = {}, uint64_t seed = 1)
-      : levels_(levels),
-        cost_(cost),
-        sampler_({.budget = budget,
-                  .costs = {cost.step_ns, cost.span_ns, cost.skip_ns, cost.drain_record_ns},
-                  .levels = std::move(levels),
-                  .seed = seed}) {
-    sampler_.control(now_ns_, 0);
-  }
-
-  // What detail really adds, times the model's idea of it.
-  double true_ratio = 1;
-  std::function<double()> noise_ns = [] { return 0.0; };
-
-  SampleChoice step(StepKind kind, double work_ns, bool is_favoured = false, double idle_ns = 0) {
-    const SampleChoice choice = sampler_.decide(state_, kind, is_favoured);
-    const double calls = choice.level < 0 ? 0 : levels_[static_cast<size_t>(choice.level)].calls;
-    const double detail_ns = calls * (cost_.span_ns - cost_.skip_ns) * true_ratio;
-    const double plain_ns = cost_.step_ns + levels_.back().calls * cost_.skip_ns;
-    // The wrappers' own time is within the step, as far as the root's clock goes.
-    const double dur_ns = std::max(1.0, work_ns + detail_ns + noise_ns());
-    sampler_.settle(state_, kind, choice.level, static_cast<uint64_t>(dur_ns));
-    sampler_.see(pairs_,
-                 {kind, choice.level, dur_ns, static_cast<uint64_t>(calls), choice.probability});
-    drain_ns_ += (calls + 4) * cost_.drain_record_ns;
-    spent_ns += plain_ns + detail_ns + (calls + 4) * cost_.drain_record_ns;
-    work_done_ns += work_ns;
-    now_ns_ += dur_ns + idle_ns;
-    while (now_ns_ - drained_at_ns_ >= 20 * kMillisecond) {
-      drained_at_ns_ += 20 * kMillisecond;
-      drain_ns_ += cost_.drain_round_ns;
-      spent_ns += cost_.drain_round_ns;
-      sampler_.control(now_ns_, drain_ns_);
-    }
-    return choice;
-  }
-
-  // Cost over time of these steps.
-  double share(int steps, StepKind kind, const std::function<double()>& work_ns) {
-    spent_ns = work_done_ns = 0;
-    for (int i = 0; i < steps; ++i) step(kind, work_ns());
-    return spent_ns / work_done_ns;
-  }
-
-  double rate(StepKind kind, size_t level = 0) const {
-    return sampler_.report().strata[static_cast<size_t>(kind)].rates[level];
-  }
-  Sampler& sampler() { return sampler_; }
-  double now_ns() const { return now_ns_; }
-
-  double spent_ns = 0;
-  double work_done_ns = 0;
-
- private:
-  std::vector<SampleLevel> levels_;
-  Cost cost_;
-  Sampler sampler_;
-  SampleState state_;
-  SamplePairs pairs_;
-  double now_ns_ = 0;
-  double drained_at_ns_ = 0;
-  double drain_ns_ = 0;
-};
-
-std::vector<SampleLevel> layers(double calls) { return {{kDetailLayers, calls, 0}}; }
-
-std::function<double()> lognormal(double median_ns, double sigma, uint64_t seed) {
-  return [=, random = std::mt19937_64(seed),
-          normal = std::normal_distribution<double>(0, sigma)]() mutable {
-    return median_ns * std::exp(normal(random));
-  };
-}
 
 TEST(the_budget_is_held_from_a_cold_start_and_when_the_load_changes_tenfold) {
   for (const double budget : {0.002, 0.01, 0.05}) {
@@ -178,7 +90,7 @@ TEST(detail_that_costs_more_than_the_model_says_is_found_out) {
   const auto work = [] { return 2 * kMillisecond; };
   world.share(8000, StepKind::kDecode, work);
   CHECK(world.share(4000, StepKind::kDecode, work) <= 0.0115);
-  const StratumReport row = world.sampler().report().strata[1];
+  const DetailReport row = world.spans(StepKind::kDecode);
   CHECK(row.is_measured);
   const double each_ns = row.measured_ns / static_cast<double>(row.detailed[0]);
   CHECK(std::abs(each_ns - 36'000) < 6'000);
@@ -190,7 +102,7 @@ TEST(the_measured_cost_is_unbiased_where_slow_steps_buy_the_next_ones_detail) {
   std::mt19937_64 random(9);
   // Some steps take five times as long: after them the allowance is fuller.
   world.share(40'000, StepKind::kDecode, [&] { return random() % 4 == 0 ? 5e6 : 1e6; });
-  const StratumReport row = world.sampler().report().strata[1];
+  const DetailReport row = world.spans(StepKind::kDecode);
   CHECK(row.is_measured);
   CHECK(row.low_ns < row.detail_ns + 1 && row.high_ns > row.detail_ns - 1);
 }
@@ -201,7 +113,7 @@ TEST(noise_alone_does_not_move_the_model_of_costs) {
   std::normal_distribution<double> normal(0, 200'000);
   world.noise_ns = [&] { return normal(random); };
   world.share(10000, StepKind::kDecode, [] { return 2 * kMillisecond; });
-  const StratumReport row = world.sampler().report().strata[1];
+  const DetailReport row = world.spans(StepKind::kDecode);
   const double each_ns = row.detail_ns / static_cast<double>(row.detailed[0]);
   CHECK(each_ns > 5'000 && each_ns < 40'000);  // 9,000 is right, of which nothing can be seen
 }
@@ -357,13 +269,12 @@ TEST(the_same_seed_decides_the_same) {
 }
 
 TEST(levels_are_told_by_their_detail) {
-  const Sampler sampler({.budget = 0.01,
-                         .costs = {},
-                         .levels = {{kDetailLayers, 10, 0}, {kDetailLayers | kDetailAll, 50, 0}},
-                         .seed = 0});
-  CHECK_EQ(sampler.top_level(), 1);
-  CHECK_EQ(sampler.detail(-1), 0u);
-  CHECK_EQ(sampler.detail(0), kDetailLayers);
+  const Sampler sampler(
+      options(0.01, {{kDetailLayers, 10, 0}, {kDetailLayers | kDetailAll, 50, 0}}, {}, 0));
+  CHECK_EQ(sampler.top_level(kSpans), 1);
+  CHECK_EQ(sampler.bits(kSpans, -1), 0u);
+  CHECK_EQ(sampler.bits(kSpans, 0), kDetailLayers);
+  CHECK(!sampler.samples(kObservations));
 }
 
 TEST(the_interval_of_pairs_holds_the_median) {

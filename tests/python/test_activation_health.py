@@ -85,6 +85,7 @@ def test_a_dead_layer_is_named_and_one_that_is_zero_once_is_not() -> None:
             "infs": 0,
             "saturated": 0,
             "dead": TOKENS,
+            "share": 1.0,
         }
     ]
     with planted(model.model.layers[1].self_attn, torch.zeros_like, call=2):
@@ -139,6 +140,7 @@ def test_a_saturated_cast_is_named(dtype: torch.dtype) -> None:
     profile = recording.result()
     (site,) = profile.summary().as_dict()["activations"]["unhealthy_sites"]
     assert (site["site"], site["saturated"], site["observations"]) == ("cast", 1, 3)
+    assert site["share"] == pytest.approx(1 / 3)
     assert profile.histogram("cast").min == -limit
     assert profile.first_nonfinite() is None
 

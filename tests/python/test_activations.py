@@ -275,18 +275,6 @@ def test_memory_of_a_gpu_is_not_read_as_the_hosts(monkeypatch: pytest.MonkeyPatc
     assert profile.losses["faults"] == {}
 
 
-def test_a_sampled_recording_observes_at_its_own_rate() -> None:
-    model = models.llama()
-    with pertoken.profile(
-        model, budget=0.01, activations="model.layers.*", activation_every=1
-    ) as recording:
-        for _ in range(4):
-            model.generate(models.prompt(1), max_new_tokens=8)
-    profile = recording.result()
-    table = profile.activations
-    assert (table["site"] == "model.layers.1").sum() == len(profile.steps) == 32
-
-
 def test_a_choice_that_raises_is_counted_and_the_model_runs() -> None:
     profile = observed(torch.ones(3), activation_output=4)
     assert profile.losses["observations_skipped"] == {"activation_output raised": 1}

@@ -143,7 +143,7 @@ def test_a_budget_that_is_none_is_refused(budget: Any) -> None:
         pertoken.profile(seeded(Stack), budget=budget)
 
 
-def test_the_root_alone_needs_no_sampler() -> None:
+def test_the_root_alone_has_no_spans_to_sample() -> None:
     profile = sampled(seeded(Stack), 20, modules="root", budget=0.01)
     assert set(profile.steps["sample_weight"].tolist()) == {1.0}
     assert profile.meta["cost"]["budget"] == 0.01
@@ -220,8 +220,9 @@ def test_costs_are_on_the_safe_side_where_they_cannot_be_measured(
 def test_a_recorder_is_told_once_to_sample() -> None:
     recorder = _native.Recorder(1 << 20, 1 << 10)
     told = {"budget": 0.1, "costs_ns": (1.0, 1.0, 1.0, 1.0), "seed": 1}
+    told |= {"observe_ns": 1.0, "most_observed": 1.0, "observes": True}
     with pytest.raises(ValueError, match="levels"):
-        recorder.sample(levels=[], **told)
+        recorder.sample(levels=[(_native.DETAIL_LAYERS, 1.0)] * 4, **told)
     recorder.sample(levels=[(_native.DETAIL_LAYERS, 1.0)], **told)
     with pytest.raises(RuntimeError, match="once"):
         recorder.sample(levels=[(_native.DETAIL_LAYERS, 1.0)], **told)

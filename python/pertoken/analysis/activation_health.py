@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pertoken.analysis.distribution import usable_weights
 from pertoken.analysis.row_index import rows_of
 from pertoken.result import Profile
 from pertoken.table import Array
@@ -46,6 +47,8 @@ class SiteHealth:
         infs: infinities.
         saturated: observations that hold the largest finite value of a 16-bit or 8-bit format.
         dead: observations of nothing but zeros.
+        share: of all its outputs, the part with any of that, estimated from the observed ones by
+            their weights (Hájek); None where a file has lost them.
     """
 
     site: str
@@ -54,6 +57,7 @@ class SiteHealth:
     infs: int
     saturated: int
     dead: int
+    share: float | None
 
 
 def first_nonfinite(profile: Profile) -> FirstNonfinite | None:
@@ -99,9 +103,13 @@ def unhealthy_sites(profile: Profile) -> tuple[SiteHealth, ...]:
         return sums
 
     finite = table["nans"] + _infs(profile) == 0
+    cut = _cut(profile)
     dead = by_site((table["count"] > 0) & (table["zeros"] == table["count"]) & finite)
-    nans, infs, saturated = by_site(table["nans"]), by_site(_infs(profile)), by_site(_cut(profile))
+    nans, infs, saturated = by_site(table["nans"]), by_site(_infs(profile)), by_site(cut)
     is_dead = (dead == observations) & (dead > 0)
+    weights = usable_weights(table["weight"], len(table))
+    weighted_wrong = np.bincount(site, weights * (~finite | cut | is_dead[site]), len(known))
+    weight = np.bincount(site, weights, len(known))
     wrong = np.flatnonzero((nans > 0) | (infs > 0) | (saturated > 0) | is_dead)
     names = table["site"]
     return tuple(
@@ -112,6 +120,7 @@ def unhealthy_sites(profile: Profile) -> tuple[SiteHealth, ...]:
             infs=int(infs[i]),
             saturated=int(saturated[i]),
             dead=int(dead[i]) if is_dead[i] else 0,
+            share=float(weighted_wrong[i] / weight[i]) if weight[i] > 0 else None,
         )
         for i in wrong[np.argsort(first[wrong], kind="stable")].tolist()
     )
