@@ -4,9 +4,13 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <memory>
+#include <string>
 #include <vector>
 
 #include "cuda/driver_api.h"
+#include "cuda/graph_stamps.h"
+#include "cuda/kernel_image.h"
 
 namespace {
 
@@ -70,6 +74,134 @@ double spacing_ns(const DriverApi& api, CUstream stream, const std::vector<CUeve
                      static_cast<double>(events.size() - 1));
   }
   return median(rounds);
+}
+
+// Device time of one of many stamps in a row in a graph, each behind a node of another sort: an
+// event where `events` are given, else a memset of `word`.
+class StampChain {
+ public:
+  StampChain(const DriverApi& api, GraphStamps& stamps, CUstream stream, CUevent start, CUevent end,
+             CUdeviceptr word, const std::vector<CUevent>& events)
+      : api_(api), stamps_(stamps), stream_(stream), start_(start), end_(end) {
+    api.cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_RELAXED);
+    for (CUevent event : events.empty() ? std::vector<CUevent>(kCalls) : events) {
+      StampId stamp;
+      stamps.stamp(stream, stamp);
+      number_ = stamp.graph;
+      // Something lies between two stamps, or they would be one.
+      if (event != nullptr) {
+        api.cuEventRecordWithFlags(event, stream, CU_EVENT_RECORD_EXTERNAL);
+      } else {
+        api.cuMemsetD32Async(word, 0, 1, stream);
+      }
+    }
+    api.cuStreamEndCapture(stream, &graph_);
+    is_made_ = api.cuGraphInstantiateWithFlags(&exec_, graph_, 0) == CUDA_SUCCESS;
+  }
+  ~StampChain() {
+    if (is_made_) api_.cuGraphExecDestroy(exec_);
+    if (graph_ != nullptr) api_.cuGraphDestroy(graph_);
+  }
+  StampChain(const StampChain&) = delete;
+  StampChain& operator=(const StampChain&) = delete;
+
+  double cost_ns(bool is_announced) {
+    std::vector<double> rounds;
+    for (int round = 0; round < kRounds; ++round) {
+      bool opened = false;
+      if (is_announced) stamps_.open_replay(number_, stream_, opened);
+      api_.cuEventRecord(start_, stream_);
+      api_.cuGraphLaunch(exec_, stream_);
+      api_.cuEventRecord(end_, stream_);
+      if (opened) stamps_.close_replay(number_, stream_);
+      api_.cuStreamSynchronize(stream_);
+      float milliseconds = 0;
+      api_.cuEventElapsedTime(&milliseconds, start_, end_);
+      rounds.push_back(1e6 * static_cast<double>(milliseconds) / kCalls);
+    }
+    return median(rounds);
+  }
+
+  void disable() {
+    size_t count = 0;
+    api_.cuGraphGetNodes(graph_, nullptr, &count);
+    std::vector<CUgraphNode> nodes(count);
+    api_.cuGraphGetNodes(graph_, nodes.data(), &count);
+    for (CUgraphNode node : nodes) {
+      CUgraphNodeType type{};
+      api_.cuGraphNodeGetType(node, &type);
+      if (type == CU_GRAPH_NODE_TYPE_KERNEL) api_.cuGraphNodeSetEnabled(exec_, node, 0);
+    }
+  }
+
+  bool is_made() const { return is_made_; }
+
+ private:
+  const DriverApi& api_;
+  GraphStamps& stamps_;
+  CUstream stream_;
+  CUevent start_;
+  CUevent end_;
+  CUgraph graph_ = nullptr;
+  CUgraphExec exec_ = nullptr;
+  uint32_t number_ = 0;
+  bool is_made_ = false;
+};
+
+using Print = void (*)(const char* key, double ns);
+
+// The clock of stamps: its step, and how far it runs from that of events, in parts in a million.
+void print_clock(const DriverApi& api, GraphStamps& stamps, const std::vector<CUevent>& events,
+                 Print print) {
+  StampInbox inbox;
+  stamps.subscribe(&inbox);
+  std::vector<StampInbox::Stamp> seen;
+  const auto stamp = [&](CUevent event) {
+    uint32_t number = 0;
+    stamps.stamp_between(event, events[1], number);
+    api.cuEventSynchronize(events[1]);
+    std::vector<StampInbox::Stamp> round;
+    stamps.read(inbox, round);
+    seen.insert(seen.end(), round.begin(), round.end());
+  };
+  stamp(events[0]);
+  const double start = now_ns();
+  while (now_ns() - start < 1e9) stamp(events[2]);
+  stamps.unsubscribe(&inbox);
+  if (seen.size() < 2) return;
+  uint64_t step = 0;
+  for (size_t i = 1; i < seen.size(); ++i) {
+    const uint64_t distance = seen[i].time_ns - seen[i - 1].time_ns;
+    if (distance != 0 && (step == 0 || distance < step)) step = distance;
+  }
+  float milliseconds = 0;
+  api.cuEventElapsedTime(&milliseconds, events[0], events[2]);
+  const double between_ns = static_cast<double>(seen[seen.size() - 2].time_ns - seen[0].time_ns);
+  print("globaltimer_shortest_step_ns", static_cast<double>(step));
+  print("globaltimer_drift_ppm",
+        1e6 * (between_ns / (1e6 * static_cast<double>(milliseconds)) - 1));
+}
+
+void print_stamps(const DriverApi& api, CUstream stream, const std::vector<CUevent>& events,
+                  Print print) {
+  std::string reason;
+  const std::unique_ptr<GraphStamps> stamps = GraphStamps::make(api, kernel_image(), reason);
+  CUdeviceptr word = 0;
+  if (stamps == nullptr || api.cuMemAlloc_v2(&word, sizeof(uint32_t)) != CUDA_SUCCESS) return;
+  print_clock(api, *stamps, events, print);
+  {
+    StampChain chain(api, *stamps, stream, events[0], events[1], word, {});
+    if (chain.is_made()) {
+      print("memset_and_stamp_node_ns", chain.cost_ns(true));
+      print("memset_and_silent_stamp_node_ns", chain.cost_ns(false));
+      chain.disable();
+      print("memset_and_disabled_stamp_node_ns", chain.cost_ns(false));
+    }
+  }
+  StampChain chain(api, *stamps, stream, events[0], events[1], word,
+                   {events.begin() + 2, events.end()});
+  if (chain.is_made()) print("event_and_silent_stamp_node_ns", chain.cost_ns(false));
+  api.cuMemFree_v2(word);
 }
 
 }  // namespace
@@ -140,6 +272,7 @@ int main() {
     print("event_node_on_device_ns", median(rounds));
     api.cuGraphExecDestroy(exec);
   }
+  print_stamps(api, stream, events, print);
   std::printf("}\n");
   if (graph != nullptr) api.cuGraphDestroy(graph);
   for (CUevent event : events) api.cuEventDestroy_v2(event);

@@ -12,6 +12,7 @@
 #include "bindings/tensor_arguments.h"
 #include "bindings/without_gil.h"
 #include "core/exp_histogram.h"
+#include "core/logit_stats.h"
 #include "core/tensor_stats.h"
 
 namespace py = pybind11;
@@ -134,6 +135,22 @@ void bind_histogram(py::module_& m) {
                              [](const ExpHistogram& h) { return tuple_of(h.negative()); });
   m.def("instruction_sets", &instruction_sets,
         "Names of the sets of instructions that tensors can be counted with here, the best last.");
+  m.def(
+      "logit_stats",
+      [](uintptr_t address, int format, const py::tuple& shape, const py::tuple& strides_bytes,
+         const std::string& instructions) {
+        const TensorView view = view_of(address, format, shape, strides_bytes);
+        const bool is_reference = instructions == "reference";
+        const InstructionSet set = instruction_set_of(is_reference ? "" : instructions);
+        LogitStats stats;
+        without_gil(
+            [&] { stats = is_reference ? reference_logit_stats(view) : logit_stats(view, set); });
+        return py::make_tuple(stats.top1_prob, stats.margin, stats.entropy, stats.log_sum);
+      },
+      py::arg("address"), py::arg("format"), py::arg("shape"), py::arg("strides_bytes"),
+      py::arg("instructions") = "",
+      "Top-1 probability, margin, entropy and the log of the sum of exponentials of memory that "
+      "the caller vouches for.");
   m.def("bucket_upper_bound", &bucket_upper_bound, py::arg("index"), py::arg("scale"));
 
   py::dict formats;

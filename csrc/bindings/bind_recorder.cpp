@@ -11,6 +11,8 @@
 #include "bindings/bind_triggers.h"
 #include "bindings/cache_length.h"
 #include "bindings/device_calls.h"
+#include "bindings/graph_replay.h"
+#include "bindings/logit_reader.h"
 #include "bindings/module.h"
 #include "bindings/request_numbers.h"
 #include "bindings/scope.h"
@@ -109,13 +111,16 @@ void bind_recorder(py::module_& m) {
   m.def(
       "replace_driver",
       [](const std::optional<py::capsule>& table) {
+        forget_captures();
         cuda::replace_driver(table ? table->get_pointer<const cuda::DriverApi>() : nullptr);
       },
       py::arg("table"));
   bind_sampling(m, recorder_class);
+  bind_logit_reader(recorder_class);
   bind_totals(m, recorder_class);
   bind_spool(m, recorder_class);
   bind_triggers(recorder_class);
+  bind_graphs(recorder_class);
   m.def(
       "intern_module",
       [](const std::string& name) { return intern_site(SiteCategory::kModule, name); },
@@ -144,6 +149,7 @@ void bind_recorder(py::module_& m) {
   m.attr("MAX_RECORDERS") = kMaxRecorders;
   if (!add_request_number_types(m.ptr()) || !add_scope_types(m.ptr()) ||
       !add_span_call_type(m.ptr()) || !add_device_span_call_type(m.ptr()) ||
+      !add_graph_replay_call_type(m.ptr()) ||
       !add_root_call_type(m.ptr()) || !add_generation_types(m.ptr()) ||
       !add_method_call_type(m.ptr()) || !add_root_search_types(m.ptr()) ||
       !add_weak_method_type(m.ptr())) {

@@ -8,12 +8,11 @@
 
 #include "bindings/opener.h"
 #include "bindings/span_call.h"
+#include "cuda/driver_scope.h"
+#include "cuda/kernel_image.h"
 
 namespace pertoken::bindings {
 
-namespace {
-
-// False when it cannot be told, with no exception set that was not set before.
 bool current_stream(const DeviceCalls& calls, int device, cuda::CUstream& stream) noexcept {
   PyObject *type = nullptr, *value = nullptr, *traceback = nullptr;
   PyErr_Fetch(&type, &value, &traceback);
@@ -28,7 +27,42 @@ bool current_stream(const DeviceCalls& calls, int device, cuda::CUstream& stream
   return is_known;
 }
 
-}  // namespace
+bool is_capturing(const cuda::TimedDevice& device, cuda::CUstream stream) noexcept {
+  const cuda::CurrentContext current(device.api, device.context);
+  cuda::CUstreamCaptureStatus status = cuda::CU_STREAM_CAPTURE_STATUS_NONE;
+  return current.result() == cuda::CUDA_SUCCESS &&
+         device.api.cuStreamIsCapturing(stream, &status) == cuda::CUDA_SUCCESS &&
+         status != cuda::CU_STREAM_CAPTURE_STATUS_NONE;
+}
+
+bool is_call_captured(DeviceCalls& calls, ThreadBuffer& buffer, int device) noexcept {
+  if (calls.open_captures == 0) return false;
+  cuda::EventLane* lane = calls.timer->lane(buffer, device);
+  cuda::CUstream stream = nullptr;
+  return lane != nullptr && current_stream(calls, device, stream) &&
+         is_capturing(lane->device(), stream);
+}
+
+void DeviceInterval::begin_captured(DeviceCalls& calls, cuda::CUstream stream) noexcept {
+  const cuda::TimedDevice& device = lane_->device();
+  const cuda::CurrentContext current(device.api, device.context);
+  if (current.result() == cuda::CUDA_SUCCESS) {
+    captured_ = calls.stamps->begin(device_, stream, lane_->open_captured);
+  }
+  if (!captured_) return lane_->count_in_capture();
+  outer_captured_ = lane_->open_captured;
+  lane_->open_captured = captured_;
+}
+
+void DeviceInterval::end_captured(DeviceCalls& calls, cuda::CUstream stream,
+                                  const cuda::SpanLabels& labels) noexcept {
+  const cuda::TimedDevice& device = lane_->device();
+  const cuda::CurrentContext current(device.api, device.context);
+  const bool is_stamped = current.result() == cuda::CUDA_SUCCESS &&
+                          calls.stamps->end(device_, captured_, stream, labels);
+  if (!is_stamped) lane_->count_in_capture();
+  lane_->open_captured = outer_captured_;
+}
 
 void DeviceInterval::begin(DeviceCalls& calls, Recorder& recorder, ThreadBuffer& buffer, int device,
                            uint32_t seq) noexcept {
@@ -45,6 +79,7 @@ void DeviceInterval::begin(DeviceCalls& calls, Recorder& recorder, ThreadBuffer&
   outer_stream_ = lane_->open_stream;
   parent_seq_ = outer_stream_ == stream ? outer_seq_ : 0;
   seq_ = seq;
+  if (start_.is_in_capture()) begin_captured(calls, stream);
   if (!start_) return;
   lane_->open_seq = seq;
   lane_->open_stream = stream;
@@ -60,6 +95,10 @@ void DeviceInterval::end(DeviceCalls& calls, Recorder& recorder, cuda::SpanLabel
     if (!current_stream(calls, device_, stream)) recorder.count_fault();
     labels.parent_seq = parent_seq_;
     lane_->end(start_, stream, labels);
+  } else if (captured_) {
+    cuda::CUstream stream = nullptr;
+    if (!current_stream(calls, device_, stream)) recorder.count_fault();
+    end_captured(calls, stream, labels);
   }
   if (is_innermost) {
     lane_->open_seq = outer_seq_;
@@ -123,13 +162,29 @@ struct DeviceSpanCall {
   int device;
 };
 
+// In a step that has no spans of this sort: only a graph that is being captured has use for it.
+[[gnu::noinline]] PyObject* capture_call(const DeviceSpanCall& call, PyObject* args,
+                                         PyObject* kwargs, Recorder& recorder, ThreadBuffer& buffer,
+                                         DeviceCalls& calls) {
+  DeviceInterval interval;
+  const uint32_t seq = tls_thread_state->next_seq();
+  interval.begin(calls, recorder, buffer, call.device, seq);
+  PyObject* result = call_inner(call.base.inner, args, kwargs);
+  interval.end(calls, recorder, {call.base.site, seq, 0, kNone32, false, call.base.left_out});
+  observe_result(call.base, buffer, result);
+  return result;
+}
+
 PyObject* device_span_call(PyObject* self, PyObject* args, PyObject* kwargs) {
   auto& call = *reinterpret_cast<DeviceSpanCall*>(self);
   Recorder& recorder = *call.base.recorder;
   DeviceCalls* calls = recorder.device_calls();
   ThreadBuffer* buffer = recorder.active() ? recorder.buffer() : nullptr;
   if (buffer == nullptr || calls == nullptr) return span_call(self, args, kwargs);
-  if ((buffer->open_detail & call.base.left_out) != 0) return span_call(self, args, kwargs);
+  if ((buffer->open_detail & call.base.left_out) != 0) {
+    if (!is_call_captured(*calls, *buffer, call.device)) return span_call(self, args, kwargs);
+    return capture_call(call, args, kwargs, recorder, *buffer, *calls);
+  }
   const Enclosing outer =
       buffer->open_seq != 0 ? Enclosing{buffer->open_seq, buffer->open_step} : enclosing(recorder);
   const uint32_t seq = tls_thread_state->coming_seq();
@@ -137,7 +192,7 @@ PyObject* device_span_call(PyObject* self, PyObject* args, PyObject* kwargs) {
   interval.begin(*calls, recorder, *buffer, call.device, seq);
   PyObject* result = timed_call(call.base.inner, args, kwargs, recorder, *buffer, call.base.site,
                                 outer.seq, outer.step);
-  interval.end(*calls, recorder, {call.base.site, seq, 0, outer.step, false});
+  interval.end(*calls, recorder, {call.base.site, seq, 0, outer.step, false, call.base.left_out});
   observe_result(call.base, *buffer, result);
   return result;
 }
@@ -193,6 +248,18 @@ bool add_device_span_call_type(PyObject* module) {
   return type != nullptr && PyModule_AddObject(module, "DeviceSpanCall", type) == 0;
 }
 
+namespace {
+
+// Captured graphs outlive recordings, so what their stamps write into is the process's.
+std::shared_ptr<cuda::StampDevices>& stamp_devices() {
+  static auto& devices = *new std::shared_ptr<cuda::StampDevices>;
+  return devices;
+}
+
+}  // namespace
+
+void forget_captures() noexcept { stamp_devices().reset(); }
+
 std::string time_devices(Recorder& recorder, PyObject* current_stream,
                          const std::vector<int>& devices) {
   if (std::any_of(devices.begin(), devices.end(),
@@ -216,7 +283,12 @@ std::string time_devices(Recorder& recorder, PyObject* current_stream,
   }
   calls->current_stream = Py_NewRef(current_stream);
   calls->timer = std::make_shared<cuda::EventTimer>(*driver.api);
-  recorder.set_device_source(calls->timer);
+  if (stamp_devices() == nullptr) {
+    stamp_devices() = std::make_shared<cuda::StampDevices>(*driver.api, cuda::kernel_image());
+  }
+  calls->stamps = std::make_shared<cuda::StampReader>(calls->timer, stamp_devices());
+  recorder.add_device_source(calls->timer);
+  recorder.add_device_source(calls->stamps);
   recorder.set_device_calls(std::move(calls));
   return {};
 }

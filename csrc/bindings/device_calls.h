@@ -12,12 +12,17 @@
 #include "bindings/scope.h"
 #include "core/recorder.h"
 #include "cuda/event_timer.h"
+#include "cuda/stamp_reader.h"
 
 namespace pertoken {
 
 // One a recording.
 struct DeviceCalls {
   std::shared_ptr<cuda::EventTimer> timer;
+  std::shared_ptr<cuda::StampReader> stamps;  // of what is captured into graphs
+  // Graphs that torch is capturing, as far as this recording has seen it begin: calls are stamped
+  // whatever the step's detail, since every replay is another step.
+  uint32_t open_captures = 0;
   PyObject* current_stream = nullptr;  // f(device index) -> the current stream, as an integer
   std::array<PyObject*, kMaxDevices> indices{};  // the device indices as Python has them
   std::vector<int> devices;  // those that the model is on, that of its inputs first
@@ -25,7 +30,18 @@ struct DeviceCalls {
 
 namespace bindings {
 
-// One call on one device, from its begin() to its end().
+// The stream that is current on a device; false, with no exception set that was not set before,
+// when it cannot be told.
+bool current_stream(const DeviceCalls& calls, int device, cuda::CUstream& stream) noexcept;
+
+// Whether what is enqueued there is captured into a graph instead; false where it cannot be told.
+bool is_capturing(const cuda::TimedDevice& device, cuda::CUstream stream) noexcept;
+// Whether a call now, on the current stream of the device, becomes a part of a graph. One load
+// where torch captures none.
+bool is_call_captured(DeviceCalls& calls, ThreadBuffer& buffer, int device) noexcept;
+
+// One call on one device, from its begin() to its end(): by events, or, where the stream is being
+// captured, by stamps.
 class DeviceInterval {
  public:
   // Counts what cannot be recorded; never raises, and leaves an exception that is set alone.
@@ -34,8 +50,13 @@ class DeviceInterval {
   // `labels.parent_seq` is found out here.
   void end(DeviceCalls& calls, Recorder& recorder, cuda::SpanLabels labels) noexcept;
   bool has_begun() const noexcept { return lane_ != nullptr; }
+  bool has_start() const noexcept { return static_cast<bool>(start_); }
 
  private:
+  void begin_captured(DeviceCalls& calls, cuda::CUstream stream) noexcept;
+  void end_captured(DeviceCalls& calls, cuda::CUstream stream,
+                    const cuda::SpanLabels& labels) noexcept;
+
   cuda::EventLane* lane_ = nullptr;
   cuda::Boundary start_;
   int device_ = 0;
@@ -43,6 +64,8 @@ class DeviceInterval {
   uint32_t outer_seq_ = 0;
   cuda::CUstream outer_stream_ = nullptr;
   uint32_t parent_seq_ = 0;
+  cuda::CapturedCall captured_;
+  cuda::CapturedCall outer_captured_;
 };
 
 // The root's call, on each device of the model.
@@ -71,6 +94,9 @@ bool add_device_span_call_type(PyObject* module);
 // As Recorder.time_devices(current_stream, devices): empty, or why it cannot be.
 std::string time_devices(Recorder& recorder, PyObject* current_stream,
                          const std::vector<int>& devices);
+
+// The process has another driver, on which nothing was captured. For tests.
+void forget_captures() noexcept;
 
 }  // namespace bindings
 }  // namespace pertoken

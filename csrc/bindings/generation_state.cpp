@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <new>
 
+#include "bindings/logit_reader.h"
 #include "bindings/scope.h"
 #include "bindings/span_call.h"
 #include "bindings/step_inputs.h"
@@ -79,11 +80,13 @@ PyObject* enter(PyObject* self, PyObject*) {
   Py_RETURN_NONE;
 }
 
-PyObject* leave(PyObject* self, PyObject*) {
+// leave(returned): the ids that generate() returned, or None.
+PyObject* leave(PyObject* self, PyObject* returned) {
   auto& state = *reinterpret_cast<GenerationState*>(self);
   Py_CLEAR(state.last_cache);
   const uint64_t now = now_ticks();
   ThreadBuffer* buffer = state.recorder->buffer();
+  if (buffer != nullptr) tell_last_logits(state, *buffer, returned);
   if (buffer == nullptr || !open_here(state)) Py_RETURN_NONE;
   if (state.recorder->active()) {
     close_gap(state, *buffer, now, kNone32);
@@ -101,9 +104,10 @@ int state_init(PyObject* self, PyObject* args, PyObject*) {
   unsigned int depth = 0;
   int fresh_cache = 0;
   int is_chunked = 0;
+  int has_beams = 0;
   unsigned long long model = 0;
-  if (!PyArg_ParseTuple(args, "OIIpKp:GenerationState", &recorder, &generation, &depth,
-                        &fresh_cache, &model, &is_chunked)) {
+  if (!PyArg_ParseTuple(args, "OIIpKp|p:GenerationState", &recorder, &generation, &depth,
+                        &fresh_cache, &model, &is_chunked, &has_beams)) {
     return -1;
   }
   auto& state = *reinterpret_cast<GenerationState*>(self);
@@ -115,6 +119,7 @@ int state_init(PyObject* self, PyObject* args, PyObject*) {
   state.model = model;
   state.fresh_cache = fresh_cache != 0;
   state.is_chunked = is_chunked != 0;
+  state.has_beams = has_beams != 0;
   state.last_step = kNone32;
   state.prompt_len = -1;
   return 0;
@@ -124,6 +129,7 @@ void state_dealloc(PyObject* self) {
   auto& state = *reinterpret_cast<GenerationState*>(self);
   Py_CLEAR(state.owner);
   Py_CLEAR(state.last_cache);
+  delete state.logits;
   PyTypeObject* type = Py_TYPE(self);
   type->tp_free(self);
   Py_DECREF(type);
@@ -146,7 +152,7 @@ PyMemberDef state_members[] = {
     {nullptr, 0, 0, 0, nullptr}};
 
 PyMethodDef state_methods[] = {{"enter", enter, METH_NOARGS, nullptr},
-                               {"leave", leave, METH_NOARGS, nullptr},
+                               {"leave", leave, METH_O, nullptr},
                                {nullptr, nullptr, 0, nullptr}};
 
 PyType_Slot state_slots[] = {{Py_tp_init, reinterpret_cast<void*>(state_init)},

@@ -14,6 +14,8 @@
 
 namespace pertoken::bindings {
 
+struct PendingLogits;
+
 struct GenerationState {
   PyObject_HEAD
   PyObject* owner;
@@ -23,6 +25,7 @@ struct GenerationState {
   uint64_t model;       // whose generate() it is: an identity, never followed
   bool fresh_cache;     // no cache was handed in, so the first step starts from nothing
   bool is_chunked;      // the prefill may take several steps
+  bool has_beams;       // rows are not the sequences
 
   uint32_t steps;
   uint32_t commits;
@@ -35,9 +38,10 @@ struct GenerationState {
   int64_t last_query_len;
   int64_t last_keep;
   StepKind last_kind;
-  bool keep_known;       // forward is told how many positions' logits to keep
-  bool had_cache;        // some step had one
-  PyObject* last_cache;  // of the last step; strong, so that no other can take its address
+  bool keep_known;        // forward is told how many positions' logits to keep
+  bool had_cache;         // some step had one
+  PyObject* last_cache;   // of the last step; strong, so that no other can take its address
+  PendingLogits* logits;  // of the last step, where they are read; owned
 
   uint64_t last_end_ticks;      // of the last step
   uint64_t first_commit_ticks;  // the end of the step that committed first, 0 none yet

@@ -5,6 +5,7 @@
 
 #include <bit>
 #include <cstddef>
+#include <memory>
 #include <new>
 #include <vector>
 
@@ -12,6 +13,7 @@
 #include "bindings/device_calls.h"
 #include "bindings/generation_state.h"
 #include "bindings/host_tensor.h"
+#include "bindings/logit_reader.h"
 #include "bindings/request_numbers.h"
 #include "bindings/sampled_forward.h"
 #include "bindings/span_call.h"
@@ -174,6 +176,10 @@ void close_observed(const RootCall& call, ThreadBuffer& buffer, uint32_t step, P
   buffer.observed.valid = nullptr;
 }
 
+LogitStep logit_step(const StepPlan& plan, uint32_t step) {
+  return {step, plan.kind, plan.rows, plan.query_len, plan.past, plan.keep};
+}
+
 // Apart, so that a step without a device pays for no room for its intervals.
 [[gnu::noinline]] PyObject* call_step_on_devices(RootCall& call, PyObject* args, PyObject* kwargs,
                                                  ThreadBuffer& buffer, uint32_t seq,
@@ -211,8 +217,15 @@ PyObject* call_in_region(RootCall& call, const StepPlan& plan, PyObject* args, P
   const uint32_t outer_detail = buffer.open_detail;
   buffer.open_detail = sampled.open_detail();
   std::vector<ValidRun> valid;
-  open_observed(entry.observed, plan, mask_of(call, args, kwargs), valid, buffer);
+  PyObject* const mask = mask_of(call, args, kwargs);
+  open_observed(entry.observed, plan, mask, valid, buffer);
   if (buffer.observed.weight != 0) place_told_rows(region, buffer.observed, valid);
+  LogitReader* const logits = entry.forwards == 1 ? recorder.logit_reader() : nullptr;
+  std::unique_ptr<DeclaredLogits> declared;
+  if (logits != nullptr) {
+    declared = begin_declared_logits(*logits, region, logit_step(plan, step), mask,
+                                     call.signature->find(ArgumentRole::kKeep, args, kwargs));
+  }
   const uint64_t observed_before = buffer.observed.ticks;
   const uint64_t start_ticks = now_ticks();
   PyObject* result = recorder.device_calls() == nullptr
@@ -223,6 +236,7 @@ PyObject* call_in_region(RootCall& call, const StepPlan& plan, PyObject* args, P
   // What observing takes is not the spans' cost, which is what the sampler keeps to its budget.
   sampled.settle(buffer, dur_ticks - (buffer.observed.ticks - observed_before));
   close_observed(call, buffer, step, result);
+  if (declared != nullptr) end_declared_logits(*logits, *declared, recorder, buffer, result);
   entry.observed.ticks = buffer.observed.ticks;
   buffer.open_detail = outer_detail;
   return result;
@@ -255,6 +269,10 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
   PyObject* mask = state == nullptr || state->commits == 0 ? mask_of(call, args, kwargs) : nullptr;
   if (mask != nullptr && plan.rows > 0) push_padding(plan, mask, buffer, step);
   const bool is_favoured = state != nullptr && state->steps < kFavouredSteps;
+  LogitReader* const logits = state == nullptr ? nullptr : recorder.logit_reader();
+  const bool reads_logits =
+      logits != nullptr && begin_logits(*logits, *state, buffer, logit_step(plan, step),
+                                        call.signature->find(ArgumentRole::kIds, args, kwargs));
   if (state != nullptr) note_step(*state, plan, keep_known, step);
 
   if (recorder.sampler() != nullptr) plan.flags |= kStepSampled;
@@ -283,6 +301,7 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
   const uint64_t end_ticks = now_ticks();
   sampled.settle(buffer, end_ticks - start_ticks - buffer.observed.ticks);
   close_observed(call, buffer, step, result);
+  if (reads_logits) end_logits(*logits, *state, result);
   buffer.open_seq = outer_seq;
   buffer.open_step = kNone32;
   buffer.open_detail = outer_detail;

@@ -134,6 +134,7 @@ py::dict step_columns(const RecorderSnapshot& snapshot, int64_t origin_ns) {
     return (row.detail & kStepSeveral) != 0 ? -1 : widened(row.query_len);
   });
   column("past", [](const StepRow& row) { return widened(row.past); });
+  column("several", [](const StepRow& row) { return int64_t{(row.detail & kStepSeveral) != 0}; });
   column("committed", [](const StepRow& row) { return widened(row.committed); });
   column("bare", [](const StepRow& row) { return int64_t{(row.detail & kStepBare) != 0}; });
   column("committed_before", [](const StepRow& row) { return int64_t{row.committed_before}; });
@@ -203,6 +204,28 @@ py::dict row_commit_columns(const RecorderSnapshot& snapshot) {
   return columns;
 }
 
+py::dict token_logit_columns(const RecorderSnapshot& snapshot) {
+  const auto length = static_cast<py::ssize_t>(snapshot.store.token_logits.size());
+  py::dict columns;
+  const auto column = [&]<typename Number>(const char* name, Number, auto member) {
+    py::array_t<Number> array(length);
+    auto* out = array.mutable_data();
+    for (const TokenLogits& token : snapshot.store.token_logits) {
+      *out++ = static_cast<Number>(token.*member);
+    }
+    columns[name] = array;
+  };
+  column("step", int64_t{}, &TokenLogits::step);
+  column("row", int64_t{}, &TokenLogits::row);
+  column("place", int64_t{}, &TokenLogits::place);
+  column("top1_prob", float{}, &TokenLogits::top1_prob);
+  column("margin", float{}, &TokenLogits::margin);
+  column("entropy", float{}, &TokenLogits::entropy);
+  column("logprob", float{}, &TokenLogits::logprob);
+  column("weight", float{}, &TokenLogits::weight);
+  return columns;
+}
+
 py::object error_bound(const ClockMap& clock) {
   if (clock.error_bound_ns() == kClockErrorUnknown) return py::none();
   return py::int_(clock.error_bound_ns());
@@ -219,6 +242,7 @@ py::dict snapshot_columns(const RecorderSnapshot& snapshot, uint64_t origin_tick
   result["row_valid"] = row_valid_columns(snapshot);
   result["rows"] = row_columns(snapshot);
   result["row_commits"] = row_commit_columns(snapshot);
+  result["token_logits"] = token_logit_columns(snapshot);
   result["activations"] = observation_columns(snapshot.store);
   result["first_step"] = snapshot.store.first_step;
 
@@ -251,7 +275,9 @@ py::dict snapshot_columns(const RecorderSnapshot& snapshot, uint64_t origin_tick
   losses["device_spans"] = py::dict(
       py::arg("no_event") = on_devices.no_event, py::arg("in_capture") = on_devices.in_capture,
       py::arg("stream_changed") = on_devices.stream_changed, py::arg("late") = on_devices.late,
-      py::arg("failed") = on_devices.failed);
+      py::arg("failed") = on_devices.failed, py::arg("overwritten") = on_devices.overwritten);
+  losses["bare_replays"] = on_devices.bare_replays;
+  losses["no_stamps"] = on_devices.no_stamps;
   losses["device_clock_error_ns"] = on_devices.clock_error_ns;
   losses["device_failure"] = on_devices.failure;
   losses["spool_frames_lost"] = snapshot.losses.spool_frames_lost;

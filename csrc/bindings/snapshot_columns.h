@@ -18,8 +18,8 @@ constexpr int64_t span_id(int32_t track, int64_t seq) noexcept {
 }
 
 // {"spans": {...}, "steps": {...}, "row_valid": {...}, "rows": {...}, "row_commits": {...},
-// "activations": see observation_columns.h, "tracks": [...], "sites": [...],
-//  "marks_ns": array, "losses": {...}, "clock": {...}, "first_step": int}.
+// "token_logits": {...}, "activations": see observation_columns.h, "tracks": [...],
+//  "sites": [...], "marks_ns": array, "losses": {...}, "clock": {...}, "first_step": int}.
 // `marks` are further ticks to convert, such as those of requests.
 pybind11::dict snapshot_columns(const RecorderSnapshot& snapshot, uint64_t origin_ticks,
                                 const pybind11::array_t<uint64_t>& marks);

@@ -74,6 +74,25 @@ struct HostMask {
   }
 };
 
+// Where a tensor of `dims` dimensions lies in host memory; false where it does not. Strides are in
+// elements.
+bool read_host_memory(PyObject* tensor, Py_ssize_t dims, const char*& data, int64_t* strides,
+                      int64_t& element_bytes) {
+  if (!is_true(tensor, names().is_cpu)) return false;
+  if (!read_integers(tensor, names().stride, strides, dims)) return false;
+  const Owned address(PyObject_CallMethodNoArgs(tensor, names().data_ptr));
+  const Owned dtype(address ? PyObject_GetAttr(tensor, names().dtype) : nullptr);
+  const Owned itemsize(dtype ? PyObject_GetAttr(dtype.get(), names().itemsize) : nullptr);
+  if (!itemsize) {
+    discard_error();
+    return false;
+  }
+  data = static_cast<const char*>(PyLong_AsVoidPtr(address.get()));
+  element_bytes = integer_argument(itemsize.get(), 0);
+  discard_error();
+  return data != nullptr && element_bytes >= 1 && element_bytes <= 8;
+}
+
 bool read_mask(PyObject* mask, int64_t rows, HostMask& result) {
   int64_t sizes[4] = {-1, -1, -1, -1};
   int64_t strides[4] = {};
@@ -81,19 +100,7 @@ bool read_mask(PyObject* mask, int64_t rows, HostMask& result) {
   const bool is_attention = dims == 4 && sizes[1] > 0 && sizes[2] > 0;
   if (dims != 2 && !is_attention) return false;
   if (sizes[0] != rows && !(is_attention && sizes[0] == 1)) return false;
-  if (!is_true(mask, names().is_cpu)) return false;
-  if (!read_integers(mask, names().stride, strides, dims)) return false;
-  const Owned address(PyObject_CallMethodNoArgs(mask, names().data_ptr));
-  const Owned dtype(address ? PyObject_GetAttr(mask, names().dtype) : nullptr);
-  const Owned itemsize(dtype ? PyObject_GetAttr(dtype.get(), names().itemsize) : nullptr);
-  if (!itemsize) {
-    discard_error();
-    return false;
-  }
-  result.data = static_cast<const char*>(PyLong_AsVoidPtr(address.get()));
-  result.element_bytes = integer_argument(itemsize.get(), 0);
-  discard_error();
-  if (result.data == nullptr || result.element_bytes < 1 || result.element_bytes > 8) return false;
+  if (!read_host_memory(mask, dims, result.data, strides, result.element_bytes)) return false;
   result.columns = sizes[dims - 1];
   result.column_stride = strides[dims - 1] * result.element_bytes;
   result.row_stride = sizes[0] == rows ? strides[0] * result.element_bytes : 0;
@@ -233,6 +240,39 @@ int64_t host_integer(PyObject* value, int64_t otherwise) {
   const Owned item(PyObject_CallMethodNoArgs(value, names().item));
   if (!item) discard_error();
   return integer_argument(item.get(), otherwise);
+}
+
+bool read_tokens(PyObject* ids, int64_t rows, int64_t first, int64_t columns,
+                 std::vector<int64_t>& tokens) {
+  int64_t sizes[2] = {-1, -1};
+  int64_t strides[2] = {};
+  const Py_ssize_t dims = read_shape(ids, sizes, 2);
+  if (dims != 1 && dims != 2) return false;
+  const char* data = nullptr;
+  int64_t bytes = 0;
+  const int64_t length = sizes[dims - 1];
+  if (columns < 0) columns = length - first;
+  if ((dims == 1 ? 1 : sizes[0]) != rows || first < 0 || first + columns > length) return false;
+  if (!read_host_memory(ids, dims, data, strides, bytes) || is_floating(ids)) return false;
+  if (bytes != 4 && bytes != 8) return false;
+  try {
+    tokens.resize(static_cast<size_t>(rows * columns));
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
+  for (int64_t row = 0, at = 0; row < rows; ++row) {
+    for (int64_t column = first; column < first + columns; ++column, ++at) {
+      const int64_t place = (dims == 1 ? 0 : row * strides[0]) + column * strides[dims - 1];
+      int32_t narrow = 0;
+      if (bytes == 4) {
+        std::memcpy(&narrow, data + place * bytes, sizeof(narrow));
+        tokens[static_cast<size_t>(at)] = narrow;
+      } else {
+        std::memcpy(&tokens[static_cast<size_t>(at)], data + place * bytes, sizeof(int64_t));
+      }
+    }
+  }
+  return true;
 }
 
 bool valid_tokens(PyObject* mask, int64_t rows, int64_t past, int64_t query_len,

@@ -1,6 +1,7 @@
 // Describes a step from the arguments of the root's forward: shapes, host integers and the
 // identity of the cache only. No tensor's value is read, except that of a padding mask which
-// already lies in host memory. Under the GIL, on the model's thread. Never leaves an exception set.
+// already lies in host memory, and of ids that do, where logits are read. Under the GIL, on the
+// model's thread. Never leaves an exception set.
 #pragma once
 
 #include <Python.h>
@@ -61,6 +62,12 @@ int64_t integer_argument(PyObject* value, int64_t otherwise);
 
 // The same, or the value of a tensor of one integer that lies in host memory.
 int64_t host_integer(PyObject* value, int64_t otherwise);
+
+// Integers (rows, columns), or (columns,) of one row, from column `first` on, so many or with -1
+// all that are left; row by row. False for what lies elsewhere, is of another form or is no
+// integers.
+bool read_tokens(PyObject* ids, int64_t rows, int64_t first, int64_t columns,
+                 std::vector<int64_t>& tokens);
 
 // What a padding mask leaves valid of one row.
 struct RowTokens {

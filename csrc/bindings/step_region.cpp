@@ -183,6 +183,14 @@ uint32_t begin_step_region(Scope* step, Recorder& recorder, ThreadBuffer& buffer
   return entry.step;
 }
 
+uint32_t begin_replayed_step(Scope* step, Recorder& recorder, ThreadBuffer& buffer) noexcept {
+  const StepOpener& opener = step_opener(step);
+  if (opener.model != 0 && !records_model(recorder, opener.model)) return kNone32;
+  Scope* request = step->nearest_open(&Scope::request);
+  const uint32_t generation = request == nullptr ? kNone32 : request_generation(request, recorder);
+  return begin_step_region(step, recorder, buffer, {}, generation);
+}
+
 void place_told_rows(const Scope* step, ObservedStep& observed, std::vector<ValidRun>& runs) {
   const StepRows* told = step_opener(step).rows;
   if (told == nullptr || observed.batch_rows == told->size()) return;

@@ -24,6 +24,10 @@ struct StepLengths {
 uint32_t begin_step_region(Scope* step, Recorder& recorder, ThreadBuffer& buffer,
                            const StepLengths& lengths, uint32_t generation) noexcept;
 
+// The same for the replay of a graph that holds the model, which tells no lengths; kNone32 where
+// the step is another model's.
+uint32_t begin_replayed_step(Scope* step, Recorder& recorder, ThreadBuffer& buffer) noexcept;
+
 // Where the rows that the user told stand in the tensors of a forward, once `observed` has the
 // forward's own lengths: one each, or one after the other in a packed batch, which fills `runs`.
 // Unknown where neither fits.

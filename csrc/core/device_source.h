@@ -1,5 +1,5 @@
-// What times work on devices, as the collector knows it: something that yields spans when it is
-// asked in a drain round. How they were measured is its own affair.
+// What times work on devices, as the collector knows it: things that yield spans when they are
+// asked in a drain round. How they were measured is their own affair.
 #pragma once
 
 #include <cstdint>
@@ -39,8 +39,13 @@ struct DeviceLosses {
   uint64_t stream_changed = 0;  // it ended on another stream than it began on
   uint64_t late = 0;            // the device did not get there in time
   uint64_t failed = 0;          // the device or its context had failed
+  uint64_t overwritten = 0;     // in a replay whose stamps were gone before they were read
+  uint64_t bare_replays = 0;    // no spans: replays of graphs that were captured without stamps
   int64_t clock_error_ns = 0;   // of the placement on the host's axis, the largest; 0: no spans
   std::string failure;          // the first error, for people; empty without one
+  std::string no_stamps;        // why nothing can be timed inside graphs; empty where it can
+
+  void add(const DeviceLosses& other);
 };
 
 class DeviceSource {
@@ -48,7 +53,7 @@ class DeviceSource {
   virtual ~DeviceSource() = default;
 
   // All of these are called by one thread at a time, under the recorder's mutex. Appends what is
-  // known by now; never waits for a device.
+  // known by now, behind what earlier sources have found in this round; never waits for a device.
   virtual void collect(double ns_per_tick, std::vector<DeviceSpan>& spans) = 0;
   // Whether there is something that a later call may yield.
   virtual bool is_pending() = 0;

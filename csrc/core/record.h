@@ -16,7 +16,8 @@ enum class RecordType : uint8_t {
   kRowValid,
   kRow,
   kRowCommit,
-  kStepDetail
+  kStepDetail,
+  kTokenLogits
 };
 
 enum class StepKind : uint8_t { kPrefill, kDecode, kVerify, kDraft, kMixed, kOther };
@@ -72,6 +73,10 @@ inline constexpr uint32_t kCommitTotal = 1u << 0;
 //   kStepDetail weight, the 0                         of step_     level       1: all      which
 //              bits of a                              detail.h                   there is
 //              double
+//   kTokenLogits, with floats by their bits: see token_logits.h
+//              top1_prob    entropy << 32 |           place among   row         weight      which
+//              << 32 |      logprob                   the row's
+//              margin                                 tokens
 // clang-format on
 struct Record {
   uint64_t start_ticks;

@@ -96,7 +96,10 @@ void Recorder::run() noexcept {
     if (sampler_ != nullptr) longest = control_sampler_locked();
     if (last_round) {
       if (leaving_ || !devices_are_pending_locked()) return;
-      if (++rounds_for_devices > kRoundsForDevices) return devices_->give_up();
+      if (++rounds_for_devices > kRoundsForDevices) {
+        for (const auto& source : device_sources_) source->give_up();
+        return;
+      }
       wake_.wait_for(lock, kShortestWait, [this] { return leaving_; });
       continue;
     }
@@ -151,8 +154,8 @@ size_t Recorder::drain_locked() {
       ++i;
       continue;
     }
-    if (devices_ != nullptr && buffer.device_thread != nullptr) {
-      devices_->release(*buffer.device_thread);
+    if (buffer.device_thread != nullptr) {
+      for (const auto& source : device_sources_) source->release(*buffer.device_thread);
     }
     dropped_by_gone_threads_ += buffer.dropped.load(std::memory_order_relaxed);
     store_.close_track(buffer.track);
@@ -319,6 +322,9 @@ void Recorder::collect(const Record& record, ThreadBuffer::Progress& progress, i
                              static_cast<uint32_t>(record.end_ticks >> 32),
                              static_cast<uint32_t>(record.end_ticks)});
       break;
+    case RecordType::kTokenLogits:
+      store_.add_token_logits(token_logits_of(record, step));
+      break;
   }
 }
 
@@ -374,7 +380,7 @@ RecorderLosses Recorder::losses_locked() {
   losses.steps_evicted = store_.steps_evicted();
   losses.observations_dropped = observations_.dropped();
   losses.observations_evicted = store_.observations_evicted();
-  if (devices_ != nullptr) losses.devices = devices_->losses();
+  for (const auto& source : device_sources_) losses.devices.add(source->losses());
   return losses;
 }
 

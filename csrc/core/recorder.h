@@ -32,6 +32,8 @@
 
 namespace pertoken {
 
+class LogitReader;  // of the bindings
+
 struct RecorderOptions {
   size_t store_limit_bytes = size_t{256} << 20;
   size_t ring_capacity = size_t{1} << 16;  // records a thread
@@ -110,12 +112,16 @@ class Recorder {
   double observation_weight(uint8_t kind) noexcept { return observation_rate_.next(kind); }
   // Takes observations of any thread and any source.
   ObservationIntake& observations() noexcept { return observations_; }
-  // What times the devices, before the first start(). It is asked in every round of the collector.
-  void set_device_source(std::shared_ptr<DeviceSource> source);
+  // One of those that time the devices, before the first start(). They are asked in every round of
+  // the collector, in this order.
+  void add_device_source(std::shared_ptr<DeviceSource> source);
   // What the wrappers time devices with: null where there is nothing to time. Kept as long as the
   // recorder. Set before the first start(), and read by the model's threads.
   void set_device_calls(std::shared_ptr<DeviceCalls> calls) { device_calls_ = std::move(calls); }
   DeviceCalls* device_calls() const noexcept { return device_calls_.get(); }
+  // What reads logits: null where nobody asked. The same holds for it.
+  void set_logit_reader(std::shared_ptr<LogitReader> reader) { logit_reader_ = std::move(reader); }
+  LogitReader* logit_reader() const noexcept { return logit_reader_.get(); }
   // Leaves all that is recorded in files, too. Before the first start(); throws std::system_error.
   void spool_into(const SpoolOptions& options);
   // nullptr: nothing is spooled. Set before the first start().
@@ -202,6 +208,7 @@ class Recorder {
   const RecorderOptions options_;
   const uint64_t uid_;
   std::shared_ptr<DeviceCalls> device_calls_;
+  std::shared_ptr<LogitReader> logit_reader_;
   std::atomic<uint64_t> run_uid_{0};
   std::atomic<int> slot_{0};
   std::atomic<bool> active_{false};
@@ -225,8 +232,8 @@ class Recorder {
   uint64_t newest_ticks_ = 0;  // when the last of them ended
   uint64_t dropped_by_gone_threads_ = 0;
   uint64_t collector_faults_ = 0;
-  std::shared_ptr<DeviceSource> devices_;  // may be null
-  std::vector<DeviceSpan> device_spans_;   // of one round
+  std::vector<std::shared_ptr<DeviceSource>> device_sources_;
+  std::vector<DeviceSpan> device_spans_;  // of one round
   DeviceTracks device_tracks_;
   TraceStore store_;
   Aggregates aggregates_;

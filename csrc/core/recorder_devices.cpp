@@ -9,21 +9,35 @@
 
 namespace pertoken {
 
-void Recorder::set_device_source(std::shared_ptr<DeviceSource> source) {
+void DeviceLosses::add(const DeviceLosses& other) {
+  no_event += other.no_event;
+  in_capture += other.in_capture;
+  stream_changed += other.stream_changed;
+  late += other.late;
+  failed += other.failed;
+  overwritten += other.overwritten;
+  bare_replays += other.bare_replays;
+  clock_error_ns = std::max(clock_error_ns, other.clock_error_ns);
+  if (failure.empty()) failure = other.failure;
+  if (no_stamps.empty()) no_stamps = other.no_stamps;
+}
+
+void Recorder::add_device_source(std::shared_ptr<DeviceSource> source) {
   const std::lock_guard lock(mutex_);
-  devices_ = std::move(source);
+  device_sources_.push_back(std::move(source));
 }
 
 bool Recorder::devices_are_pending_locked() {
-  return devices_ != nullptr && devices_->is_pending();
+  return std::any_of(device_sources_.begin(), device_sources_.end(),
+                     [](const auto& source) { return source->is_pending(); });
 }
 
 // After the rings, so that a step is known before its time on the device. A forked child has no
 // device.
 void Recorder::collect_devices_locked() {
-  if (devices_ == nullptr || in_forked_child_) return;
+  if (device_sources_.empty() || in_forked_child_) return;
   device_spans_.clear();
-  devices_->collect(ns_per_tick_, device_spans_);
+  for (const auto& source : device_sources_) source->collect(ns_per_tick_, device_spans_);
   size_t done = 0;
   while (done < device_spans_.size()) {
     try {

@@ -30,6 +30,7 @@ bool is_record(const Record& record, size_t sites) {
     case RecordType::kRowValid:
     case RecordType::kRowCommit:
     case RecordType::kStepDetail:
+    case RecordType::kTokenLogits:
       return true;
   }
   return false;

@@ -102,6 +102,13 @@ struct ThreadState {
       last_seq = 1;
     return last_seq;
   }
+
+  // The first of as many numbers in a row.
+  uint32_t next_seqs(uint32_t count) noexcept {
+    if (last_seq + count < last_seq) last_seq = 0;
+    last_seq += count;
+    return last_seq - count + 1;
+  }
 };
 
 // Initial-exec: one load from the thread pointer instead of a call. The variable is eight bytes,

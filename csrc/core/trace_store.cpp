@@ -134,6 +134,12 @@ void TraceStore::add_row_commit(const RowCommit& commit) {
   bytes_ += sizeof(RowCommit);
 }
 
+void TraceStore::add_token_logits(const TokenLogits& token) {
+  if (token.step < first_step_) return;
+  token_logits_.push_back(token);
+  bytes_ += sizeof(TokenLogits);
+}
+
 void TraceStore::add_observation(int64_t step, int64_t newest_step,
                                  const Observation& observation) {
   if (step != kNoStep && step < first_step_) {
@@ -189,6 +195,10 @@ void TraceStore::evict_steps_below(int64_t first) {
     row_commits_.pop_front();
     bytes_ -= sizeof(RowCommit);
   }
+  while (!token_logits_.empty() && token_logits_.front().step < first_step_) {
+    token_logits_.pop_front();
+    bytes_ -= sizeof(TokenLogits);
+  }
   bytes_ -= observations_.evict_below(first_step_);
 }
 
@@ -239,6 +249,7 @@ StoreSnapshot TraceStore::snapshot() const {
   snapshot.row_valid.assign(row_valid_.begin(), row_valid_.end());
   snapshot.rows.assign(rows_.begin(), rows_.end());
   snapshot.row_commits.assign(row_commits_.begin(), row_commits_.end());
+  snapshot.token_logits.assign(token_logits_.begin(), token_logits_.end());
   snapshot.observations = observations_.snapshot();
   // Of steps that were observed by several threads at once, some may be held on to.
   std::erase_if(snapshot.observations, [this](const auto& observation) {

@@ -17,6 +17,7 @@
 
 #include "core/observation_store.h"
 #include "core/record.h"
+#include "core/token_logits.h"
 
 namespace pertoken {
 
@@ -130,6 +131,7 @@ struct StoreSnapshot {
   std::vector<RowValid> row_valid;
   std::vector<StoredRow> rows;
   std::vector<RowCommit> row_commits;
+  std::vector<TokenLogits> token_logits;
   // Of steps that are held, and of none.
   std::vector<std::shared_ptr<const StoredObservation>> observations;
   int64_t first_step = 0;  // steps below it are gone, and so are their spans
@@ -149,6 +151,7 @@ class TraceStore {
   void add_row_valid(const RowValid& row);
   void add_row(const StoredRow& row);
   void add_row_commit(const RowCommit& commit);
+  void add_token_logits(const TokenLogits& token);
   // `step` is that of the observation, widened.
   void add_observation(int64_t step, int64_t newest_step, const Observation& observation);
   // Of which any span or step is held.
@@ -204,6 +207,7 @@ class TraceStore {
   std::deque<RowValid> row_valid_;
   std::deque<StoredRow> rows_;
   std::deque<RowCommit> row_commits_;
+  std::deque<TokenLogits> token_logits_;
   ObservationStore observations_;
   uint64_t observations_late_ = 0;  // that came when their step had gone
 };

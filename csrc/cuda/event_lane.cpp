@@ -15,11 +15,13 @@ EventLane::EventLane(TimedDevice& device, HostTicks ticks, int32_t track, uint32
 
 // Nothing may be recorded, created or asked for on a stream that is being captured: the record
 // would become an edge of somebody's graph. The legacy stream answers so while any other captures.
-bool EventLane::may_record(CUstream stream) noexcept {
+bool EventLane::may_record(CUstream stream, Boundary& refused) noexcept {
   CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
   const CUresult result = device_.api.cuStreamIsCapturing(stream, &status);
   if (result == CUDA_SUCCESS && status == CU_STREAM_CAPTURE_STATUS_NONE) return true;
-  if (result == CUDA_SUCCESS || result == CUDA_ERROR_STREAM_CAPTURE_IMPLICIT) {
+  if (result == CUDA_SUCCESS) {
+    refused.slot = Boundary::kInCapture;
+  } else if (result == CUDA_ERROR_STREAM_CAPTURE_IMPLICIT) {
     count(in_capture_);
   } else {
     device_.fail(result);
@@ -48,7 +50,8 @@ Boundary EventLane::mark(CUstream stream) noexcept {
     count(failed_on_thread_);
     return {};
   }
-  if (!may_record(stream)) return {};
+  Boundary refused;
+  if (!may_record(stream, refused)) return refused;
   const uint32_t taken = pool_.take();
   if (taken == Boundary::kNone) {
     count(no_event_);
@@ -88,6 +91,7 @@ void EventLane::end(Boundary start, CUstream stream, const SpanLabels& labels) n
   }
   const Boundary end = mark(stream);
   if (!end) {
+    if (end.is_in_capture()) count(in_capture_);
     pool_.drop(start.slot);
     return;
   }

@@ -47,6 +47,15 @@ struct SpanLabels {
   uint32_t parent_seq;
   uint32_t step;
   bool is_step;
+  uint32_t left_out = 0;  // a bit of ThreadBuffer::open_detail: steps that have no such spans
+};
+
+// A call that was captured, by the number of its graph and among those of the recording in it.
+struct CapturedCall {
+  uint32_t graph = 0;  // 0: none
+  uint32_t call = 0;
+
+  explicit operator bool() const noexcept { return graph != 0; }
 };
 
 class EventLane {
@@ -54,9 +63,13 @@ class EventLane {
   // Throws std::bad_alloc.
   EventLane(TimedDevice& device, HostTicks ticks, int32_t track, uint32_t max_events);
 
-  // Hot, the thread only. The boundary holds a reference; end() takes it.
+  // Hot, the thread only. The boundary holds a reference; end() takes it. What is not begun is
+  // counted, but for a stream that is being captured: there it may be stamped instead.
   Boundary begin(CUstream stream) noexcept;
   void end(Boundary start, CUstream stream, const SpanLabels& labels) noexcept;
+  void count_in_capture() noexcept { count(in_capture_); }
+  // Something was launched, in however short a time: the next boundary is another one.
+  void note_launch() noexcept { latest_done_ticks_ = 0; }
 
   // The collector only, with the context current.
   void collect(double ns_per_tick, std::vector<DeviceSpan>& spans);
@@ -69,9 +82,11 @@ class EventLane {
   EventPool& pool() noexcept { return pool_; }
   TimedDevice& device() noexcept { return device_; }
 
-  // The thread's: the innermost open span that is timed here, 0 none, and its stream.
+  // The thread's: the innermost open span that is timed here, 0 none, and its stream; the innermost
+  // one that is stamped into a capture.
   uint32_t open_seq = 0;
   CUstream open_stream = nullptr;
+  CapturedCall open_captured;
 
  private:
   // A boundary that was recorded, so that boundaries are read in their order, or a span.
@@ -107,7 +122,7 @@ class EventLane {
   static constexpr int64_t kOrderNs = 1'000;  // twice the resolution of an event's time
 
   Boundary mark(CUstream stream) noexcept;
-  bool may_record(CUstream stream) noexcept;
+  bool may_record(CUstream stream, Boundary& refused) noexcept;
   void count(std::atomic<uint64_t>& counter) noexcept {
     counter.store(counter.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
   }

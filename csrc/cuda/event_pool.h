@@ -18,10 +18,12 @@ namespace pertoken::cuda {
 // A moment in a stream: which event was recorded, for which use of it.
 struct Boundary {
   static constexpr uint32_t kNone = 0xFFFFFFFFu;
+  static constexpr uint32_t kInCapture = 0xFFFFFFFEu;  // none, since the stream is being captured
   uint32_t slot = kNone;
   uint32_t generation = 0;
 
-  explicit operator bool() const noexcept { return slot != kNone; }
+  explicit operator bool() const noexcept { return slot < kInCapture; }
+  bool is_in_capture() const noexcept { return slot == kInCapture; }
 };
 
 struct EventSlot {

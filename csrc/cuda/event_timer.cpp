@@ -96,6 +96,11 @@ void EventTimer::keep_clock(TimedDevice& device, bool is_active, double ns_per_t
   if (result != CUDA_SUCCESS) device.fail(result);
 }
 
+TimedDevice* EventTimer::device(int index) {
+  const std::lock_guard lock(mutex_);
+  return devices_[static_cast<size_t>(index)].get();
+}
+
 void EventTimer::collect(double ns_per_tick, std::vector<DeviceSpan>& spans) {
   const std::lock_guard lock(mutex_);
   if (lanes_.empty()) return;

@@ -46,6 +46,9 @@ class EventTimer final : public DeviceSource {
     return attach(buffer, device);
   }
 
+  // The collector only: a device that some thread has used here, else nullptr.
+  TimedDevice* device(int index);
+
   void collect(double ns_per_tick, std::vector<DeviceSpan>& spans) override;
   bool is_pending() override;
   void give_up() noexcept override;

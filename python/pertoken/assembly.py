@@ -15,6 +15,7 @@ from pertoken.result import Profile
 from pertoken.schema import FORMAT_VERSION, LABEL_PREFIX, SPAN_CATEGORIES, STEP_KINDS
 from pertoken.sequences import Outcome, Sequences
 from pertoken.strings import StringTable
+from pertoken.token_logits import with_logits
 
 if TYPE_CHECKING:
     from pertoken.recording import Recording
@@ -55,7 +56,7 @@ def assemble(recording: Recording | RecoveredRecording) -> Profile:
         "requests": _requests(entries, raw["marks_ns"], outcome, strings),
         "steps": _steps(raw["steps"], sequences, recording.detail, strings),
         "step_rows": _step_rows(sequences, strings),
-        "tokens": sequences.tokens(),
+        "tokens": with_logits(sequences.tokens(), raw["token_logits"], raw["steps"]),
         "spans": _spans(raw, strings),
         "activations": _activations(raw, strings),
         "activation_buckets": raw["activations"]["buckets"],

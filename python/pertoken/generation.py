@@ -195,7 +195,13 @@ class GenerateWatch:
             )
             number, depth = generation.number, 0
         state = _native.GenerationState(
-            self._recorder, number, depth, not call.has_cache, id(model), call.is_chunked
+            self._recorder,
+            number,
+            depth,
+            not call.has_cache,
+            id(model),
+            call.is_chunked,
+            call.is_beam_search,
         )
         if generation is not None:
             generation.state = state
@@ -213,7 +219,7 @@ class GenerateWatch:
 
     def _after(self, opened: Any, result: Any, error: type[BaseException] | None) -> None:
         call, state, token, entry, generation = opened
-        state.leave()
+        state.leave(None if error is not None else getattr(result, "sequences", result))
         try:
             self.generation_var.reset(token)
             if generation is None:

@@ -74,7 +74,8 @@ def describe_losses(
     if recording.device_timing.reason:
         reasons.append(f"GPU times were not measured: {recording.device_timing.reason}.")
     if recording.device_timing.devices:
-        on_devices, said = _device_losses(native)
+        has_layers = recording.detail != "root"
+        on_devices, said = _device_losses(native, has_layers)
         reasons += said
     return {
         "records_dropped": native["records_dropped"],
@@ -97,10 +98,11 @@ _DEVICE_LOSSES = {
     "stream_changed": "the call ended on another stream than it began on",
     "late": "the GPU did not come to them in time",
     "failed": "the GPU or its context had failed",
+    "overwritten": "their stamps in the graph's replay were overwritten before they were read",
 }
 
 
-def _device_losses(native: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _device_losses(native: dict[str, Any], has_layers: bool) -> tuple[dict[str, Any], list[str]]:
     """What is missing of the times on devices, as numbers and as sentences."""
     lost = {reason: count for reason, count in native["device_spans"].items() if count}
     said = [
@@ -110,7 +112,17 @@ def _device_losses(native: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     ]
     if native["device_failure"]:
         said.append(f"The GPU could not be timed to the end: {native['device_failure']}.")
+    bare = native["bare_replays"] if has_layers else 0
+    if native["no_stamps"]:
+        said.append(f"Nothing inside CUDA graphs could be timed: {native['no_stamps']}.")
+    elif bare:
+        said.append(
+            f"{plural_text(bare, 'replay')} of CUDA graphs {'has' if bare == 1 else 'have'} a time "
+            "as a whole and none of layers: the graphs were captured before the recording began, "
+            "or no selected module was called in them. Start the recording before the capture."
+        )
     return {
+        "replays_without_layers": bare,
         "device_spans_lost": lost,
         "device_clock_error_ns": native["device_clock_error_ns"],
     }, said

@@ -77,7 +77,7 @@ _LOSS_TYPES: Mapping[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("records_dropped", "clock_error_ns"), int),
     **dict.fromkeys(("spans_evicted", "steps_evicted", "requests_evicted"), int),
     "observations_evicted": int,
-    "device_clock_error_ns": int,
+    **dict.fromkeys(("device_clock_error_ns", "replays_without_layers"), int),
     **dict.fromkeys(("faults", "observations_skipped", "device_spans_lost"), dict),
     **dict.fromkeys(("inlined_modules", "reasons", "processes"), list),
 }

@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pertoken import _native
@@ -42,18 +42,30 @@ class Skipped(Counter[str]):
             reason = "other reasons"
         self[reason] += 1
 
-    def read(self, value: object) -> TensorMemory | None:
+    def skip_logits(self, reason: str) -> None:
+        """Counts a step whose logits were not read."""
+        self.skip(f"logits: {reason}")
+
+    def read(self, value: object, skip: Callable[[str], None] | None = None) -> TensorMemory | None:
         """Where the values of what is no plain tensor lie; None, counted, where nobody can tell."""
+        skip = skip or self.skip
         try:
             memory = memory_of(value)
             if memory.device is None:
                 return memory
-            self.skip("the tensor is on a GPU, where outputs are not observed yet")
+            skip("the tensor is on a GPU, where outputs are not observed yet")
         except UnsupportedTensorError as error:
-            self.skip(str(error).partition(";")[0])
+            skip(str(error).partition(";")[0])
         except Exception as error:
-            self.skip(f"a {type(value).__name__} cannot be read: {type(error).__name__}")
+            skip(f"a {type(value).__name__} cannot be read: {type(error).__name__}")
         return None
+
+
+def _check_every(name: str, every: object) -> None:
+    if type(every) is not int or not 1 <= every <= MAX_EVERY:
+        raise SelectionError(
+            f"{name}={every!r}: give an integer from 1, which observes every step, to {MAX_EVERY}"
+        )
 
 
 @dataclass(frozen=True)
@@ -65,21 +77,26 @@ class Observed:
         every: of so many steps of a kind, one.
         by_row: whether each row of a batch is an observation of its own.
         output: which part of an output; None: its first floating-point tensor.
+        logits: whether logits are read.
+        logits_every: of so many steps of a kind, in one.
 
     Raises:
-        SelectionError: `every` is out of its range.
+        SelectionError: `every` or `logits_every` is out of its range.
     """
 
     activations: ModuleSelection | None = None
     every: int = 16
     by_row: bool = False
     output: OutputChoice | None = None
+    logits: bool = False
+    logits_every: int = 1
 
     def __post_init__(self) -> None:
-        if type(self.every) is not int or not 1 <= self.every <= MAX_EVERY:
+        _check_every("activation_every", self.every)
+        _check_every("logits_every", self.logits_every)
+        if type(self.logits) is not bool:
             raise SelectionError(
-                f"activation_every={self.every!r}: give an integer from 1, which observes every "
-                f"step, to {MAX_EVERY}"
+                f"logits={self.logits!r}: give True or False; logits_every sets the rate"
             )
 
 
@@ -112,6 +129,14 @@ class Observing:
             choose=None if output is None else _chooser(output),
             by_row=observed.by_row,
         )
+        if observed.logits:
+            skip = self.skipped.skip_logits
+            recorder.read_logits(
+                every=observed.logits_every,
+                seed=new_seed(),
+                read_elsewhere=partial(self.skipped.read, skip=skip),
+                skip=skip,
+            )
 
     def select(self, root: torch.nn.Module) -> dict[str, torch.nn.Module]:
         """The observed modules by name, "" the root.

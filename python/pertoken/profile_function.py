@@ -28,6 +28,8 @@ def profile(
     activation_every: int = 16,
     activation_rows: bool = False,
     activation_output: OutputChoice | None = None,
+    logits: bool = False,
+    logits_every: int = 1,
     keep: str | int | None = None,
     triggers: Sequence[Trigger] = (),
     dump_folder: str | os.PathLike[str] = "pertoken-dumps",
@@ -59,6 +61,10 @@ def profile(
         activation_rows: whether each row is observed by itself, and so belongs to one request.
         activation_output: what is observed of an output that is more than a tensor: a position, the
             name of a field, or ``f(output) -> tensor``; None: the first floating-point tensor.
+        logits: whether each committed token gets the probability of the most probable token, its
+            margin over the second, the entropy, and the log-probability of the token itself, where
+            that is seen. No ids are kept.
+        logits_every: in so many steps of a kind logits are read once, as of `activation_every`.
         keep: hold the last seconds, ``"5s"``, within `memory_limit_bytes`; or so many bytes,
             ``"64MB"``, in the place of `memory_limit_bytes`. None: as much as fits.
         triggers: of `pertoken.triggers`: when one fires, what is held is written to a file, from a
@@ -80,7 +86,9 @@ def profile(
         memory_limit_bytes=memory_limit_bytes,
         log_interval_s=log_interval_s,
         device=device,
-        observed=Observed(activations, activation_every, activation_rows, activation_output),
+        observed=Observed(
+            activations, activation_every, activation_rows, activation_output, logits, logits_every
+        ),
         keep=keep,
         triggers=triggers,
         dump_folder=dump_folder,

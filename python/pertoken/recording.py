@@ -20,6 +20,7 @@ from pertoken.dumps import Dumps, dump
 from pertoken.errors import RecordingStateError, SelectionError
 from pertoken.fault_log import FaultLog
 from pertoken.generation import GenerateWatch, inner_roots
+from pertoken.graph_captures import GraphCaptures
 from pertoken.identity import Ranks, group_ranks
 from pertoken.instrument import Instrumentation, unwrap_compiled
 from pertoken.observing import NOTHING_OBSERVED, Observed, Observing, new_seed
@@ -127,6 +128,7 @@ class Recording:
         log_size = max(1024, memory_limit_bytes // 8 // _BYTES_A_REQUEST)
         self.log = RequestLog(log_size, self.recorder)
         self.instrumentation = Instrumentation(makes_cycles=holds_model)
+        self.graph_captures = GraphCaptures(self.recorder)
         self.ranks: Ranks | None = None  # in the process group, when it last started
         self.generate_watch = GenerateWatch(self.recorder, self.log, self.faults.note)
         self._spool = None if spool is None else SpoolFolder(spool, memory_limit_bytes)
@@ -139,6 +141,7 @@ class Recording:
             _abandon,
             self.instrumentation,
             self.generate_watch,
+            self.graph_captures,
             self.recorder,
             self._status_log,
             self.observing,
@@ -196,6 +199,8 @@ class Recording:
                     self.device_timing.device_of,
                     full_only,
                 )
+                if self.device_timing.devices:
+                    self.graph_captures.install()
                 self.observing.start()
                 if self._dumps is not None:
                     self._dumps.start(self)
@@ -215,6 +220,7 @@ class Recording:
                 return
             self.instrumentation.remove()
             self.generate_watch.remove()
+            self.graph_captures.remove()
             self.observing.stop()
             self.recorder.stop()
             if self._dumps is not None:
@@ -364,6 +370,7 @@ def _start(recorder: Any) -> None:
 def _abandon(
     instrumentation: Instrumentation,
     watch: GenerateWatch,
+    captures: GraphCaptures,
     recorder: Any,
     status_log: list[StatusLog],
     observing: Observing,
@@ -383,5 +390,6 @@ def _abandon(
     def remove() -> None:
         instrumentation.remove()
         watch.remove()
+        captures.remove()
 
     change_lock.run_outside(remove)

@@ -10,6 +10,7 @@ whether it holds moments or durations. A column that says nothing is merged as i
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 FORMAT_VERSION = 3
@@ -44,7 +45,7 @@ class Column:
     begins_at: str = ""
     ends_at: str = ""
     since: int = 1
-    before: int = -1
+    before: float = -1
 
 
 def _coded(name: str, meaning: str, since: int = 1) -> Column:
@@ -61,6 +62,10 @@ def _track(name: str, meaning: str) -> Column:
 
 def _moment(name: str, meaning: str, *, optional: bool = False) -> Column:
     return Column(name, "int64", meaning, moment=True, optional=optional)
+
+
+def _signal(name: str, meaning: str) -> Column:
+    return Column(name, "float32", meaning, since=3, before=math.nan)
 
 
 def _process() -> Column:
@@ -166,6 +171,14 @@ TABLES: dict[str, tuple[Column, ...]] = {
             "int64",
             "since the commit before it in its sequence; -1 for the first",
             ends_at="commit_ns",
+        ),
+        _signal("top1_prob", "probability of the most probable token; NaN where it was not read"),
+        _signal("margin", "top1_prob, less the probability of the second; NaN likewise"),
+        _signal("entropy", "of the distribution of the token, in nats; NaN likewise"),
+        _signal("logprob", "natural log of its own probability; NaN likewise, or unknown"),
+        _signal(
+            "logits_weight",
+            "1 / the probability that its step's logits were read; NaN where they were not",
         ),
     ),
     "spans": (

@@ -152,7 +152,8 @@ bool FakeDriver::breaks_capture() {
 int64_t FakeDriver::duration_of(const FakeWork& work) const {
   if (work.type != CU_GRAPH_NODE_TYPE_KERNEL) return 0;
   const auto function = functions_.find(work.function);
-  return function == functions_.end() ? 0 : kernels_.at(function->second.name).duration_ns;
+  return function == functions_.end() ? work.duration_ns
+                                      : kernels_.at(function->second.name).duration_ns;
 }
 
 void FakeDriver::enqueue(Stream& stream, FakeWork work, int64_t duration_ns) {
@@ -215,7 +216,13 @@ void FakeDriver::spin(CUstream stream, int64_t duration_ns, int device) {
   advance_locked(kLaunchCostNs);
   Stream& target =
       stream == nullptr ? default_streams_.at(static_cast<size_t>(device)) : streams_.at(stream);
-  enqueue(target, {}, duration_ns);
+  FakeWork work;
+  work.duration_ns = duration_ns;
+  if (target.capture == CU_STREAM_CAPTURE_STATUS_ACTIVE) {
+    capture(target, std::move(work));
+  } else {
+    enqueue(target, std::move(work), duration_ns);
+  }
 }
 
 void FakeDriver::hold(CUstream stream, int device) {

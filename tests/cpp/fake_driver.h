@@ -58,6 +58,7 @@ struct FakeWork {
   std::vector<void*> parameter_pointers;  // into `parameters`, for cuGraphKernelNodeGetParams
   cuda::CUevent event = nullptr;          // event record
   std::function<void()> effect;           // memset and copies
+  int64_t duration_ns = 0;                // of a kernel that has no function
 };
 
 class FakeDriver {
@@ -87,7 +88,8 @@ class FakeDriver {
   void set_disabled_node_cost(int64_t ns) { disabled_node_ns_ = ns; }
 
   void add_kernel(const std::string& name, FakeKernel kernel);
-  // Work on a stream without the detour of modules: a kernel that takes `duration_ns`.
+  // Work on a stream without the detour of modules, or into its capture: a kernel that takes
+  // `duration_ns`.
   void spin(cuda::CUstream stream, int64_t duration_ns, int device = 0);
   cuda::CUcontext context(int device) const;
   void set_current(int device);  // of the calling thread; -1: none

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <memory>
 
+#include "emulated_stamp.h"
 #include "fake_driver.h"
 
 namespace {
@@ -26,6 +27,7 @@ EXPORTED const void* fake_start(int devices) {
     const auto now = std::chrono::steady_clock::now().time_since_epoch();
     return static_cast<int64_t>(std::chrono::nanoseconds(now).count());
   });
+  pertoken::testing::add_stamp_kernel(*driver);
   return driver->api();
 }
 EXPORTED void fake_stop() { driver.reset(); }
@@ -42,9 +44,15 @@ EXPORTED void fake_begin_capture(void* stream) {
   driver->api()->cuStreamBeginCapture_v2(stream_of(stream),
                                          pertoken::cuda::CU_STREAM_CAPTURE_MODE_GLOBAL);
 }
-EXPORTED void fake_end_capture(void* stream) {
+EXPORTED void* fake_end_capture(void* stream) {
   pertoken::cuda::CUgraph graph = nullptr;
+  pertoken::cuda::CUgraphExec exec = nullptr;
   driver->api()->cuStreamEndCapture(stream_of(stream), &graph);
+  driver->api()->cuGraphInstantiateWithFlags(&exec, graph, 0);
+  return exec;
+}
+EXPORTED void fake_replay(void* exec, void* stream) {
+  driver->api()->cuGraphLaunch(static_cast<pertoken::cuda::CUgraphExec>(exec), stream_of(stream));
 }
 EXPORTED void fake_break(int result) { driver->break_device(result); }
 EXPORTED unsigned long long fake_live_events() { return driver->live_events(); }

@@ -155,7 +155,11 @@ struct Schedule {
     capturing = true;
     EventLane* lane = rig.timer->lane(*rig.buffers[0], 0);
     ++begun;
-    if (lane != nullptr) CHECK(!lane->begin(stream));
+    if (lane != nullptr) {
+      const Boundary start = lane->begin(stream);
+      CHECK(!start);
+      if (start.is_in_capture()) lane->count_in_capture();
+    }
     rig.collect();
     CUgraph graph = nullptr;
     CHECK_EQ(api.cuStreamEndCapture(stream, &graph), CUDA_SUCCESS);

@@ -123,6 +123,8 @@ TEST(nothing_is_recorded_or_asked_in_a_capture_and_the_capture_survives) {
   rig.fake.advance(9'000);
   const Boundary captured = rig.lane().begin(other);
   CHECK(!captured);
+  CHECK(captured.is_in_capture());
+  rig.lane().count_in_capture();
   rig.lane().end(captured, other, rig.label());
   CHECK(!rig.lane().begin(nullptr));  // the legacy stream would wait for the captured one
   CUgraph graph = nullptr;
@@ -321,7 +323,7 @@ TEST(a_recorder_keeps_device_spans_beside_those_of_the_host) {
   fake.use_clock([] { return static_cast<int64_t>(static_cast<double>(now_ticks()) * 1.0); });
   const auto recorder = Recorder::create({.store_limit_bytes = 1 << 24, .ring_capacity = 1 << 10});
   const auto timer = std::make_shared<EventTimer>(*fake.api());
-  recorder->set_device_source(timer);
+  recorder->add_device_source(timer);
   recorder->start();
   ThreadBuffer& buffer = *recorder->buffer();
   const uint64_t start_ticks = now_ticks();

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pertoken import _native, device_timing
+from pertoken import _native, device_timing, graph_captures
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "tests" / "cpp").glob("fake_driver*.cpp"))
@@ -26,6 +26,7 @@ class FakeGpu:
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
         self.streams: dict[int, int] = {}  # the current one of each device
+        self.new_graph: type[FakeGraph] = FakeGraph
 
     def current_stream(self, device: int) -> int:
         return self.streams.get(device, 0)
@@ -36,11 +37,36 @@ class FakeGpu:
         self.library.fake_spin(stream, ctypes.c_longlong(duration_ns), device)
 
 
+class FakeGraph:
+    """As `torch.cuda.CUDAGraph`, on the current stream of device 0."""
+
+    gpu: FakeGpu
+
+    def capture_begin(self) -> None:
+        stream = self.gpu.streams[0] = self.gpu.library.fake_new_stream(0)
+        self.gpu.library.fake_begin_capture(ctypes.c_void_p(stream))
+
+    def capture_end(self) -> None:
+        stream = ctypes.c_void_p(self.gpu.streams.pop(0))
+        self.exec = ctypes.c_void_p(self.gpu.library.fake_end_capture(stream))
+
+    def replay(self) -> None:
+        """Replays it."""
+        self.gpu.library.fake_replay(self.exec, ctypes.c_void_p(self.gpu.current_stream(0)))
+
+
 def _library() -> ctypes.CDLL:
     compiler = shutil.which("c++")
     if compiler is None:
         pytest.skip("no C++ compiler for the fake driver")
-    headers = [*(ROOT / "tests/cpp").glob("fake_driver*.h"), ROOT / "csrc/cuda/driver_api.h"]
+    headers = [
+        *sorted((ROOT / "tests/cpp").glob("fake_driver*.h")),
+        ROOT / "tests/cpp/emulated_stamp.h",
+        *(
+            ROOT / "csrc/cuda" / name
+            for name in ("driver_api.h", "stamp_record.h", "tagged_words.h")
+        ),
+    ]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in (*SOURCES, *headers)))
     path = ROOT / "build" / f"fake_driver_{digest.hexdigest()[:16]}.so"
     if not path.exists():
@@ -54,6 +80,7 @@ def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     library.fake_start.restype = ctypes.c_void_p
     library.fake_new_stream.restype = ctypes.c_void_p
+    library.fake_end_capture.restype = ctypes.c_void_p
     library.fake_live_events.restype = ctypes.c_ulonglong
     library.fake_misuses.restype = ctypes.c_ulonglong
     return library
@@ -70,10 +97,17 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch, devices: int = 1) -> Iterator[Fake
     _native.replace_driver(new_capsule(library.fake_start(devices), None, None))
     monkeypatch.setattr(device_timing, "cuda_index", lambda tensor: getattr(tensor, "gpu", None))
     monkeypatch.setattr(device_timing, "current_stream_function", lambda: gpu.current_stream)
+    graph_class = type("CUDAGraph", (FakeGraph,), {"gpu": gpu, **_own(FakeGraph)})
+    monkeypatch.setattr(graph_captures, "graph_class", lambda: graph_class)
+    gpu.new_graph = graph_class
     try:
         yield gpu
     finally:
         _native.replace_driver(None)
+
+
+def _own(cls: type) -> dict[str, object]:
+    return {name: value for name, value in cls.__dict__.items() if callable(value)}
 
 
 def put_on(module: torch.nn.Module, device: int) -> None:

@@ -191,6 +191,11 @@ def synthetic_profile(
                     position=index,
                     commit_ns=commit_ns,
                     itl_ns=-1 if previous_ns is None else commit_ns - previous_ns,
+                    top1_prob=0.5,
+                    margin=0.25,
+                    entropy=1.5,
+                    logprob=-0.75,
+                    logits_weight=1.0,
                 )
             previous_ns = commit_ns
             gap = thread.open("generate", "generate", -1)

@@ -14,7 +14,7 @@ import torch
 import invariants
 import pertoken
 from fake_gpu import FakeGpu, fake_gpu, put_on
-from pertoken import DeviceError, SelectionError
+from pertoken import DeviceError, SelectionError, _native
 
 KERNEL_NS = 2_000_000
 
@@ -125,8 +125,11 @@ def test_a_capture_is_left_alone_and_said(gpu: FakeGpu) -> None:
         time.sleep(0.05)
     profile = prof.result()
     assert profile.steps["gpu_ns"][1] == -1
-    assert profile.losses["device_spans_lost"] == {"in_capture": 4}
-    assert any("captured into a graph" in reason for reason in profile.losses["reasons"])
+    # Where there are kernels, the calls are stamped into the graph instead: test_graph_replays.py.
+    has_kernels = _native.build_info()["cuda_kernels"] != "none"
+    assert profile.losses["device_spans_lost"] == ({} if has_kernels else {"in_capture": 4})
+    said = any("captured into a graph" in reason for reason in profile.losses["reasons"])
+    assert said != has_kernels
 
 
 def test_an_error_of_the_gpu_ends_the_timing_and_not_the_model(gpu: FakeGpu) -> None:

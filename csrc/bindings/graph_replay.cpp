@@ -1,0 +1,254 @@
+#include "bindings/graph_replay.h"
+
+#include "bindings/device_calls.h"
+#include "bindings/opener.h"
+#include "bindings/sampled_forward.h"
+#include "bindings/span_call.h"
+#include "bindings/step_region.h"
+#include "cuda/driver_scope.h"
+
+namespace pertoken::bindings {
+
+namespace {
+
+// A graph with stamps, as one number that Python keeps for its CUDAGraph.
+struct GraphHandle {
+  int device = 0;
+  uint32_t graph = 0;  // 0: it has none
+  uint32_t calls = 0;  // of the recording that are in it
+};
+
+uint64_t packed(const GraphHandle& handle) noexcept {
+  return static_cast<uint64_t>(handle.device) << 48 | uint64_t{handle.graph} << 32 | handle.calls;
+}
+
+GraphHandle unpacked(uint64_t number) noexcept {
+  return {static_cast<int>(number >> 48), static_cast<uint32_t>(number >> 32) & 0xFFFFU,
+          static_cast<uint32_t>(number)};
+}
+
+struct GraphReplayCall {
+  SpanCall base;     // first, so that span_call_* work on it
+  PyObject* graphs;  // what is captured, by the identity of the CUDAGraph
+};
+
+GraphHandle handle_of(const GraphReplayCall& call, PyObject* args) noexcept {
+  if (PyTuple_GET_SIZE(args) == 0 || call.graphs == nullptr) return {};
+  PyObject* key = PyLong_FromVoidPtr(PyTuple_GET_ITEM(args, 0));
+  PyObject* found = key == nullptr ? nullptr : PyDict_GetItemWithError(call.graphs, key);
+  const uint64_t number = found == nullptr ? 0 : PyLong_AsUnsignedLongLong(found);
+  Py_XDECREF(key);
+  if (PyErr_Occurred() == nullptr) return unpacked(number);
+  PyErr_Clear();
+  return {};
+}
+
+// One replay on its way, on the stream that is current.
+struct AnnouncedReplay {
+  cuda::GraphStamps* stamps = nullptr;
+  cuda::CUstream stream = nullptr;
+  uint32_t number = 0;  // 0: its stamps write nothing
+  bool is_opened = false;
+};
+
+// Nothing is set on a stream that is being captured itself: it would become a part of that graph.
+AnnouncedReplay announce(DeviceCalls& calls, Recorder& recorder, cuda::EventLane& lane,
+                         const GraphHandle& handle) noexcept {
+  AnnouncedReplay replay;
+  if (handle.calls == 0) return replay;
+  replay.stamps = calls.stamps->stamps(handle.device);
+  if (replay.stamps == nullptr) return replay;
+  if (!current_stream(calls, handle.device, replay.stream)) {
+    recorder.count_fault();
+    return replay;
+  }
+  const cuda::TimedDevice& device = lane.device();
+  if (is_capturing(device, replay.stream)) return replay;
+  const cuda::CurrentContext current(device.api, device.context);
+  if (current.result() != cuda::CUDA_SUCCESS) return replay;
+  replay.number = replay.stamps->open_replay(handle.graph, replay.stream, replay.is_opened);
+  if (replay.number == 0) calls.stamps->count_refused(handle.calls);
+  return replay;
+}
+
+void close(const AnnouncedReplay& replay, const cuda::TimedDevice& device,
+           uint32_t graph) noexcept {
+  if (!replay.is_opened) return;
+  const cuda::CurrentContext current(device.api, device.context);
+  replay.stamps->close_replay(graph, replay.stream);
+}
+
+PyObject* timed_replay(const GraphReplayCall& call, PyObject* args, PyObject* kwargs,
+                       ThreadBuffer& buffer, DeviceCalls& calls, const GraphHandle& handle,
+                       uint32_t step) {
+  Recorder& recorder = *call.base.recorder;
+  const int device = handle.graph == 0 ? calls.devices.front() : handle.device;
+  cuda::EventLane* lane = calls.timer->lane(buffer, device);
+  if (lane == nullptr) return call_inner(call.base.inner, args, kwargs);
+  if (handle.graph == 0) calls.stamps->count_bare_replay();
+  const uint32_t seq = tls_thread_state->next_seq();
+  const uint32_t first_seq = tls_thread_state->next_seqs(handle.calls);
+  const AnnouncedReplay replay = announce(calls, recorder, *lane, handle);
+  DeviceInterval interval;
+  interval.begin(calls, recorder, buffer, device, seq);
+  PyObject* result = call_inner(call.base.inner, args, kwargs);
+  lane->note_launch();
+  if (replay.number != 0 && result != nullptr && interval.has_start()) {
+    calls.stamps->await({.ticks = now_ticks(),
+                         .graph = handle.graph,
+                         .number = replay.number,
+                         .seq = seq,
+                         .first_seq = first_seq,
+                         .calls = handle.calls,
+                         .step = step,
+                         .left_out = buffer.open_detail,
+                         .track = buffer.track,
+                         .device = static_cast<int16_t>(device)});
+  }
+  interval.end(calls, recorder, {call.base.site, seq, 0, step, false});
+  close(replay, lane->device(), handle.graph);
+  return result;
+}
+
+// In a step that the user declares, and in no call of the model: a forward of the step, with the
+// detail that one would have.
+PyObject* replay_in_region(const GraphReplayCall& call, PyObject* args, PyObject* kwargs,
+                           ThreadBuffer& buffer, DeviceCalls& calls, const GraphHandle& handle,
+                           Scope* region) {
+  Recorder& recorder = *call.base.recorder;
+  const uint32_t step = begin_replayed_step(region, recorder, buffer);
+  if (step == kNone32) return timed_replay(call, args, kwargs, buffer, calls, handle, step);
+  ScopeEntry& entry = region->entries[recorder.slot()];
+  const SampledForward sampled =
+      entry.forwards == 1
+          ? SampledForward::choose(recorder, buffer, region->step_kind, false, step)
+          : SampledForward::again(recorder, region->step_kind, entry.level, entry.probability);
+  entry.level = sampled.level();
+  entry.probability = sampled.probability();
+  const uint32_t outer_detail = buffer.open_detail;
+  buffer.open_detail = sampled.open_detail();
+  const uint64_t start_ticks = now_ticks();
+  PyObject* result = (buffer.open_detail & call.base.left_out) != 0
+                         ? call_inner(call.base.inner, args, kwargs)
+                         : timed_replay(call, args, kwargs, buffer, calls, handle, step);
+  sampled.settle(buffer, now_ticks() - start_ticks);
+  buffer.open_detail = outer_detail;
+  return result;
+}
+
+// A replay in a step whose layers are left out is that step's time, and costs nothing here.
+PyObject* graph_replay_call(PyObject* self, PyObject* args, PyObject* kwargs) {
+  auto& call = *reinterpret_cast<GraphReplayCall*>(self);
+  Recorder& recorder = *call.base.recorder;
+  DeviceCalls* calls = recorder.device_calls();
+  ThreadBuffer* buffer = recorder.active() ? recorder.buffer() : nullptr;
+  if (buffer == nullptr || calls == nullptr || calls->devices.empty() ||
+      (buffer->open_detail & call.base.left_out) != 0) {
+    return call_inner(call.base.inner, args, kwargs);
+  }
+  const GraphHandle handle = handle_of(call, args);
+  if (buffer->open_seq != 0) {
+    return timed_replay(call, args, kwargs, *buffer, *calls, handle, buffer->open_step);
+  }
+  Scope* scope = current_scope();
+  Scope* region = scope == nullptr ? nullptr : scope->nearest_open(&Scope::step);
+  if (region != nullptr && handle.graph != 0) {
+    return replay_in_region(call, args, kwargs, *buffer, *calls, handle, region);
+  }
+  return timed_replay(call, args, kwargs, *buffer, *calls, handle, enclosing(recorder).step);
+}
+
+int graph_replay_init(PyObject* self, PyObject* args, PyObject*) {
+  PyObject* inner = nullptr;
+  PyObject* recorder = nullptr;
+  const char* name = nullptr;
+  PyObject* graphs = nullptr;
+  if (!PyArg_ParseTuple(args, "OOsO!:GraphReplayCall", &inner, &recorder, &name, &PyDict_Type,
+                        &graphs)) {
+    return -1;
+  }
+  uint32_t site = 0;
+  try {
+    site = intern_site(SiteCategory::kRegion, name);
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+    return -1;
+  }
+  auto& call = *reinterpret_cast<GraphReplayCall*>(self);
+  call.graphs = Py_NewRef(graphs);
+  return span_call_init(&call.base, inner, recorder, site, kDetailLayers, Py_None);
+}
+
+int graph_replay_traverse(PyObject* self, visitproc visit, void* arg) {
+  Py_VISIT(reinterpret_cast<GraphReplayCall*>(self)->graphs);
+  return span_call_traverse(self, visit, arg);
+}
+
+int graph_replay_clear(PyObject* self) {
+  Py_CLEAR(reinterpret_cast<GraphReplayCall*>(self)->graphs);
+  return span_call_clear(self);
+}
+
+void graph_replay_dealloc(PyObject* self) {
+  PyObject_GC_UnTrack(self);
+  auto& call = *reinterpret_cast<GraphReplayCall*>(self);
+  if (call.base.weakrefs != nullptr) PyObject_ClearWeakRefs(self);
+  Py_CLEAR(call.graphs);
+  span_call_release(&call.base);
+  PyTypeObject* type = Py_TYPE(self);
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+PyType_Slot slots[] = {{Py_tp_init, reinterpret_cast<void*>(graph_replay_init)},
+                       {Py_tp_call, reinterpret_cast<void*>(graph_replay_call)},
+                       {Py_tp_descr_get, reinterpret_cast<void*>(bind_method)},
+                       {Py_tp_dealloc, reinterpret_cast<void*>(graph_replay_dealloc)},
+                       {Py_tp_traverse, reinterpret_cast<void*>(graph_replay_traverse)},
+                       {Py_tp_clear, reinterpret_cast<void*>(graph_replay_clear)},
+                       {0, nullptr}};
+PyType_Spec spec = {"pertoken._native.GraphReplayCall", sizeof(GraphReplayCall), 0,
+                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, slots};
+
+void begin_capture(Recorder& recorder) {
+  if (DeviceCalls* calls = recorder.device_calls()) ++calls->open_captures;
+}
+
+// Their ends will not be told.
+void abandon_captures(Recorder& recorder) {
+  if (DeviceCalls* calls = recorder.device_calls()) calls->open_captures = 0;
+}
+
+// The capture on the current stream of one of the model's devices is about to end.
+uint64_t end_capture(Recorder& recorder) {
+  DeviceCalls* calls = recorder.device_calls();
+  if (calls == nullptr) return 0;
+  if (calls->open_captures > 0) --calls->open_captures;
+  for (const int device : calls->devices) {
+    cuda::GraphStamps* stamps = calls->stamps->stamps(device);
+    cuda::CUstream stream = nullptr;
+    if (stamps == nullptr || !current_stream(*calls, device, stream)) continue;
+    const uint32_t graph = stamps->graph_of(stream);
+    if (graph == 0) continue;
+    return packed({device, graph, calls->stamps->calls_of(device, graph)});
+  }
+  return 0;
+}
+
+}  // namespace
+
+void bind_graphs(pybind11::class_<Recorder, std::shared_ptr<Recorder>>& recorder_class) {
+  recorder_class.def("begin_capture", &begin_capture)
+      .def("end_capture", &end_capture)
+      .def("abandon_captures", &abandon_captures);
+}
+
+bool add_graph_replay_call_type(PyObject* module) {
+  PyObject* base = PyObject_GetAttrString(module, "SpanCall");
+  if (base == nullptr) return false;
+  PyObject* type = PyType_FromSpecWithBases(&spec, base);
+  Py_DECREF(base);
+  return type != nullptr && PyModule_AddObject(module, "GraphReplayCall", type) == 0;
+}
+
+}  // namespace pertoken::bindings

@@ -1,0 +1,116 @@
+// Reads the logits that a root put out, in the steps that are chosen for it, and tells a record a
+// token: on the model's thread when the forward has returned, under the GIL, which is given up
+// where there are many. It may take as long as reading them; it never raises, and changes nothing.
+//
+// Which token was chosen is seen later: in generate(), the next forward is fed it, and what the
+// call returns ends with the last one. Until then copies of the rows that choose are kept, no ids.
+// A reference instead would keep all positions of a prompt alive for one more step, and say
+// something wrong where a sampler works in place.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "bindings/generation_state.h"
+#include "bindings/owned.h"
+#include "bindings/scope.h"
+#include "core/logit_stats.h"
+#include "core/observation_rate.h"
+#include "core/observed_step.h"
+#include "core/recorder.h"
+#include "core/tensor_view.h"
+
+namespace pertoken {
+
+// One a recording.
+class LogitReader {
+ public:
+  // `read_elsewhere(tensor)` gives a TensorMemory, or None where it has counted why not;
+  // `skip(text)` counts what is not read. Keeps references.
+  LogitReader(uint32_t every, uint64_t seed, PyObject* read_elsewhere, PyObject* skip)
+      : rate_(every, seed), read_elsewhere_(Py_NewRef(read_elsewhere)), skip_(Py_NewRef(skip)) {}
+  LogitReader(const LogitReader&) = delete;
+  LogitReader& operator=(const LogitReader&) = delete;
+  ~LogitReader();
+
+  // The weight of a step that begins, 0 where its logits are not read.
+  float weight(StepKind kind) noexcept {
+    return static_cast<float>(rate_.next(static_cast<uint8_t>(kind)));
+  }
+  // The logits in what a root returned, as (rows, positions, vocabulary). `memory` holds what the
+  // view needs; false, counted, where there are none that can be read.
+  bool view(PyObject* output, int64_t rows, TensorView& view, bindings::Owned& memory) const;
+  void skip(const char* reason) const;
+
+ private:
+  ObservationRate rate_;
+  PyObject* read_elsewhere_;
+  PyObject* skip_;
+};
+
+namespace bindings {
+
+// A step whose logits are read, as its forward tells it; -1 unknown.
+struct LogitStep {
+  uint32_t step = kNone32;
+  StepKind kind = StepKind::kOther;
+  int64_t rows = -1;
+  int64_t positions = -1;  // that are fed, padding included
+  int64_t past = -1;       // tokens in the cache
+  int64_t keep = 0;        // positions whose logits it is told to keep, the last ones; 0: all
+  float weight = 0;
+
+  // The last so many positions each choose a token.
+  int64_t places() const noexcept {
+    return keep > 1 ? keep : kind == StepKind::kVerify ? positions : 1;
+  }
+};
+
+// Of one step of a generate(), until its tokens are known.
+struct PendingLogits {
+  LogitStep of;
+  uint32_t commits_before = 0;    // of the generation
+  uint32_t tokens_before = 0;     // of each row
+  std::vector<int64_t> drafts;    // (rows, places - 1): the candidates that it verifies
+  std::vector<LogitStats> stats;  // (rows, places)
+  std::vector<std::byte> logits;  // (rows, places, vocabulary)
+  int64_t vocabulary = 0;
+  FloatFormat format = FloatFormat::kFloat32;
+  bool is_read = false;  // else only its room is kept, for the next ones
+};
+
+// Before a forward of generate(), which is fed `ids`, or null: tells what the forward before has
+// chosen. Whether the logits of this one are to be read.
+bool begin_logits(LogitReader& reader, GenerationState& state, ThreadBuffer& buffer, LogitStep step,
+                  PyObject* ids);
+// After it.
+void end_logits(LogitReader& reader, GenerationState& state, PyObject* output);
+// When generate() has returned ids; whatever else it returned, the last log-probability stays
+// unknown.
+void tell_last_logits(GenerationState& state, ThreadBuffer& buffer, PyObject* returned);
+
+// A forward in a step that the user or an engine declares, whose tokens are not seen here.
+struct DeclaredLogits {
+  LogitStep of;
+  ObservedStep rows;
+  std::vector<ValidRun> runs;
+  std::vector<int64_t> kept;  // the positions whose logits are kept, where a tensor says which
+};
+// Before it: null where its logits are not to be read. `mask` and `keep` are what it is told, or
+// null.
+std::unique_ptr<DeclaredLogits> begin_declared_logits(LogitReader& reader, const Scope* region,
+                                                      const LogitStep& step, PyObject* mask,
+                                                      PyObject* keep);
+// After it.
+void end_declared_logits(LogitReader& reader, const DeclaredLogits& declared, Recorder& recorder,
+                         ThreadBuffer& buffer, PyObject* output);
+
+// Recorder.read_logits().
+void bind_logit_reader(pybind11::class_<Recorder, std::shared_ptr<Recorder>>& recorder_class);
+
+}  // namespace bindings
+}  // namespace pertoken

@@ -1,0 +1,244 @@
+// Spans inside the replays of captured graphs, by stamps, on the fake driver.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "core/step_detail.h"
+#include "stamp_rig.h"
+
+namespace pertoken {
+namespace {
+
+using namespace testing;
+
+bool is_near(uint64_t ticks, int64_t truth_ns, int64_t error_ns) {
+  return std::abs(boot_ns(ticks) - static_cast<double>(truth_ns)) <= static_cast<double>(error_ns);
+}
+
+// Two layers in a root, each with one kernel.
+CapturedGraph capture_model(StampRig& rig, CUstream stream) {
+  return rig.capture(stream, [&] {
+    rig.call(stream, {}, 10, [&](CapturedCall root) {
+      rig.run_work(stream);
+      for (uint32_t layer = 0; layer < 2; ++layer) {
+        rig.call(
+            stream, root, 11 + layer, [&](CapturedCall) { rig.run_work(stream); },
+            left_out(kDetailLayers));
+      }
+    });
+  });
+}
+
+}  // namespace
+
+TEST(the_content_of_a_stamp_holds_its_place) {
+  for (const StampPlace place :
+       {StampPlace{0, 0, 1}, StampPlace{4095, 65535, (1U << 20) - 1}, StampPlace{17, 300, 12345}}) {
+    const StampPlace read = stamp_place(stamp_content(place));
+    CHECK_EQ(read.graph, place.graph);
+    CHECK_EQ(read.ordinal, place.ordinal);
+    CHECK_EQ(read.replay, place.replay);
+    CHECK_EQ(stamp_content(place) >> kContentBits, uint64_t{0});
+  }
+}
+
+TEST(every_replay_has_the_spans_of_the_calls_that_were_captured) {
+  StampRig rig;
+  rig.fake.set_device_clock(4e-5, 987'654'321'000, 32);
+  const CUstream stream = rig.stream();
+  rig.lane();
+  rig.settle();
+  const CapturedGraph graph = capture_model(rig, stream);
+  CHECK(graph.number != 0);
+  // A root, its kernel and two layers in a row: the layers share a stamp, and the end of the last
+  // is that of the root.
+  CHECK_EQ(rig.stamps().stamps_of(graph.number), 4u);
+  std::vector<StampedReplay> replays;
+  for (int i = 0; i < 5; ++i) {
+    replays.push_back(rig.replay(graph, stream));
+    rig.fake.advance(300'000);
+    rig.collect();
+  }
+  rig.settle();
+  const DeviceLosses losses = rig.losses();
+  CHECK_EQ(lost(losses) + losses.overwritten, uint64_t{0});
+  CHECK(losses.clock_error_ns > 0 && losses.clock_error_ns < 50'000);
+  CHECK_EQ(rig.of_site(kReplaySite).size(), size_t{5});
+  for (uint32_t site = 10; site < 13; ++site) {
+    const auto spans = rig.of_site(site);
+    CHECK_EQ(spans.size(), size_t{5});
+    for (size_t i = 0; i < spans.size(); ++i) {
+      const uint32_t start = site == 10 ? 0 : site - 10;
+      const uint32_t end = site == 11 ? 2 : 3;
+      const uint32_t number = replays[i].number;
+      CHECK(is_near(spans[i].start_ticks, rig.when.at({graph.number, number, start}),
+                    losses.clock_error_ns));
+      CHECK(is_near(spans[i].end_ticks, rig.when.at({graph.number, number, end}),
+                    losses.clock_error_ns));
+      CHECK_EQ(spans[i].seq, replays[i].first_seq + (site - 10));
+      CHECK_EQ(spans[i].parent_seq, site == 10 ? replays[i].seq : replays[i].first_seq);
+      CHECK_EQ(spans[i].step, 3u);
+      CHECK(!spans[i].is_step);
+    }
+  }
+  const double layer_ns = boot_ns(rig.of_site(11)[0].end_ticks - rig.of_site(11)[0].start_ticks);
+  CHECK(std::abs(layer_ns - (40'000 + kStampNs)) < 200);
+}
+
+TEST(replays_that_were_not_announced_write_nothing) {
+  StampRig rig;
+  const CUstream stream = rig.stream();
+  rig.lane();
+  const CapturedGraph graph = capture_model(rig, stream);
+  rig.fake.api()->cuGraphLaunch(graph.exec, stream);
+  rig.fake.advance(1'000'000);
+  CHECK(rig.when.empty());
+  rig.replay(graph, stream);
+  rig.fake.api()->cuGraphLaunch(graph.exec, stream);
+  rig.fake.advance(1'000'000);
+  CHECK_EQ(rig.when.size(), size_t{4});
+}
+
+TEST(a_step_that_leaves_layers_out_has_the_rest) {
+  StampRig rig;
+  const CUstream stream = rig.stream();
+  rig.lane();
+  const CapturedGraph graph = capture_model(rig, stream);
+  rig.replay(graph, stream, left_out(kDetailLayers));
+  rig.replay(graph, stream, 0);
+  rig.settle();
+  CHECK_EQ(rig.of_site(10).size(), size_t{2});
+  CHECK_EQ(rig.of_site(11).size(), size_t{1});
+  CHECK_EQ(lost(rig.losses()), uint64_t{0});
+}
+
+TEST(what_is_overwritten_is_counted) {
+  StampRig rig(4);  // sixteen stamps: four replays
+  const CUstream stream = rig.stream();
+  rig.lane();
+  rig.settle();
+  const CapturedGraph graph = capture_model(rig, stream);
+  constexpr size_t kReplays = 9;
+  for (size_t i = 0; i < kReplays; ++i) {
+    rig.replay(graph, stream);
+    rig.fake.advance(300'000);
+  }
+  rig.settle();
+  rig.settle();
+  size_t spans = 0;
+  for (uint32_t site = 10; site < 13; ++site) spans += rig.of_site(site).size();
+  const DeviceLosses losses = rig.losses();
+  CHECK(losses.overwritten > 0);
+  CHECK_EQ(spans + losses.overwritten, 3 * kReplays);
+  CHECK(!rig.reader->is_pending());
+}
+
+TEST(two_recordings_share_the_stamps_of_a_graph) {
+  StampRig rig;
+  StampReader other(rig.shared_timer, rig.devices, &FakeDriver::ticks);
+  const CUstream stream = rig.stream();
+  rig.lane();
+  const CapturedGraph graph = rig.capture(stream, [&] {
+    rig.call(stream, {}, 10, [&](CapturedCall) {
+      const CapturedCall inner = other.begin(0, stream, {});
+      rig.run_work(stream);
+      CHECK(other.end(0, inner, stream, {20, 0, 0, 0, false}));
+    });
+  });
+  CHECK_EQ(rig.stamps().stamps_of(graph.number), 2u);
+  bool opened = false;
+  const uint32_t number = rig.stamps().open_replay(graph.number, stream, opened);
+  CHECK(opened);
+  bool opened_again = true;
+  CHECK_EQ(rig.stamps().open_replay(graph.number, stream, opened_again), number);
+  CHECK(!opened_again);
+  rig.stamps().close_replay(graph.number, stream);
+  const StampedReplay replay = rig.replay(graph, stream);
+  other.await(replay);
+  std::vector<DeviceSpan> seen;
+  for (int i = 0; i < 8; ++i) {
+    rig.fake.advance(20'000'000);
+    std::vector<DeviceSpan> round;
+    rig.shared_timer->collect(kNsPerTick, round);
+    std::vector<DeviceSpan> same = round;
+    rig.reader->collect(kNsPerTick, round);
+    other.collect(kNsPerTick, same);
+    rig.spans.insert(rig.spans.end(), round.begin(), round.end());
+    seen.insert(seen.end(), same.begin(), same.end());
+  }
+  CHECK_EQ(rig.of_site(10).size(), size_t{1});
+  CHECK_EQ(std::count_if(seen.begin(), seen.end(), [](const auto& s) { return s.site == 20; }), 1);
+}
+
+TEST(a_stamp_that_cannot_be_captured_leaves_the_capture_whole) {
+  StampRig rig;
+  const CUstream stream = rig.stream();
+  rig.lane();
+  rig.fake.fail("cuLaunchKernel", CUDA_ERROR_OUT_OF_MEMORY, 1, 1);
+  const CapturedGraph graph = capture_model(rig, stream);
+  CHECK(graph.exec != nullptr);
+  CHECK_EQ(rig.fake.captures_broken(), uint64_t{0});
+  rig.replay(graph, stream);
+  rig.settle();
+  CHECK_EQ(rig.fake.misuses(), uint64_t{0});
+}
+
+TEST(replays_go_on_while_their_stamps_are_read) {
+  StampRig rig;
+  const CUstream stream = rig.stream();
+  rig.lane();
+  const CapturedGraph graph = capture_model(rig, stream);
+  constexpr size_t kReplays = 300;
+  std::atomic<bool> is_done{false};
+  std::thread model([&] {
+    rig.fake.set_current(0);
+    for (size_t i = 0; i < kReplays; ++i) {
+      rig.replay(graph, stream);
+      rig.fake.advance(200'000);
+    }
+    is_done.store(true);
+  });
+  while (!is_done.load()) {
+    rig.fake.advance(100'000);
+    rig.collect();
+  }
+  model.join();
+  rig.settle();
+  // A replay without a free event is counted, and not awaited.
+  const size_t timed = rig.of_site(kReplaySite).size();
+  CHECK(timed > 0);
+  CHECK_EQ(timed + rig.losses().no_event, kReplays);
+  CHECK_EQ(rig.of_site(12).size(), timed);
+}
+
+TEST(without_kernels_the_reason_is_told) {
+  FakeDriver fake;
+  const auto devices = std::make_shared<StampDevices>(*fake.api(), std::span<const std::byte>());
+  const auto timer = std::make_shared<EventTimer>(*fake.api(), &FakeDriver::ticks);
+  StampReader reader(timer, devices, &FakeDriver::ticks);
+  CHECK(!reader.begin(0, nullptr, {}));
+  CHECK(reader.losses().no_stamps.find("no kernels") != std::string::npos);
+}
+
+TEST(a_device_that_fails_ends_what_is_awaited) {
+  StampRig rig;
+  const CUstream stream = rig.stream();
+  rig.lane();
+  const CapturedGraph graph = capture_model(rig, stream);
+  rig.replay(graph, stream);
+  rig.fake.break_device(CUDA_ERROR_ILLEGAL_ADDRESS);
+  rig.fake.advance(1'000'000);
+  rig.collect();
+  rig.collect();
+  const DeviceLosses losses = rig.losses();
+  CHECK_EQ(losses.failed, uint64_t{4});
+  CHECK(!rig.reader->is_pending());
+  rig.fake.break_device(CUDA_SUCCESS);
+}
+
+}  // namespace pertoken

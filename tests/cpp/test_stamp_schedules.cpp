@@ -1,0 +1,245 @@
+// Thousands of random schedules of captured graphs and their replays, on the fake driver: every
+// span inside a replay is right to the clocks' stated error or counted as lost, whatever fails.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <iostream>
+#include <map>
+#include <random>
+#include <utility>
+#include <vector>
+
+#include "check.h"
+#include "stamp_rig.h"
+
+namespace pertoken {
+namespace {
+
+using namespace testing;
+
+constexpr int64_t kMarkNs = 100;
+
+struct Schedule {
+  struct Held {
+    CapturedGraph graph;
+    CUstream stream;
+    size_t launches = 0;
+    std::vector<uint32_t> sites;  // of its whole calls
+  };
+  struct Due {
+    size_t launch;  // of its graph
+    size_t graph;
+  };
+
+  explicit Schedule(uint64_t seed)
+      : random(seed), rig(5 + static_cast<uint32_t>(seed % 6)), has_faults(seed % 3 == 0) {
+    constexpr int64_t kSteps[] = {1, 32, 1024};
+    rig.fake.set_device_clock(std::uniform_real_distribution<double>(-5e-5, 5e-5)(random),
+                              static_cast<int64_t>(random() % (int64_t{1} << 49)),
+                              kSteps[seed % 3]);
+    rig.fake.set_call_cost(static_cast<int64_t>(100 + random() % 400));
+    rig.fake.add_kernel("mark", {{sizeof(uint32_t)}, kMarkNs, [this](const FakeLaunch& run) {
+                                   marks[run.parameter<uint32_t>(0)].push_back(run.start_ns);
+                                 }});
+    CUmodule module = nullptr;
+    rig.fake.api()->cuModuleLoadData(&module, kImage);
+    rig.fake.api()->cuModuleGetFunction(&mark, module, "mark");
+    for (int i = 0; i < 2; ++i) streams.push_back(rig.stream());
+    rig.lane();
+  }
+
+  uint64_t pick(uint64_t count) { return random() % count; }
+
+  // When the stream comes here, in every launch.
+  void mark_at(CUstream stream, uint32_t number) {
+    rig.fake.pause_faults(true);
+    void* parameters[] = {&number};
+    CHECK_EQ(rig.fake.api()->cuLaunchKernel(mark, 1, 1, 1, 1, 1, 1, 0, stream, parameters, nullptr),
+             CUDA_SUCCESS);
+    rig.fake.pause_faults(false);
+  }
+
+  void capture_call(Held& held, CapturedCall outer, int depth) {
+    const uint32_t site = next_site++;
+    const CapturedCall call = rig.reader->begin(0, held.stream, outer);
+    mark_at(held.stream, 2 * site);
+    if (pick(2) == 0) rig.run_work(held.stream);
+    while (depth < 3 && pick(3) == 0) capture_call(held, call ? call : outer, depth + 1);
+    mark_at(held.stream, 2 * site + 1);
+    if (!call) return;
+    if (rig.reader->end(0, call, held.stream, {site, 0, 0, 0, false})) held.sites.push_back(site);
+  }
+
+  void capture() {
+    if (graphs.size() == 5 || broken) return;
+    Held held{{}, streams[pick(streams.size())], 0, {}};
+    if (held.stream == stuck) return;
+    rig.fake.pause_faults(true);
+    rig.fake.api()->cuStreamBeginCapture_v2(held.stream, CU_STREAM_CAPTURE_MODE_GLOBAL);
+    rig.fake.pause_faults(false);
+    for (uint64_t i = 1 + pick(4); i > 0; --i) capture_call(held, {}, 0);
+    rig.fake.pause_faults(true);
+    if (rig.devices->find(0) != nullptr) {
+      held.graph.number = rig.stamps().graph_of(held.stream);
+    }
+    CHECK_EQ(rig.fake.api()->cuStreamEndCapture(held.stream, &held.graph.graph), CUDA_SUCCESS);
+    rig.fake.api()->cuGraphInstantiateWithFlags(&held.graph.exec, held.graph.graph, 0);
+    rig.fake.pause_faults(false);
+    graphs.push_back(std::move(held));
+  }
+
+  void launch(bool announced) {
+    if (graphs.empty() || broken) return;
+    const size_t index = pick(graphs.size());
+    Held& held = graphs[index];
+    if (!announced || held.graph.number == 0) {
+      if (rig.fake.api()->cuGraphLaunch(held.graph.exec, held.stream) == CUDA_SUCCESS) {
+        ++held.launches;
+      }
+      return;
+    }
+    const StampedReplay replay = rig.replay(held.graph, held.stream);
+    ++begun;
+    if (replay.number != 0 && rig.was_awaited) {
+      begun += held.sites.size();
+      due[replay.first_seq] = {held.launches, index};
+    }
+    ++held.launches;
+  }
+
+  void plant() {
+    switch (pick(5)) {
+      case 0:
+        rig.fake.fail("cuLaunchKernel", CUDA_ERROR_OUT_OF_MEMORY);
+        break;
+      case 1:
+        rig.fake.fail("cuMemsetD32Async", CUDA_ERROR_OUT_OF_MEMORY, 1, static_cast<int>(pick(3)));
+        break;
+      case 2:
+        rig.fake.fail("cuStreamGetCaptureInfo_v2", CUDA_ERROR_INVALID_VALUE,
+                      1 + static_cast<int>(pick(2)));
+        break;
+      case 3:
+        if (pick(4) == 0) rig.fake.fail("cuEventQuery", CUDA_ERROR_ILLEGAL_ADDRESS);
+        break;
+      default:
+        rig.fake.fail("cuEventCreate", CUDA_ERROR_OUT_OF_MEMORY, 2);
+        break;
+    }
+  }
+
+  void act() {
+    switch (pick(12)) {
+      case 0:
+        return capture();
+      case 1:
+      case 2:
+      case 3:
+      case 4:
+        return launch(true);
+      case 5:
+        return launch(false);
+      case 6:
+        rig.fake.spin(streams[pick(streams.size())], static_cast<int64_t>(pick(300'000)));
+        return;
+      case 7:
+      case 8:
+        rig.fake.advance(static_cast<int64_t>(pick(10) == 0 ? pick(700'000'000) : pick(900'000)));
+        return;
+      case 9:
+      case 10:
+        return rig.collect();
+      default:
+        if (pick(8) == 0) {
+          if (stuck == nullptr) {
+            rig.fake.hold(stuck = streams[0]);
+          } else {
+            rig.fake.release(std::exchange(stuck, nullptr));
+          }
+        }
+        if (has_faults && pick(6) == 0) plant();
+    }
+  }
+
+  // The calls of a graph have the numbers of their sites in its capture's order, from the first.
+  void check_span(const DeviceSpan& span, int64_t error_ns) {
+    auto replay = due.upper_bound(span.seq);
+    CHECK(replay != due.begin());
+    if (replay == due.begin()) return;
+    --replay;
+    const size_t launch = replay->second.launch;
+    const auto& sites = graphs[replay->second.graph].sites;
+    CHECK(std::find(sites.begin(), sites.end(), span.site) != sites.end());
+    const auto start = static_cast<double>(marks[2 * span.site].at(launch));
+    const auto end = static_cast<double>(marks[2 * span.site + 1].at(launch));
+    // Up to a stamp, a shared one's neighbours, and the rounding of ticks lie between.
+    const auto error = static_cast<double>(error_ns) + kStampNs + 4 * kMarkNs;
+    CHECK(std::abs(boot_ns(span.start_ticks) - start) <= error);
+    CHECK(std::abs(boot_ns(span.end_ticks) - end) <= error);
+    CHECK(span.start_ticks <= span.end_ticks);
+    ++checked;
+  }
+
+  void check() {
+    if (stuck != nullptr) rig.fake.release(stuck);
+    rig.fake.pause_faults(true);
+    rig.settle();
+    rig.shared_timer->give_up();
+    rig.reader->give_up();
+    CHECK(!rig.reader->is_pending());
+    const DeviceLosses losses = rig.losses();
+    CHECK_EQ(rig.spans.size() + lost(losses) + losses.overwritten, static_cast<size_t>(begun));
+    if (!has_faults) CHECK_EQ(losses.failed, uint64_t{0});
+    CHECK_EQ(rig.fake.captures_broken(), uint64_t{0});
+    std::map<uint32_t, int> seen;
+    for (const DeviceSpan& span : rig.spans) {
+      CHECK_EQ(++seen[span.seq], 1);
+      if (span.site != kReplaySite) check_span(span, losses.clock_error_ns);
+    }
+    worst_error = losses.clock_error_ns;
+    CHECK_EQ(rig.fake.misuses(), uint64_t{0});
+  }
+
+  std::mt19937_64 random;
+  std::map<uint32_t, std::vector<int64_t>> marks;  // until nothing runs any more
+  StampRig rig;
+  bool has_faults;
+  bool broken = false;
+  CUfunction mark = nullptr;
+  CUstream stuck = nullptr;
+  std::vector<CUstream> streams;
+  std::vector<Held> graphs;
+  std::map<uint32_t, Due> due;  // by the first number of a replay's spans
+  uint32_t next_site = 100;
+  uint64_t begun = 0;
+  uint64_t checked = 0;
+  int64_t worst_error = 0;
+};
+
+}  // namespace
+
+TEST(every_span_inside_a_replay_is_right_or_counted) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  constexpr uint64_t kSchedules = 400;
+#else
+  constexpr uint64_t kSchedules = 3000;
+#endif
+  int64_t worst_error = 0;
+  uint64_t checked = 0;
+  for (uint64_t seed = 0; seed < kSchedules; ++seed) {
+    const long failed_before = testing::checks_failed;
+    Schedule schedule(seed);
+    for (int i = 0; i < 120; ++i) schedule.act();
+    schedule.check();
+    worst_error = std::max(worst_error, schedule.worst_error);
+    checked += schedule.checked;
+    if (testing::checks_failed != failed_before) {
+      std::cerr << "schedule " << seed << "\n";
+      return;
+    }
+  }
+  CHECK(checked > kSchedules * 20);
+  CHECK(worst_error < 2'000'000);
+}
+
+}  // namespace pertoken

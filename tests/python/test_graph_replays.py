@@ -1,0 +1,231 @@
+"""Spans inside the replays of CUDA graphs, on a driver that is not one."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+import invariants
+import pertoken
+from fake_gpu import FakeGpu, FakeGraph, fake_gpu, put_on
+from pertoken import _native
+
+KERNEL_NS = 2_000_000
+IDS = torch.zeros(1, 4, dtype=torch.long)
+
+pytestmark = pytest.mark.skipif(
+    _native.build_info()["cuda_kernels"] == "none", reason="built without kernels"
+)
+
+
+class Block(torch.nn.Module):
+    """One kernel of 2 ms."""
+
+    def __init__(self, gpu: FakeGpu) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.gpu, self.kernel_ns = gpu, KERNEL_NS
+        put_on(self, 0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.gpu.spin(self.kernel_ns)
+        return x * self.weight
+
+
+class Model(torch.nn.Module):
+    """Three blocks; replays a graph of them where it has one, as a compiled model does."""
+
+    def __init__(self, gpu: FakeGpu) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(Block(gpu) for _ in range(3))
+        self.graph: FakeGraph | None = None
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        x = input_ids.float()
+        if self.graph is not None:
+            self.graph.replay()
+            return x
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
+    with fake_gpu(monkeypatch) as made:
+        yield made
+        gc.collect()  # the events of recordings go with them
+        assert made.library.fake_misuses() == 0
+        assert made.library.fake_live_events() == 0
+
+
+def capture(model: Model) -> FakeGraph:
+    graph = model.layers[0].gpu.new_graph()
+    graph.capture_begin()
+    model(IDS)
+    graph.capture_end()
+    return graph
+
+
+def on_gpu(profile: pertoken.Profile, site: str) -> pertoken.Table:
+    spans = profile.spans
+    return spans.where((spans["device"] >= 0) & (spans["site"] == site))
+
+
+def check_layers(profile: pertoken.Profile, replays: pertoken.Table) -> None:
+    """Each layer of each replay is as long as its kernel, and lies in the replay's order."""
+    order = [on_gpu(profile, f"layers.{i}") for i in range(3)]
+    for layer in order:
+        assert len(layer) == len(replays)
+        assert (np.abs(layer["dur_ns"] - KERNEL_NS) < KERNEL_NS // 10).all()
+    for before, after in itertools.pairwise(order):
+        assert (before["start_ns"] + before["dur_ns"] <= after["start_ns"]).all()
+    roots = on_gpu(profile, "Model")
+    inside = set(roots["span"].tolist()) | set(replays["span"].tolist())
+    assert all(set(layer["parent"].tolist()) <= inside for layer in order)
+
+
+def test_layers_have_their_times_in_every_replay(gpu: FakeGpu) -> None:
+    model = Model(gpu)
+    with pertoken.profile(model, modules=["layers.*"]) as prof:
+        graph = capture(model)
+        for _ in range(5):
+            with pertoken.step("decode"):
+                graph.replay()
+            time.sleep(0.012)
+        graph.replay()
+        time.sleep(0.02)
+    time.sleep(0.1)  # until all is drained
+    profile = prof.result()
+    invariants.check_spans(profile)
+    replays = on_gpu(profile, "torch.cuda.CUDAGraph.replay")
+    assert len(replays) == 6
+    assert (replays["dur_ns"] >= 2.9 * KERNEL_NS).all()
+    assert replays["step"].tolist() == [1, 2, 3, 4, 5, -1]
+    check_layers(profile, replays)
+    assert on_gpu(profile, "layers.1")["step"].tolist() == [1, 2, 3, 4, 5, -1]
+    assert (profile.steps["gpu_ns"][1:] >= 2.9 * KERNEL_NS).all()
+    assert profile.losses["device_spans_lost"] == {}
+    assert profile.losses["replays_without_layers"] == 0
+    assert 0 < profile.losses["device_clock_error_ns"] < 1_000_000
+
+
+def test_a_step_whose_model_is_a_replay_has_its_layers(gpu: FakeGpu) -> None:
+    model = Model(gpu)
+    with pertoken.profile(model, modules=["layers.*"]) as prof:
+        model.graph = capture(model)
+        for _ in range(3):
+            model(IDS)
+            time.sleep(0.012)
+        time.sleep(0.02)
+    time.sleep(0.1)  # until all is drained
+    profile = prof.result()
+    invariants.check_spans(profile)
+    replays = on_gpu(profile, "torch.cuda.CUDAGraph.replay")
+    assert replays["step"].tolist() == [1, 2, 3]
+    check_layers(profile, replays)
+
+
+def test_a_graph_captured_before_has_times_as_a_whole_and_it_is_said(gpu: FakeGpu) -> None:
+    model = Model(gpu)
+    graph = capture(model)
+    with pertoken.profile(model, modules=["layers.*"]) as prof:
+        for _ in range(3):
+            graph.replay()
+            time.sleep(0.012)
+        time.sleep(0.05)
+    profile = prof.result()
+    replays = on_gpu(profile, "torch.cuda.CUDAGraph.replay")
+    assert len(replays) == 3
+    assert (replays["dur_ns"] >= 2.9 * KERNEL_NS).all()
+    assert profile.losses["replays_without_layers"] == 3
+    assert any("captured before the recording began" in r for r in profile.losses["reasons"])
+    loaded_losses = pertoken.merge([profile]).losses
+    assert loaded_losses["replays_without_layers"] == 3
+
+
+def test_with_roots_alone_nothing_is_said_of_layers(gpu: FakeGpu) -> None:
+    model = Model(gpu)
+    graph = capture(model)
+    with pertoken.profile(model, modules="root") as prof:
+        graph.replay()
+        time.sleep(0.05)
+    profile = prof.result()
+    assert len(on_gpu(profile, "torch.cuda.CUDAGraph.replay")) == 1
+    assert profile.losses["replays_without_layers"] == 0
+    assert profile.losses["reasons"] == []
+
+
+def test_a_graph_that_is_captured_again_is_another(gpu: FakeGpu) -> None:
+    model = Model(gpu)
+    with pertoken.profile(model, modules=["layers.*"]) as prof:
+        graph = capture(model)
+        graph.replay()
+        graph.capture_begin()
+        model.layers[0](IDS.float())
+        graph.capture_end()
+        graph.replay()
+        time.sleep(0.02)
+    time.sleep(0.1)  # until all is drained
+    profile = prof.result()
+    assert [len(on_gpu(profile, f"layers.{i}")) for i in range(3)] == [2, 1, 1]
+    assert profile.losses["device_spans_lost"] == {}
+
+
+def test_two_recordings_see_the_same_replay(gpu: FakeGpu) -> None:
+    model = Model(gpu)
+    outer = pertoken.profile(model, modules=["layers.*"])
+    inner = pertoken.profile(model, modules=["layers.1"])
+    with outer, inner:
+        graph = capture(model)
+        graph.replay()
+        time.sleep(0.02)
+    time.sleep(0.1)
+    assert len(on_gpu(outer.result(), "layers.2")) == 1
+    assert len(on_gpu(inner.result(), "layers.1")) == 1
+    assert len(on_gpu(inner.result(), "layers.2")) == 0
+    del outer, inner
+
+
+def test_steps_that_a_budget_leaves_bare_still_capture_their_layers(gpu: FakeGpu) -> None:
+    model = Model(gpu)
+    with pertoken.profile(model, modules=["layers.*"], budget=1e-9) as prof:
+        for layer in model.layers:
+            layer.kernel_ns = 0
+        for _ in range(40):  # until almost no step has layers
+            model(IDS)
+            time.sleep(0.003)
+        for layer in model.layers:
+            layer.kernel_ns = KERNEL_NS
+        graph = capture(model)
+        for _ in range(20):
+            with pertoken.step("decode"):
+                graph.replay()
+            time.sleep(0.003)
+        graph.replay()  # in no step, so not sampled
+        time.sleep(0.02)
+    time.sleep(0.1)
+    profile = prof.result()
+    invariants.check_spans(profile)
+    replays = on_gpu(profile, "torch.cuda.CUDAGraph.replay")
+    assert 1 <= len(replays) < 21
+    assert set(replays["step"].tolist()) <= set(on_gpu(profile, "layers.1")["step"].tolist())
+    detail = profile.steps.where(profile.steps["kind"] == "decode")
+    assert (detail["detail"] == "root").sum() > 0
+
+
+def test_nothing_is_left_in_torch_and_errors_pass_through(gpu: FakeGpu) -> None:
+    cls = gpu.new_graph
+    before = dict(cls.__dict__)
+    model = Model(gpu)
+    with pertoken.profile(model, modules=["layers.*"]):
+        assert cls.replay is not before["replay"]
+        with pytest.raises(AttributeError, match="exec"):
+            cls().replay()
+    assert dict(cls.__dict__) == before
