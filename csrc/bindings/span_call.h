@@ -26,7 +26,7 @@ struct SpanCall {
   uint32_t left_out;  // a bit of ThreadBuffer::open_detail: steps that have no spans of this sort
   PyObject* owner;    // the Python object that keeps the recorder alive
   PyObject* observer_owner;  // the same for the observer; null where the site is not observed
-  PyObject* weakrefs;  // for Python only: what has put the wrapper somewhere does not hold it
+  PyObject* weakrefs;        // for Python only: what has put the wrapper somewhere does not hold it
 };
 
 // How many calls of roots the calling thread is in: recorded ones, and, while roots are searched

@@ -16,7 +16,8 @@ from requirements_check import require
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
-# Instructions added to a bare call; behind each what was counted when it was set (GNU 12, x86-64, Python 3.11).
+# Instructions added to a bare call; behind each what was counted when it was set (GNU 12, x86-64,
+# Python 3.11).
 ADDED = {
     "wrapped": 185,  # 174: a recorded call of a module
     "wrapped, stopped": 90,  # 82: its wrapper when the recording has stopped
