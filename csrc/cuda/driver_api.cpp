@@ -39,7 +39,8 @@ constexpr Slot kSlots[] = {
 // Of a function pointer nothing but its bits comes out of dlsym(). False where it has none.
 bool fill(const Slot& slot, void* library, DriverApi& api) {
   void* const function = dlsym(library, slot.symbol);
-  std::memcpy(reinterpret_cast<std::byte*>(&api) + slot.offset_bytes, &function, sizeof function);
+  std::memcpy(reinterpret_cast<std::byte*>(&api) + slot.offset_bytes,
+              static_cast<const void*>(&function), sizeof function);
   return function != nullptr;
 }
 
