@@ -19,8 +19,8 @@ constexpr double kLargestWeight = 1e12;
 }  // namespace
 
 Recorder::Recorder(const RecorderOptions& options, uint64_t uid)
-    : options_(options),
-      uid_(uid),
+    : uid_(uid),
+      options_(options),
       observation_rate_(std::max<uint32_t>(options.observe_every, 1), options.observe_seed),
       store_(options.store_limit_bytes) {}
 

@@ -216,7 +216,6 @@ class Recorder {
   RecorderLosses losses_locked();
   void evict_locked();
 
-  const RecorderOptions options_;
   // What every call reads, on one cache line.
   alignas(kCacheLineBytes) const uint64_t uid_;
   std::atomic<int> slot_{0};
@@ -226,6 +225,7 @@ class Recorder {
   std::unique_ptr<Sampler> sampler_;
   std::atomic<uint32_t> next_step_{0};
   std::atomic<uint64_t> run_uid_{0};
+  const RecorderOptions options_;
   std::atomic<uint64_t> faults_{0};      // a statistic
   std::atomic<uint64_t> unattached_{0};  // records of threads without a buffer; a statistic
   ObservationRate observation_rate_;
