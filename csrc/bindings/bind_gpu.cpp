@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "bindings/module.h"
+#include "bindings/stats_devices.h"
 #include "bindings/tensor_arguments.h"
 #include "bindings/without_gil.h"
 #include "cuda/gpu_histogram.h"
@@ -15,6 +16,8 @@ namespace py = pybind11;
 
 namespace pertoken::bindings {
 namespace {
+
+cuda::StatsDevices* known_devices = nullptr;  // under the GIL
 
 cuda::GpuHistograms& gpu_histograms() {
   const cuda::DriverStatus driver = cuda::driver();
@@ -46,6 +49,18 @@ void translate(std::exception_ptr failure) {
 }
 
 }  // namespace
+
+cuda::StatsDevices* stats_devices(std::string& reason) {
+  if (known_devices == nullptr) {
+    cuda::DriverStatus driver = cuda::driver();
+    reason = std::move(driver.reason);
+    if (driver.api == nullptr) return nullptr;
+    known_devices = new cuda::StatsDevices(*driver.api, cuda::kernel_image());
+  }
+  return known_devices;
+}
+
+void forget_stats_devices() { known_devices = nullptr; }
 
 void bind_gpu(py::module_& m) {
   py::register_local_exception_translator(&translate);

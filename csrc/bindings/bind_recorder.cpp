@@ -10,6 +10,7 @@
 #include "bindings/bind_totals.h"
 #include "bindings/bind_triggers.h"
 #include "bindings/cache_length.h"
+#include "bindings/compiled_layers.h"
 #include "bindings/device_calls.h"
 #include "bindings/graph_replay.h"
 #include "bindings/logit_reader.h"
@@ -18,6 +19,7 @@
 #include "bindings/scope.h"
 #include "bindings/snapshot_columns.h"
 #include "bindings/span_call.h"
+#include "bindings/stats_devices.h"
 #include "bindings/without_gil.h"
 #include "core/recorder.h"
 #include "core/string_table.h"
@@ -113,6 +115,7 @@ void bind_recorder(py::module_& m) {
       [](const std::optional<py::capsule>& table) {
         forget_captures();
         cuda::replace_driver(table ? table->get_pointer<const cuda::DriverApi>() : nullptr);
+        forget_stats_devices();
       },
       py::arg("table"));
   bind_sampling(m, recorder_class);
@@ -121,6 +124,7 @@ void bind_recorder(py::module_& m) {
   bind_spool(m, recorder_class);
   bind_triggers(recorder_class);
   bind_graphs(recorder_class);
+  bind_compiled_layers(m);
   m.def(
       "intern_module",
       [](const std::string& name) { return intern_site(SiteCategory::kModule, name); },
@@ -149,10 +153,9 @@ void bind_recorder(py::module_& m) {
   m.attr("MAX_RECORDERS") = kMaxRecorders;
   if (!add_request_number_types(m.ptr()) || !add_scope_types(m.ptr()) ||
       !add_span_call_type(m.ptr()) || !add_device_span_call_type(m.ptr()) ||
-      !add_graph_replay_call_type(m.ptr()) ||
-      !add_root_call_type(m.ptr()) || !add_generation_types(m.ptr()) ||
-      !add_method_call_type(m.ptr()) || !add_root_search_types(m.ptr()) ||
-      !add_weak_method_type(m.ptr())) {
+      !add_graph_replay_call_type(m.ptr()) || !add_root_call_type(m.ptr()) ||
+      !add_generation_types(m.ptr()) || !add_method_call_type(m.ptr()) ||
+      !add_root_search_types(m.ptr()) || !add_weak_method_type(m.ptr())) {
     throw py::error_already_set();
   }
 }

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/observation_columns.h"
 #include "bindings/without_gil.h"
 
 namespace pertoken::bindings {
@@ -77,6 +78,7 @@ py::dict totals(Recorder& recorder) {
   py::dict losses;
   losses["records_dropped"] = snapshot.losses.records_dropped;
   losses["observations_dropped"] = snapshot.losses.observations_dropped;
+  losses["device_observations"] = device_observation_losses(snapshot.losses.device_observations);
   losses["observations_evicted"] = snapshot.losses.observations_evicted;
   losses["spans_evicted"] = snapshot.losses.spans_evicted;
   losses["steps_evicted"] = snapshot.losses.steps_evicted;

@@ -21,7 +21,9 @@ struct Torch {
 struct Names {
   PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
   PyObject* dtype = PyUnicode_InternFromString("dtype");
+  PyObject* get_device = PyUnicode_InternFromString("get_device");
   PyObject* is_cpu = PyUnicode_InternFromString("is_cpu");
+  PyObject* is_cuda = PyUnicode_InternFromString("is_cuda");
   PyObject* is_floating_point = PyUnicode_InternFromString("is_floating_point");
   PyObject* is_neg = PyUnicode_InternFromString("is_neg");
   PyObject* is_nested = PyUnicode_InternFromString("is_nested");
@@ -114,6 +116,43 @@ bool is_in_storage(PyObject* tensor, const TensorView& view, int64_t item_bytes)
   return view.data != nullptr && last_byte <= held_bytes;
 }
 
+// A tensor whose memory is as it says, where `where` says it is: a subclass may mean something else
+// by its attributes.
+bool is_plain(PyObject* tensor, PyObject* where) {
+  if (torch.tensor_type == nullptr) return false;
+  if (!Py_IS_TYPE(tensor, torch.tensor_type) && !Py_IS_TYPE(tensor, torch.parameter_type)) {
+    return false;
+  }
+  return attribute_is(tensor, where, Py_True) &&
+         attribute_is(tensor, names().layout, torch.strided) &&
+         attribute_is(tensor, names().is_nested, Py_False);
+}
+
+bool view_plain(PyObject* tensor, TensorView& view) {
+  const Names& name = names();
+  const Owned is_negated(PyObject_CallMethodNoArgs(tensor, name.is_neg));
+  const Owned dtype(is_negated ? PyObject_GetAttr(tensor, name.dtype) : nullptr);
+  if (!dtype) discard_error();
+  if (!dtype || is_negated.get() != Py_False) return false;
+  const int format = format_of(dtype.get());
+  if (format < 0 || format >= kFloatFormats) return false;
+  view.format = static_cast<FloatFormat>(format);
+
+  const Owned shape(PyObject_GetAttr(tensor, name.shape));
+  const Py_ssize_t dims = shape && PyTuple_Check(shape.get()) ? PyTuple_GET_SIZE(shape.get()) : -1;
+  if (dims > kMaxDims || !read_integers(shape.get(), view.shape.data(), dims)) return false;
+  view.dims = static_cast<int>(dims);
+  const Owned strides(PyObject_CallMethodNoArgs(tensor, name.stride));
+  if (!read_integers(strides.get(), view.strides_bytes.data(), dims)) return false;
+  const int64_t item_bytes = bytes_of(view.format);
+  for (size_t i = 0; i < static_cast<size_t>(dims); ++i) view.strides_bytes[i] *= item_bytes;
+
+  int64_t address = 0;
+  if (!method_integer(tensor, name.data_ptr, address)) return false;
+  view.data = reinterpret_cast<const std::byte*>(address);  // NOLINT(performance-no-int-to-ptr)
+  return is_in_storage(tensor, view, item_bytes);
+}
+
 }  // namespace
 
 void learn_torch(PyObject* tensor_type, PyObject* parameter_type, PyObject* formats,
@@ -137,14 +176,25 @@ PyObject* first_floating_tensor(PyObject* output) {
   return torch.tensor_type == nullptr ? nullptr : find_floating(output, 0);
 }
 
-bool view_of_memory(PyObject* memory, TensorView& view) {
+bool view_of_memory(PyObject* memory, TensorView& view, int& device, void*& stream) {
   const Owned address(PyObject_GetAttrString(memory, "address"));
   const Owned format(address ? PyObject_GetAttrString(memory, "format") : nullptr);
   const Owned shape(format ? PyObject_GetAttrString(memory, "shape") : nullptr);
   const Owned strides(shape ? PyObject_GetAttrString(memory, "strides_bytes") : nullptr);
-  const Owned device(strides ? PyObject_GetAttrString(memory, "device") : nullptr);
-  if (!device) discard_error();
-  if (device.get() != Py_None || !PyTuple_Check(shape.get())) return false;
+  const Owned where(strides ? PyObject_GetAttrString(memory, "device") : nullptr);
+  if (!where) discard_error();
+  if (!where || !PyTuple_Check(shape.get())) return false;
+  device = -1;
+  if (where.get() != Py_None) {
+    const Owned ordinal(PyObject_GetAttrString(where.get(), "ordinal"));
+    const Owned handle(ordinal ? PyObject_GetAttrString(where.get(), "stream") : nullptr);
+    if (!handle) discard_error();
+    if (!handle || !PyLong_Check(handle.get())) return false;
+    device = static_cast<int>(integer_argument(ordinal.get(), -1));
+    stream = PyLong_AsVoidPtr(handle.get());
+    discard_error();
+    if (device < 0) return false;
+  }
   const Py_ssize_t dims = PyTuple_GET_SIZE(shape.get());
   const int64_t number = integer_argument(format.get(), -1);
   if (dims > kMaxDims || number < 0 || number >= kFloatFormats) return false;
@@ -160,38 +210,15 @@ bool view_of_memory(PyObject* memory, TensorView& view) {
 }
 
 bool view_host_tensor(PyObject* tensor, TensorView& view) {
-  if (torch.tensor_type == nullptr) return false;
-  // A subclass may mean something else by its attributes.
-  if (!Py_IS_TYPE(tensor, torch.tensor_type) && !Py_IS_TYPE(tensor, torch.parameter_type)) {
-    return false;
-  }
-  const Names& name = names();
-  if (!attribute_is(tensor, name.is_cpu, Py_True) ||
-      !attribute_is(tensor, name.layout, torch.strided) ||
-      !attribute_is(tensor, name.is_nested, Py_False)) {
-    return false;
-  }
-  const Owned is_negated(PyObject_CallMethodNoArgs(tensor, name.is_neg));
-  const Owned dtype(is_negated ? PyObject_GetAttr(tensor, name.dtype) : nullptr);
-  if (!dtype) discard_error();
-  if (!dtype || is_negated.get() != Py_False) return false;
-  const int format = format_of(dtype.get());
-  if (format < 0 || format >= kFloatFormats) return false;
-  view.format = static_cast<FloatFormat>(format);
+  return is_plain(tensor, names().is_cpu) && view_plain(tensor, view);
+}
 
-  const Owned shape(PyObject_GetAttr(tensor, name.shape));
-  const Py_ssize_t dims = shape && PyTuple_Check(shape.get()) ? PyTuple_GET_SIZE(shape.get()) : -1;
-  if (dims > kMaxDims || !read_integers(shape.get(), view.shape.data(), dims)) return false;
-  view.dims = static_cast<int>(dims);
-  const Owned strides(PyObject_CallMethodNoArgs(tensor, name.stride));
-  if (!read_integers(strides.get(), view.strides_bytes.data(), dims)) return false;
-  const int64_t item_bytes = bytes_of(view.format);
-  for (size_t i = 0; i < static_cast<size_t>(dims); ++i) view.strides_bytes[i] *= item_bytes;
-
-  int64_t address = 0;
-  if (!method_integer(tensor, name.data_ptr, address)) return false;
-  view.data = reinterpret_cast<const std::byte*>(address);  // NOLINT(performance-no-int-to-ptr)
-  return is_in_storage(tensor, view, item_bytes);
+bool view_gpu_tensor(PyObject* tensor, TensorView& view, int& device) {
+  if (!is_plain(tensor, names().is_cuda) || !view_plain(tensor, view)) return false;
+  int64_t index = -1;
+  if (!method_integer(tensor, names().get_device, index)) return false;
+  device = static_cast<int>(index);
+  return index >= 0;
 }
 
 }  // namespace pertoken::bindings

@@ -1,5 +1,5 @@
-// Finds the tensor in what a module returned, and where its values lie in host memory, without a
-// line of Python and without a link to torch. Under the GIL. Never leaves an exception set.
+// Finds the tensor in what a module returned, and where its values lie, without a line of Python
+// and without a link to torch. Under the GIL. Never leaves an exception set.
 #pragma once
 
 #include <Python.h>
@@ -29,7 +29,11 @@ PyObject* first_floating_tensor(PyObject* output);
 // False also for what only Python knows how to read, or why not.
 bool view_host_tensor(PyObject* tensor, TensorView& view);
 
-// The same of what Python found out, a TensorMemory.
-bool view_of_memory(PyObject* memory, TensorView& view);
+// The same of one on a GPU that is known by CUDA's number.
+bool view_gpu_tensor(PyObject* tensor, TensorView& view, int& device);
+
+// What is no tensor of that sort as Python found it, a TensorMemory. `device` is -1 in host memory;
+// else the values are there behind what was enqueued on `stream`.
+bool view_of_memory(PyObject* memory, TensorView& view, int& device, void*& stream);
 
 }  // namespace pertoken::bindings

@@ -96,8 +96,14 @@ bool LogitReader::view(PyObject* output, int64_t rows, TensorView& view, Owned& 
     memory.reset(PyObject_CallOneArg(read_elsewhere_, logits.get()));
     if (!memory) discard_error();
     if (!memory || memory.get() == Py_None) return false;
-    if (!bindings::view_of_memory(memory.get(), view)) {
+    int device = -1;
+    void* stream = nullptr;
+    if (!bindings::view_of_memory(memory.get(), view, device, stream)) {
       skip("logits cannot be read");
+      return false;
+    }
+    if (device >= 0) {
+      skip("the tensor is on a GPU, where logits are not read");
       return false;
     }
   }

@@ -67,6 +67,12 @@ py::dict bucket_columns(const StoreSnapshot& store) {
 
 }  // namespace
 
+py::dict device_observation_losses(const ObservationLosses& losses) {
+  return py::dict(py::arg("no_room") = losses.no_room, py::arg("in_capture") = losses.in_capture,
+                  py::arg("late") = losses.late, py::arg("failed") = losses.failed,
+                  py::arg("lost") = losses.lost);
+}
+
 py::dict observation_columns(const StoreSnapshot& store) {
   py::dict columns;
   columns["observations"] = own_columns(store);

@@ -3,12 +3,14 @@
 #include <pybind11/stl.h>
 
 #include <exception>
+#include <string>
 #include <utility>
 
 #include "bindings/host_tensor.h"
 #include "bindings/module.h"
 #include "bindings/owned.h"
 #include "bindings/scope.h"
+#include "bindings/stats_devices.h"
 #include "bindings/step_inputs.h"
 #include "bindings/without_gil.h"
 #include "core/clock.h"
@@ -44,12 +46,6 @@ bool split_rows(TensorView& view, const ObservedStep& step, bool needs_positions
   return true;
 }
 
-TensorView slice(TensorView view, size_t dim, int64_t begin, int64_t end) {
-  view.data += begin * view.strides_bytes[dim];
-  view.shape[dim] = end - begin;
-  return view;
-}
-
 uint64_t value_count(const TensorView& view) {
   uint64_t count = 1;
   for (size_t i = 0; i < static_cast<size_t>(view.dims); ++i) {
@@ -64,8 +60,8 @@ ExpHistogram histogram_of_runs(const TensorView& view, const std::vector<ValidRu
   ExpHistogram values;
   for (const ValidRun& run : runs) {
     if (row != kAllRows && run.row != row) continue;
-    const TensorView of_row = slice(view, 0, run.batch_row, run.batch_row + 1);
-    values.merge(histogram_of(slice(of_row, 1, run.begin, run.end), kDefaultHistogramScale));
+    const TensorView of_row = slice_of(view, 0, run.batch_row, run.batch_row + 1);
+    values.merge(histogram_of(slice_of(of_row, 1, run.begin, run.end), kDefaultHistogramScale));
   }
   return values;
 }
@@ -116,19 +112,28 @@ void Observer::observe_value(uint32_t site, PyObject* value) {
 
 void Observer::observe(const ObservedStep& step, uint32_t number, uint32_t site, PyObject* value) {
   TensorView view;
+  cuda::GpuPlace place{-1, nullptr};
   Owned memory(nullptr);
-  if (!view_host_tensor(value, view)) {
+  if (view_host_tensor(value, view)) {
+    place.device = -1;
+  } else if (view_gpu_tensor(value, view, place.device)) {
+    if (!current_stream(place)) return;
+  } else {
     memory.reset(PyObject_CallOneArg(read_elsewhere_.ptr(), value));
     if (!memory) discard_error();
     if (!memory || memory.get() == Py_None) return;
-    if (!view_of_memory(memory.get(), view)) {
+    void* stream = nullptr;
+    if (!view_of_memory(memory.get(), view, place.device, stream)) {
       recorder_->count_fault();
       return;
     }
+    place.stream = static_cast<cuda::CUstream>(stream);
   }
   const uint64_t values = value_count(view);
   if (values == 0) {
     skip("a tensor was empty");
+  } else if (place.device >= 0) {
+    count_on_gpu(step, number, site, view, place);
   } else if (values < kValuesWithoutGil) {
     count(step, number, site, view);
   } else {
@@ -148,7 +153,7 @@ void Observer::count(const ObservedStep& step, uint32_t number, uint32_t site,
       recorder_->observations().push(
           {number, step.kind, static_cast<int32_t>(row), site, view.format, step.weight,
            has_padding ? histogram_of_runs(rows, *step.valid, row)
-                       : histogram_of(is_row ? slice(rows, 0, row, row + 1) : view,
+                       : histogram_of(is_row ? slice_of(rows, 0, row, row + 1) : view,
                                       kDefaultHistogramScale)});
     };
     const bool is_packed = step.rows != step.batch_rows;
@@ -160,6 +165,65 @@ void Observer::count(const ObservedStep& step, uint32_t number, uint32_t site,
   } catch (const std::exception&) {
     recorder_->count_fault();
   }
+}
+
+// Under the GIL, which is what orders the launches of several threads. The tensor may go right
+// after: its memory is used again behind the kernel, on the same stream.
+void Observer::count_on_gpu(const ObservedStep& step, uint32_t number, uint32_t site,
+                            const TensorView& view, const cuda::GpuPlace& place) noexcept {
+  try {
+    std::string reason;
+    cuda::GpuObserver* observer = gpus(reason);
+    const cuda::ObservationLabels labels{number, site, step.kind, step.weight};
+    TensorView rows = view;
+    bool is_read = observer != nullptr;
+    if (is_read && step.valid != nullptr && split_rows(rows, step, true)) {
+      const int64_t first = by_row_ ? 0 : kAllRows;
+      const int64_t end = by_row_ ? step.rows : kAllRows + 1;
+      for (int64_t row = first; is_read && row < end; ++row) {
+        is_read = observer->observe_runs(place, labels, rows, *step.valid, row, reason);
+      }
+    } else if (is_read) {
+      const bool is_packed = step.rows != step.batch_rows;
+      const bool by_row = by_row_ && !is_packed && split_rows(rows, step, false);
+      is_read = observer->observe(place, labels, by_row ? rows : view, by_row, reason);
+    }
+    if (!is_read) skip(reason.substr(0, reason.find(';')).c_str());
+  } catch (const std::exception&) {
+    recorder_->count_fault();
+  }
+}
+
+bool Observer::current_stream(cuda::GpuPlace& place) {
+  if (current_stream_.is_none()) {
+    skip("this torch does not tell its current stream");
+    return false;
+  }
+  const Owned device(PyLong_FromLong(place.device));
+  const Owned handle(device ? PyObject_CallOneArg(current_stream_.ptr(), device.get()) : nullptr);
+  if (!handle || !PyLong_Check(handle.get())) {
+    discard_error();
+    recorder_->count_fault();
+    return false;
+  }
+  place.stream = static_cast<cuda::CUstream>(PyLong_AsVoidPtr(handle.get()));
+  discard_error();
+  return true;
+}
+
+cuda::GpuObserver* Observer::gpus(std::string& reason) {
+  if (gpus_ == nullptr) {
+    cuda::StatsDevices* devices = stats_devices(reason);
+    if (devices == nullptr) return nullptr;
+    gpus_ = std::make_shared<cuda::GpuObserver>(*devices);
+    recorder_->set_observation_source(gpus_);
+  }
+  return gpus_.get();
+}
+
+void Observer::prepare(int device) {
+  std::string reason;
+  if (cuda::GpuObserver* observer = gpus(reason)) observer->prepare(device, reason);
 }
 
 void Observer::skip(const char* reason) {
@@ -178,9 +242,11 @@ Observer* observer_of(PyObject* object) {
 
 void bind_observer(py::module_& m) {
   py::class_<Observer, std::shared_ptr<Observer>>(m, "Observer")
-      .def(py::init<std::shared_ptr<Recorder>, py::object, py::object, py::object, bool>(),
-           py::kw_only(), py::arg("recorder"), py::arg("read_elsewhere"), py::arg("skip"),
-           py::arg("choose"), py::arg("by_row"))
+      .def(py::init<std::shared_ptr<Recorder>, py::object, py::object, py::object, py::object,
+                    bool>(),
+           py::kw_only(), py::arg("recorder"), py::arg("read_elsewhere"), py::arg("current_stream"),
+           py::arg("skip"), py::arg("choose"), py::arg("by_row"))
+      .def("prepare", &Observer::prepare, py::arg("device"))
       .def(
           "observe",
           [](Observer& observer, uint32_t site, const py::object& value) {

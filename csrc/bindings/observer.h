@@ -1,6 +1,7 @@
 // Counts what observed sites put out, on the model's threads, in the steps that are observed: under
 // the GIL, which is given up while a large tensor is read. One a recording. Observing may take as
-// long as reading the tensor; it never raises, and changes nothing of it.
+// long as reading the tensor, or, where it lies on a GPU, as launching a kernel; it never raises,
+// and changes nothing of it.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -10,19 +11,24 @@
 
 #include "core/recorder.h"
 #include "core/tensor_view.h"
+#include "cuda/gpu_observer.h"
 
 namespace pertoken::bindings {
 
 class Observer {
  public:
   // `read_elsewhere(value)` gives a TensorMemory, or None where it has counted why not.
+  // `current_stream(device)` gives the handle of torch's current stream on a GPU; None where this
+  // torch cannot tell.
   // `skip(text)` counts what is not observed. `choose(output)` gives what is looked at of an
   // output; None: the first floating-point tensor. `by_row`: each row of the batch is an
   // observation of its own.
   Observer(std::shared_ptr<Recorder> recorder, pybind11::object read_elsewhere,
-           pybind11::object skip, pybind11::object choose, bool by_row)
+           pybind11::object current_stream, pybind11::object skip, pybind11::object choose,
+           bool by_row)
       : recorder_(std::move(recorder)),
         read_elsewhere_(std::move(read_elsewhere)),
+        current_stream_(std::move(current_stream)),
         skip_(std::move(skip)),
         choose_(std::move(choose)),
         by_row_(by_row) {}
@@ -31,18 +37,26 @@ class Observer {
   void observe_output(ThreadBuffer& buffer, uint32_t site, PyObject* output);
   // A value that the user names; in an observed step, or at the same rate outside of steps.
   void observe_value(uint32_t site, PyObject* value);
+  // Sets a GPU up before the first tensor on it; what is wrong is counted when one comes.
+  void prepare(int device);
 
  private:
   void observe(const ObservedStep& step, uint32_t number, uint32_t site, PyObject* value);
   void count(const ObservedStep& step, uint32_t number, uint32_t site,
              const TensorView& view) noexcept;
+  void count_on_gpu(const ObservedStep& step, uint32_t number, uint32_t site,
+                    const TensorView& view, const cuda::GpuPlace& place) noexcept;
+  bool current_stream(cuda::GpuPlace& place);
+  cuda::GpuObserver* gpus(std::string& reason);
   void skip(const char* reason);
 
   const std::shared_ptr<Recorder> recorder_;
   const pybind11::object read_elsewhere_;
+  const pybind11::object current_stream_;
   const pybind11::object skip_;
   const pybind11::object choose_;
   const bool by_row_;
+  std::shared_ptr<cuda::GpuObserver> gpus_;  // from the first tensor on a GPU on
 };
 
 // Null with TypeError set if it is not one.

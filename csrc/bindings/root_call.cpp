@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "bindings/cache_length.h"
+#include "bindings/compiled_layers.h"
 #include "bindings/device_calls.h"
 #include "bindings/generation_state.h"
 #include "bindings/host_tensor.h"
@@ -306,6 +307,8 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
   buffer.open_step = kNone32;
   buffer.open_detail = outer_detail;
   if (recorder.active()) {
+    if (result == nullptr) [[unlikely]]
+      close_compiled_layers(recorder, buffer);
     buffer.push({start_ticks, end_ticks, make_tag(RecordType::kSpan, call.base.site), seq,
                  parent_seq, step});
     const uint32_t flags = (result == nullptr ? kStepFailed : 0) |

@@ -278,6 +278,9 @@ py::dict snapshot_columns(const RecorderSnapshot& snapshot, uint64_t origin_tick
       py::arg("failed") = on_devices.failed, py::arg("overwritten") = on_devices.overwritten);
   losses["bare_replays"] = on_devices.bare_replays;
   losses["no_stamps"] = on_devices.no_stamps;
+  const ObservationLosses& unseen = snapshot.losses.device_observations;
+  losses["device_observations"] = device_observation_losses(unseen);
+  losses["observation_failure"] = unseen.failure;
   losses["device_clock_error_ns"] = on_devices.clock_error_ns;
   losses["device_failure"] = on_devices.failure;
   losses["spool_frames_lost"] = snapshot.losses.spool_frames_lost;

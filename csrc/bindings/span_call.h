@@ -9,21 +9,24 @@
 
 #include "bindings/observer.h"
 #include "bindings/scope.h"
+#include "bindings/weak_method.h"
 #include "core/recorder.h"
 #include "core/step_detail.h"
 
 namespace pertoken::bindings {
 
+// What a call reads stands at the front: beside a model's work each call finds its wrapper outside
+// the processor's near caches.
 struct SpanCall {
   PyObject_HEAD
   PyObject* inner;  // what stood in the slot, or the module's own _call_impl
-  PyObject* owner;  // the Python object that keeps the recorder alive
   Recorder* recorder;
-  PyObject* observer_owner;  // the same for the observer; null where the site is not observed
   Observer* observer;
-  PyObject* weakrefs;  // for Python only: what has put the wrapper somewhere does not hold it
   uint32_t site;
   uint32_t left_out;  // a bit of ThreadBuffer::open_detail: steps that have no spans of this sort
+  PyObject* owner;    // the Python object that keeps the recorder alive
+  PyObject* observer_owner;  // the same for the observer; null where the site is not observed
+  PyObject* weakrefs;  // for Python only: what has put the wrapper somewhere does not hold it
 };
 
 // How many calls of roots the calling thread is in: recorded ones, and, while roots are searched
@@ -35,6 +38,9 @@ inline PyObject* call_inner(PyObject* inner, PyObject* args, PyObject* kwargs) {
   if (inner == nullptr) [[unlikely]] {  // the collector has cleared the wrapper
     PyErr_SetString(PyExc_ReferenceError, "the wrapped callable is gone");
     return nullptr;
+  }
+  if (Py_IS_TYPE(inner, weak_method_type)) [[likely]] {
+    return call_weak_method(*reinterpret_cast<WeakMethod*>(inner), args, kwargs);
   }
   Py_INCREF(inner);
   PyObject* result = PyObject_Call(inner, args, kwargs);

@@ -8,6 +8,7 @@
 
 namespace pertoken {
 
+inline constexpr int kMaxDevices = 16;
 inline constexpr uint32_t kNoSite = 0x00FFFFFFu;  // of a step that is no call: only its times count
 
 // What a source keeps for one of the model's threads; defined by the source.

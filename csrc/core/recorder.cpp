@@ -11,11 +11,8 @@ namespace pertoken {
 
 namespace {
 
-constexpr std::chrono::milliseconds kShortestWait{1};
 // At three million records a second, more than Python can call, a ring of 65,536 fills in 21 ms.
 constexpr std::chrono::milliseconds kLongestWait{20};
-// For how long after stop() devices may still come to what was recorded.
-constexpr int kRoundsForDevices = 1000;  // of kShortestWait
 constexpr std::chrono::milliseconds kLongestSampledWait{100};
 constexpr double kLargestWeight = 1e12;
 
@@ -96,10 +93,7 @@ void Recorder::run() noexcept {
     if (sampler_ != nullptr) longest = control_sampler_locked();
     if (last_round) {
       if (leaving_ || !devices_are_pending_locked()) return;
-      if (++rounds_for_devices > kRoundsForDevices) {
-        for (const auto& source : device_sources_) source->give_up();
-        return;
-      }
+      if (++rounds_for_devices > kRoundsForDevices) return give_up_devices_locked();
       wake_.wait_for(lock, kShortestWait, [this] { return leaving_; });
       continue;
     }
@@ -163,7 +157,7 @@ size_t Recorder::drain_locked() {
     buffers_.erase(buffers_.begin() + static_cast<std::ptrdiff_t>(i));
   }
   collect_devices_locked();
-  collect_observations();
+  fullest = std::max(fullest, collect_observations());
   tracker_.end_round();
   if (spool_ != nullptr) spool_losses_locked();
   evict_locked();
@@ -339,8 +333,8 @@ void Recorder::collect(const Record& record, ThreadBuffer::Progress& progress, i
 }
 
 RecorderSnapshot Recorder::snapshot() {
-  const std::lock_guard lock(mutex_);
-  drain_locked();
+  std::unique_lock lock(mutex_);
+  settle_locked(lock);
   RecorderSnapshot snapshot;
   snapshot.clock = clock_map_locked();
   snapshot.store = store_.snapshot();
@@ -350,8 +344,8 @@ RecorderSnapshot Recorder::snapshot() {
 }
 
 RecorderTotals Recorder::totals() {
-  const std::lock_guard lock(mutex_);
-  drain_locked();
+  std::unique_lock lock(mutex_);
+  settle_locked(lock);
   RecorderTotals totals{aggregates_.snapshot(), losses_locked()};
   totals.requests_uncounted = tracker_.requests_uncounted();
   totals.tokens_uncounted = tracker_.tokens_uncounted();
@@ -391,6 +385,9 @@ RecorderLosses Recorder::losses_locked() {
   losses.observations_dropped = observations_.dropped();
   losses.observations_evicted = store_.observations_evicted();
   for (const auto& source : device_sources_) losses.devices.add(source->losses());
+  if (device_observations_ != nullptr) {
+    losses.device_observations = device_observations_->losses();
+  }
   return losses;
 }
 

@@ -23,6 +23,7 @@
 #include "core/device_tracks.h"
 #include "core/observation_intake.h"
 #include "core/observation_rate.h"
+#include "core/observation_source.h"
 #include "core/request_tracker.h"
 #include "core/sampler.h"
 #include "core/spool.h"
@@ -50,6 +51,7 @@ struct RecorderLosses {
   uint64_t steps_evicted = 0;
   uint64_t observations_dropped = 0;  // the collector was too far behind
   uint64_t observations_evicted = 0;
+  ObservationLosses device_observations;
   DeviceLosses devices;
   uint64_t spool_frames_lost = 0;  // that could not be written
 };
@@ -112,6 +114,8 @@ class Recorder {
   double observation_weight(uint8_t kind) noexcept { return observation_rate_.next(kind); }
   // Takes observations of any thread and any source.
   ObservationIntake& observations() noexcept { return observations_; }
+  // What observes tensors on devices. It is asked in every round of the collector.
+  void set_observation_source(std::shared_ptr<ObservationSource> source);
   // One of those that time the devices, before the first start(). They are asked in every round of
   // the collector, in this order.
   void add_device_source(std::shared_ptr<DeviceSource> source);
@@ -131,6 +135,8 @@ class Recorder {
   // thread can be had.
   bool start();
   // Returns as soon as nothing more is recorded; what is in the rings is drained behind.
+  // Devices may come to what was recorded later: for up to a second they are waited for, by the
+  // thread that drains, and by snapshot() and totals() once it is stopped.
   void stop() noexcept;
   // Moves everything pushed so far into the store.
   void drain();
@@ -177,6 +183,9 @@ class Recorder {
   friend struct ForkHandlers;
 
   static constexpr size_t kFewTracks = 1024;
+  static constexpr std::chrono::milliseconds kShortestWait{1};
+  // For how long after stop() devices may still come to what was recorded.
+  static constexpr int kRoundsForDevices = 1000;  // of kShortestWait
 
   Recorder(const RecorderOptions& options, uint64_t uid);
   bool take_slot() noexcept;
@@ -190,12 +199,14 @@ class Recorder {
   std::chrono::milliseconds control_sampler_locked();
   size_t drain_locked();
   size_t drain_buffer_locked(ThreadBuffer& buffer);
-  void collect_observations();
+  size_t collect_observations();
   void collect(const Record& record, ThreadBuffer::Progress& progress, int32_t track);
   void collect_devices_locked();
   void collect_device_span(const DeviceSpan& span);
   void collect_device_step(const DeviceSpan& span);
   bool devices_are_pending_locked();
+  void give_up_devices_locked() noexcept;
+  void settle_locked(std::unique_lock<std::mutex>& lock);
   void spool_clock_locked();
   void spool_losses_locked();
   void spool_batch_locked(const ThreadBuffer& buffer, std::span<const Record> records);
@@ -206,18 +217,19 @@ class Recorder {
   void evict_locked();
 
   const RecorderOptions options_;
-  const uint64_t uid_;
-  std::shared_ptr<DeviceCalls> device_calls_;
-  std::shared_ptr<LogitReader> logit_reader_;
-  std::atomic<uint64_t> run_uid_{0};
+  // What every call reads, on one cache line.
+  alignas(kCacheLineBytes) const uint64_t uid_;
   std::atomic<int> slot_{0};
   std::atomic<bool> active_{false};
+  std::shared_ptr<DeviceCalls> device_calls_;
+  std::shared_ptr<LogitReader> logit_reader_;
+  std::unique_ptr<Sampler> sampler_;
   std::atomic<uint32_t> next_step_{0};
+  std::atomic<uint64_t> run_uid_{0};
   std::atomic<uint64_t> faults_{0};      // a statistic
   std::atomic<uint64_t> unattached_{0};  // records of threads without a buffer; a statistic
   ObservationRate observation_rate_;
   ObservationIntake observations_;
-  std::unique_ptr<Sampler> sampler_;
   bool in_forked_child_ = false;  // written by the child's only thread
 
   std::mutex mutex_;  // guards everything below; never taken on the hot path
@@ -233,7 +245,8 @@ class Recorder {
   uint64_t dropped_by_gone_threads_ = 0;
   uint64_t collector_faults_ = 0;
   std::vector<std::shared_ptr<DeviceSource>> device_sources_;
-  std::vector<DeviceSpan> device_spans_;  // of one round
+  std::shared_ptr<ObservationSource> device_observations_;  // may be null
+  std::vector<DeviceSpan> device_spans_;                    // of one round
   DeviceTracks device_tracks_;
   TraceStore store_;
   Aggregates aggregates_;

@@ -28,8 +28,33 @@ void Recorder::add_device_source(std::shared_ptr<DeviceSource> source) {
 }
 
 bool Recorder::devices_are_pending_locked() {
-  return std::any_of(device_sources_.begin(), device_sources_.end(),
+  return (device_observations_ != nullptr && device_observations_->is_pending()) ||
+         std::any_of(device_sources_.begin(), device_sources_.end(),
                      [](const auto& source) { return source->is_pending(); });
+}
+
+void Recorder::give_up_devices_locked() noexcept {
+  for (const auto& source : device_sources_) source->give_up();
+  if (device_observations_ != nullptr) device_observations_->give_up();
+  try {
+    drain_locked();
+  } catch (...) {
+    ++collector_faults_;
+  }
+}
+
+// Drains, and once nothing more is recorded waits for the thread that waits for the devices.
+void Recorder::settle_locked(std::unique_lock<std::mutex>& lock) {
+  drain_locked();
+  const auto is_waiting = [&] {
+    return stopping_ && !leaving_ && !in_forked_child_ && devices_are_pending_locked();
+  };
+  for (int rounds = 0; is_waiting(); ++rounds) {
+    // What was recorded when that thread had ended, nobody else gives up.
+    if (rounds == kRoundsForDevices) return give_up_devices_locked();
+    wake_.wait_for(lock, kShortestWait);
+    drain_locked();
+  }
 }
 
 // After the rings, so that a step is known before its time on the device. A forked child has no

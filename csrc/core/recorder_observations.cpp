@@ -1,16 +1,35 @@
 // How observations reach the store and the aggregates.
+#include <algorithm>
 #include <array>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "core/recorder.h"
 
 namespace pertoken {
 
-// One that cannot be stored is lost and counted; the others are not.
-void Recorder::collect_observations() {
+void Recorder::set_observation_source(std::shared_ptr<ObservationSource> source) {
+  const std::lock_guard lock(mutex_);
+  device_observations_ = std::move(source);
+}
+
+// One that cannot be stored is lost and counted; the others are not. Returns how many records of a
+// ring are as near to filling it as what devices left is to filling theirs.
+size_t Recorder::collect_observations() {
+  double fullness = 0;
+  if (device_observations_ != nullptr && !in_forked_child_) {
+    try {
+      device_observations_->collect(ns_per_tick_, observations_);
+    } catch (...) {
+      ++collector_faults_;
+    }
+    fullness = device_observations_->fullness();
+  }
+  const auto as_records =
+      static_cast<size_t>(std::min(fullness, 1.0) * static_cast<double>(options_.ring_capacity));
   const std::vector<Observation> taken = observations_.take();
-  if (taken.empty()) return;
+  if (taken.empty()) return as_records;
   const int64_t start_cpu_ns = detail::read_clock_ns(CLOCK_THREAD_CPUTIME_ID);
   std::array<uint64_t, kStepKinds> of_kind{};
   for (const Observation& observation : taken) {
@@ -25,11 +44,12 @@ void Recorder::collect_observations() {
       ++collector_faults_;
     }
   }
-  if (sampler_ == nullptr) return;
+  if (sampler_ == nullptr) return as_records;
   const int64_t cpu_ns = detail::read_clock_ns(CLOCK_THREAD_CPUTIME_ID) - start_cpu_ns;
   const uint64_t inside = std::accumulate(of_kind.begin(), of_kind.end(), uint64_t{0});
   const double part = static_cast<double>(inside) / static_cast<double>(taken.size());
   sampler_->see_drained(of_kind, part * static_cast<double>(cpu_ns));
+  return as_records;
 }
 
 }  // namespace pertoken

@@ -18,6 +18,12 @@ void copy_strided(std::byte* to, const std::byte* from, int64_t stride, size_t c
 
 }  // namespace
 
+TensorView slice_of(TensorView view, size_t dim, int64_t begin, int64_t end) noexcept {
+  view.data += begin * view.strides_bytes[dim];
+  view.shape[dim] = end - begin;
+  return view;
+}
+
 TensorBlocks::TensorBlocks(const TensorView& view)
     : value_bytes_(static_cast<size_t>(bytes_of(view.format))), at_(view.data) {
   struct Dim {
@@ -43,15 +49,17 @@ TensorBlocks::TensorBlocks(const TensorView& view)
       at_ += stride * (size - 1);
       stride = -stride;
     }
-    dims[kept++] = {size, stride};
+    // By descending stride, equal ones as they come; without the memory that a library's sort
+    // takes.
+    size_t place = kept++;
+    for (; place > 0 && dims[place - 1].stride < stride; --place) dims[place] = dims[place - 1];
+    dims[place] = {size, stride};
   }
   uint64_t all = 0;
   if (__builtin_mul_overflow(left_, repeats_, &all)) {
     throw std::overflow_error("a tensor's values must be countable in 64 bits");
   }
   if (is_empty) left_ = 0;
-  std::stable_sort(dims.begin(), dims.begin() + kept,
-                   [](const Dim& a, const Dim& b) { return a.stride > b.stride; });
   for (size_t i = 0; i < kept; ++i) {
     // One with the dimension outside it, where that goes on exactly where this one ends.
     if (dims_ > 0) {

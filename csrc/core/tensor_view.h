@@ -22,6 +22,9 @@ struct TensorView {
   std::array<int64_t, kMaxDims> strides_bytes{};  // of any sign, or 0
 };
 
+// The part of it that has `begin` up to before `end` as its indices of a dimension.
+TensorView slice_of(TensorView view, size_t dim, int64_t begin, int64_t end) noexcept;
+
 // Values of a block; all blocks but the last have as many.
 inline constexpr size_t kBlockValues = 4096;
 

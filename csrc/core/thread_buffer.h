@@ -82,17 +82,17 @@ struct ThreadBuffer {
 };
 
 // One a thread, shared by all recorders. Allocated the first time a thread records.
-struct ThreadState {
+struct alignas(kCacheLineBytes) ThreadState {
   explicit ThreadState(uint64_t number) : uid(number) {}
 
   struct Entry {
     uint64_t recorder_uid = 0;  // 0 matches no recorder
     ThreadBuffer* buffer = nullptr;
   };
+  uint32_t last_seq = 0;  // span numbers of this thread, common to all recorders; 0 is never used
+  const uint64_t uid;     // never 0, never used again
   Entry entries[kMaxRecorders];  // by the slot that a recorder runs in
   std::vector<Entry> attached;   // every recorder that this thread has a buffer for; cold
-  const uint64_t uid;            // never 0, never used again
-  uint32_t last_seq = 0;  // span numbers of this thread, common to all recorders; 0 is never used
 
   // What the next next_seq() will give.
   uint32_t coming_seq() const noexcept { return last_seq + 1 == 0 ? 1 : last_seq + 1; }

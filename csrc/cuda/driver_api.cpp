@@ -2,7 +2,11 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cstddef>
+#include <cstring>
+#include <iterator>
 
 namespace pertoken::cuda {
 
@@ -21,10 +25,21 @@ struct LoadedDriver {
   LoadedDriver() { is_there = load_driver(kLibrary, api, reason); }
 };
 
-// Of a function pointer nothing but its bits comes out of dlsym().
-template <typename Function>
-bool find_symbol(void* library, const char* symbol, Function& function) {
-  function = reinterpret_cast<Function>(dlsym(library, symbol));
+// Where in the table the function of a symbol stands.
+struct Slot {
+  const char* symbol;
+  size_t offset_bytes;
+};
+constexpr Slot kSlots[] = {
+#define PERTOKEN_SLOT(symbol, arguments) {#symbol, offsetof(DriverApi, symbol)},
+    PERTOKEN_DRIVER_FUNCTIONS(PERTOKEN_SLOT)
+#undef PERTOKEN_SLOT
+};
+
+// Of a function pointer nothing but its bits comes out of dlsym(). False where it has none.
+bool fill(const Slot& slot, void* library, DriverApi& api) {
+  void* const function = dlsym(library, slot.symbol);
+  std::memcpy(reinterpret_cast<std::byte*>(&api) + slot.offset_bytes, &function, sizeof function);
   return function != nullptr;
 }
 
@@ -38,16 +53,13 @@ bool load_driver(const char* path, DriverApi& api, std::string& reason) {
     reason = std::string("the CUDA driver could not be loaded: ") + error;
     return false;
   }
-  const char* missing = nullptr;
-#define PERTOKEN_FIND_FUNCTION(symbol, arguments) \
-  if (!find_symbol(library, #symbol, api.symbol) && missing == nullptr) missing = #symbol;
-  PERTOKEN_DRIVER_FUNCTIONS(PERTOKEN_FIND_FUNCTION)
-#undef PERTOKEN_FIND_FUNCTION
-  if (missing == nullptr) return true;
+  const auto* const missing =
+      std::ranges::find_if_not(kSlots, [&](const Slot& slot) { return fill(slot, library, api); });
+  if (missing == std::end(kSlots)) return true;
   api = {};
   dlclose(library);
-  reason =
-      std::string("the CUDA driver has no ") + missing + "; one of CUDA 12.0 or later is needed";
+  reason = std::string("the CUDA driver has no ") + missing->symbol +
+           "; one of CUDA 12.0 or later is needed";
   return false;
 }
 

@@ -52,6 +52,8 @@ inline constexpr unsigned CU_EVENT_RECORD_EXTERNAL = 1;
 inline constexpr unsigned CU_STREAM_NON_BLOCKING = 1;
 inline constexpr unsigned CU_MEMHOSTALLOC_PORTABLE = 1;
 inline constexpr unsigned CU_MEMHOSTALLOC_DEVICEMAP = 2;
+inline constexpr unsigned CU_MEMHOSTREGISTER_PORTABLE = 1;
+inline constexpr unsigned CU_MEMHOSTREGISTER_DEVICEMAP = 2;
 
 // As wide as the driver reads and writes them.
 // NOLINTBEGIN(performance-enum-size)
@@ -145,6 +147,7 @@ struct CUDA_KERNEL_NODE_PARAMS {  // version 2
   X(cuMemFree_v2, (CUdeviceptr address))                                                           \
   X(cuMemHostAlloc, (void** address, size_t bytes, unsigned flags))                                \
   X(cuMemFreeHost, (void* address))                                                                \
+  X(cuMemHostRegister_v2, (void* host, size_t bytes, unsigned flags))                              \
   X(cuMemHostGetDevicePointer_v2, (CUdeviceptr * address, void* host, unsigned flags))             \
   X(cuMemsetD8Async, (CUdeviceptr address, unsigned char value, size_t bytes, CUstream stream))    \
   X(cuMemsetD32Async, (CUdeviceptr address, unsigned value, size_t words, CUstream stream))        \

@@ -14,8 +14,6 @@
 
 namespace pertoken {
 
-inline constexpr int kMaxDevices = 16;
-
 // What a thread finds its lanes by.
 struct DeviceThread {
   std::array<cuda::EventLane*, kMaxDevices> lanes{};

@@ -21,28 +21,11 @@ void check(const DriverApi& api, CUresult result, const char* what) {
 
 }  // namespace
 
-GpuHistograms::Device& GpuHistograms::device_of(int ordinal) {
+StatsDevice& GpuHistograms::device_of(int ordinal) {
   const auto known = devices_.find(ordinal);
   if (known != devices_.end()) return known->second;
-  check(api_, api_.cuInit(0), "the CUDA driver does not start");
-  CUdevice device = 0;
-  check(api_, api_.cuDeviceGet(&device, ordinal), "there is no such GPU");
-  unsigned flags = 0;
-  int is_active = 0;
-  check(api_, api_.cuDevicePrimaryCtxGetState(device, &flags, &is_active), "the GPU is not there");
-  if (is_active == 0) throw GpuFailure("nobody uses this GPU yet, so no tensor can be on it");
-  // Kept as long as the kernels are: for good.
-  CUcontext context = nullptr;
-  check(api_, api_.cuDevicePrimaryCtxRetain(&context, device), "the GPU's context is gone");
-  const CurrentContext current(api_, context);
-  check(api_, current.result(), "the GPU's context cannot be used");
-  std::string reason;
-  auto stats = GpuStats::make(api_, image_, reason);
-  if (stats == nullptr) {
-    api_.cuDevicePrimaryCtxRelease_v2(device);
-    throw GpuFailure(reason);
-  }
-  return devices_.emplace(ordinal, Device{context, std::move(stats)}).first->second;
+  return devices_.emplace(ordinal, open_stats_device(api_, image_, ordinal, GpuStats::kRecordsLog2))
+      .first->second;
 }
 
 ExpHistogram GpuHistograms::histogram(int device, CUstream stream, const TensorView& view,
@@ -52,7 +35,7 @@ ExpHistogram GpuHistograms::histogram(int device, CUstream stream, const TensorV
     throw std::invalid_argument("tensors on a GPU are counted at scales up to 3");
   }
   const std::lock_guard lock(mutex_);
-  Device& state = device_of(device);
+  StatsDevice& state = device_of(device);
   std::string reason;
   const auto plan = plan_stats(view, state.stats->multiprocessors(), reason);
   if (!plan) throw UnreadableTensor(reason);

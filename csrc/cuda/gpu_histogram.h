@@ -4,7 +4,6 @@
 
 #include <cstddef>
 #include <map>
-#include <memory>
 #include <mutex>
 #include <span>
 #include <stdexcept>
@@ -12,15 +11,9 @@
 #include "core/exp_histogram.h"
 #include "core/tensor_view.h"
 #include "cuda/driver_api.h"
-#include "cuda/gpu_stats.h"
+#include "cuda/stats_device.h"
 
 namespace pertoken::cuda {
-
-// A GPU, its driver or its stream did not do what was asked.
-class GpuFailure : public std::runtime_error {
- public:
-  using std::runtime_error::runtime_error;
-};
 
 // The kernel cannot read the tensor as it lies.
 class UnreadableTensor : public std::runtime_error {
@@ -39,18 +32,13 @@ class GpuHistograms {
   ExpHistogram histogram(int device, CUstream stream, const TensorView& view, int scale);
 
  private:
-  struct Device {
-    CUcontext context;
-    std::unique_ptr<GpuStats> stats;
-  };
-
-  Device& device_of(int ordinal);
+  StatsDevice& device_of(int ordinal);
   StatsResult wait(GpuStats& stats, CUstream stream);
 
   const DriverApi& api_;
   const std::span<const std::byte> image_;
   std::mutex mutex_;
-  std::map<int, Device> devices_;
+  std::map<int, StatsDevice> devices_;
   uint32_t launch_ = 0;
 };
 

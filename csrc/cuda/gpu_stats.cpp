@@ -1,5 +1,7 @@
 #include "cuda/gpu_stats.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <bit>
 #include <stdexcept>
@@ -49,21 +51,21 @@ ExpHistogram StatsResult::histogram(int scale, uint64_t repeats) const {
 }
 
 std::unique_ptr<GpuStats> GpuStats::make(const DriverApi& api, std::span<const std::byte> image,
-                                         std::string& reason) {
+                                         std::string& reason, uint32_t records_log2) {
   if (image.empty()) {
     reason = "this build has no kernels for GPUs";
     return nullptr;
   }
   std::unique_ptr<GpuStats> stats(new GpuStats(api));
   const RelaxedCapture relaxed(api);
-  if (const CUresult result = stats->set_up(image)) {
+  if (const CUresult result = stats->set_up(image, records_log2)) {
     reason = "the kernels cannot be set up on this GPU: " + error_text(api, result);
     return nullptr;
   }
   return stats;
 }
 
-CUresult GpuStats::set_up(std::span<const std::byte> image) {
+CUresult GpuStats::set_up(std::span<const std::byte> image, uint32_t records_log2) {
   CUdevice device = 0;
   if (const CUresult result = api_.cuCtxGetDevice(&device)) return result;
   if (const CUresult result = api_.cuDeviceGetAttribute(
@@ -86,15 +88,16 @@ CUresult GpuStats::set_up(std::span<const std::byte> image) {
   workspaces_ = reinterpret_cast<StatsWorkspace*>(device_memory);
   ring_.next_index = reinterpret_cast<uint64_t*>(workspaces_ + kWorkspaces);
   ring_.words_a_slot = kStatsRecordWords;
-  ring_.capacity_log2 = kRecordsLog2;
-  const size_t host_words = size_t{kStatsRecordWords} << kRecordsLog2;
-  void* host = nullptr;
-  if (const CUresult result =
-          api_.cuMemHostAlloc(&host, host_words * sizeof(uint64_t),
-                              CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP)) {
+  ring_.capacity_log2 = records_log2;
+  const size_t host_bytes = (size_t{kStatsRecordWords} * sizeof(uint64_t)) << records_log2;
+  void* const host =
+      mmap(nullptr, host_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (host == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;
+  if (const CUresult result = api_.cuMemHostRegister_v2(
+          host, host_bytes, CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP)) {
+    munmap(host, host_bytes);
     return result;
   }
-  std::fill_n(static_cast<uint64_t*>(host), host_words, 0);
   ring_.words = static_cast<uint64_t*>(host);
   reader_ = std::make_unique<TaggedReader>(ring_, kStatsHeaderWords, &words_of_record);
   CUdeviceptr mapped = 0;
@@ -111,43 +114,53 @@ CUresult GpuStats::set_up(std::span<const std::byte> image) {
 }
 
 // Launches on a stream run one after the other, and so do those captured on one stream in one
-// capture: each of these needs a workspace of its own.
-CUresult GpuStats::find_workspace(CUstream stream, StatsWorkspace*& workspace) noexcept {
+// capture: each of these needs workspaces of its own, and, when it counts more rows than before,
+// others.
+CUresult GpuStats::find_workspaces(CUstream stream, uint32_t rows,
+                                   StatsWorkspace*& workspaces) noexcept {
+  workspaces = nullptr;
   CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
   unsigned long long capture = 0;
   if (const CUresult result =
           api_.cuStreamGetCaptureInfo_v2(stream, &status, &capture, nullptr, nullptr, nullptr)) {
     return result;
   }
-  Owner owner{reinterpret_cast<uintptr_t>(stream), capture};
+  unsigned long long number = reinterpret_cast<uintptr_t>(stream);
   if (status == CU_STREAM_CAPTURE_STATUS_INVALIDATED) {
     return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
   }
   if (status == CU_STREAM_CAPTURE_STATUS_NONE) {
     // The driver's number of a stream: a handle may be that of an earlier one, which still runs.
-    owner.capture = 0;
-    if (const CUresult result = api_.cuStreamGetId(stream, &owner.stream)) return result;
+    capture = 0;
+    if (const CUresult result = api_.cuStreamGetId(stream, &number)) return result;
   }
   const auto known = owners_.begin() + static_cast<std::ptrdiff_t>(owned_);
-  auto found = std::find(owners_.begin(), known, owner);
+  const auto found = std::find_if(owners_.begin(), known, [&](const Owner& owner) {
+    return owner.stream == number && owner.capture == capture;
+  });
   if (found == known) {
-    if (owned_ == kWorkspaces) {
-      workspace = nullptr;
-      return CUDA_SUCCESS;
-    }
-    *found = owner;
+    if (owned_ == kOwners) return CUDA_SUCCESS;
     ++owned_;
+    *found = {number, capture, 0, 0};
   }
-  workspace = workspaces_ + (found - owners_.begin());
+  if (found->rows < rows) {
+    // Doubled at least, so that all that one stream ever had are fewer than twice what it needs.
+    const uint32_t room = kWorkspaces - workspaces_taken_;
+    if (room < rows) return CUDA_SUCCESS;
+    found->first = workspaces_taken_;
+    found->rows = std::min(std::bit_ceil(rows), room);
+    workspaces_taken_ += found->rows;
+  }
+  workspaces = workspaces_ + found->first;
   return CUDA_SUCCESS;
 }
 
 CUresult GpuStats::launch(const StatsPlan& plan, FloatFormat format, CUstream stream,
-                          uint32_t launch, const ReplayState* replay) noexcept {
+                          uint32_t launch, const uint32_t* replay) noexcept {
   if (plan.blocks == 0) return CUDA_SUCCESS;
   StatsArgs args{};
-  CUresult result = find_workspace(stream, args.workspace);
-  if (result == CUDA_SUCCESS && args.workspace == nullptr) {
+  CUresult result = find_workspaces(stream, plan.rows, args.workspaces);
+  if (result == CUDA_SUCCESS && args.workspaces == nullptr) {
     no_workspace_.fetch_add(1, std::memory_order_relaxed);
     return CUDA_ERROR_OUT_OF_MEMORY;
   }
@@ -159,7 +172,7 @@ CUresult GpuStats::launch(const StatsPlan& plan, FloatFormat format, CUstream st
     args.launch = launch;
     args.format = format;
     void* parameters[] = {&args};
-    result = api_.cuLaunchKernel(functions_[static_cast<size_t>(format)], plan.blocks, 1, 1,
+    result = api_.cuLaunchKernel(functions_[static_cast<size_t>(format)], plan.blocks, plan.rows, 1,
                                  kStatsThreads, 1, 1, 0, stream, parameters, nullptr);
   }
   if (result != CUDA_SUCCESS) not_launched_.fetch_add(1, std::memory_order_relaxed);
@@ -174,7 +187,8 @@ bool GpuStats::take(StatsResult& result) {
   }
   if (record.empty()) return false;
   result.launch = static_cast<uint32_t>(content_of(record, StatsWord::kLaunch));
-  result.replay = content_of(record, StatsWord::kReplay);
+  result.row = static_cast<uint32_t>(content_of(record, StatsWord::kReplay) >> 32);
+  result.replay = static_cast<uint32_t>(content_of(record, StatsWord::kReplay));
   result.sum = double_of(record, StatsWord::kSum);
   result.sum_sq = double_of(record, StatsWord::kSumSq);
   result.min = float_of(record, StatsWord::kMin);

@@ -3,9 +3,11 @@
 // memory and are taken from there behind the GPU. Kernels may be launched into a stream that is
 // being captured; every replay of the graph then leaves a result.
 //
-// One of these for each device. Calls of launch() by one thread at a time, and calls of take() by
-// one thread at a time. What kernels of a captured graph point to must stay as long as the graph,
-// which nobody tells us of, so neither memory nor module is ever given back.
+// Calls of launch() by one thread at a time, and calls of take() by one thread at a time. take()
+// asks nothing of the driver. What kernels of a captured graph point to must stay as long as the
+// graph, which nobody tells us of, so neither memory nor module is ever given back; and the memory
+// that results arrive in is the process's own, so that reading it is safe even if the context is
+// gone.
 #pragma once
 
 #include <array>
@@ -26,7 +28,7 @@
 
 namespace pertoken::cuda {
 
-// What one launch, or one replay of it, has counted.
+// What one launch, or one replay of it, has counted of one row.
 struct StatsResult {
   struct Filled {
     uint16_t slot;
@@ -34,7 +36,8 @@ struct StatsResult {
   };
 
   uint32_t launch = 0;  // as launch() was told
-  uint64_t replay = 0;  // of the captured graph, from 1; 0 outside graphs
+  uint32_t row = 0;
+  uint32_t replay = 0;  // what the launch's word said, in a captured graph; else 0
   std::vector<Filled> slots{};
   double sum = 0;
   double sum_sq = 0;
@@ -46,7 +49,7 @@ struct StatsResult {
 };
 
 struct StatsLosses {
-  uint64_t no_workspace = 0;  // more streams and captures than there is room for
+  uint64_t no_workspace = 0;  // more streams, captures and rows than there is room for
   uint64_t not_launched = 0;  // the driver refused
   uint64_t lost = 0;          // overwritten before they were taken, or cut off
   uint64_t discarded = 0;     // switched while the kernel ran
@@ -57,21 +60,24 @@ class GpuStats {
   // Records that may wait to be taken; 36 KB each.
   static constexpr uint32_t kRecordsLog2 = 6;
   // Streams, and captures on them, that have launched so far.
-  static constexpr size_t kWorkspaces = 64;
+  static constexpr size_t kOwners = 64;
+  // Rows that are counted at once on all of them together; 30 KB each.
+  static constexpr uint32_t kWorkspaces = 256;
 
   // With the device's context current. Nothing, with a reason for people, where that fails.
   static std::unique_ptr<GpuStats> make(const DriverApi& api, std::span<const std::byte> image,
-                                        std::string& reason);
+                                        std::string& reason, uint32_t records_log2 = kRecordsLog2);
   GpuStats(const GpuStats&) = delete;
   GpuStats& operator=(const GpuStats&) = delete;
 
   int multiprocessors() const noexcept { return multiprocessors_; }
+  uint64_t records() const noexcept { return uint64_t{1} << ring_.capacity_log2; }
 
   // The hot path. CUDA_SUCCESS, also for a tensor without values, for which nothing is launched;
-  // else the launch is counted in losses(). `launch` comes back with the result. `replay` is null
-  // outside captures.
+  // else the launch is counted in losses(). `launch` comes back with the result of each row.
+  // `replay` is null outside captures; see StatsArgs.
   CUresult launch(const StatsPlan& plan, FloatFormat format, CUstream stream, uint32_t launch,
-                  const ReplayState* replay = nullptr) noexcept;
+                  const uint32_t* replay = nullptr) noexcept;
 
   // The next result, false where there is none yet.
   bool take(StatsResult& result);
@@ -79,22 +85,25 @@ class GpuStats {
   StatsLosses losses() const noexcept;
 
  private:
+  // A stream, or a capture on one, and the workspaces that are its own.
   struct Owner {
     unsigned long long stream;
     unsigned long long capture;
-    bool operator==(const Owner&) const = default;
+    uint32_t first;
+    uint32_t rows;
   };
 
   explicit GpuStats(const DriverApi& api) noexcept : api_(api) {}
-  CUresult set_up(std::span<const std::byte> image);
-  CUresult find_workspace(CUstream stream, StatsWorkspace*& workspace) noexcept;
+  CUresult set_up(std::span<const std::byte> image, uint32_t records_log2);
+  CUresult find_workspaces(CUstream stream, uint32_t rows, StatsWorkspace*& workspaces) noexcept;
 
   const DriverApi& api_;
   int multiprocessors_ = 0;
   std::array<CUfunction, kFloatFormats> functions_{};
   StatsWorkspace* workspaces_ = nullptr;  // in device memory
-  std::array<Owner, kWorkspaces> owners_{};
+  std::array<Owner, kOwners> owners_{};
   size_t owned_ = 0;
+  uint32_t workspaces_taken_ = 0;
   DeviceRing ring_{};
   std::unique_ptr<TaggedReader> reader_;
   // Written by the thread that launches, read by others: relaxed, since they are counts alone.

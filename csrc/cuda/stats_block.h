@@ -19,7 +19,8 @@
 
 namespace pertoken::cuda {
 
-// In device memory, one for each stream that launches; all zero between launches.
+// In device memory, as many for each stream that launches as it counts rows at once; all zero
+// between launches.
 struct StatsWorkspace {
   uint32_t counts[kSlots];
   // Blocks that are done; those that were told not to count, once more above 16 bits.
@@ -32,19 +33,16 @@ inline constexpr uint32_t kBlockSkipped = 0x10001;
 // In the place of the number of filled slots: blocks of this launch disagreed, there is no result.
 inline constexpr uint32_t kNoResult = 0xffff;
 
-// What the launches captured into one graph share, in memory that the GPU reads: which replay this
-// is, from 1, and whether it is counted. So a graph is switched without being captured again.
-struct ReplayState {
-  uint64_t replay;
-  uint32_t stats_on;
-};
-
+// A grid has a row of blocks for each row of the tensor that is counted apart. Each leaves a
+// record.
 struct StatsArgs {
   StatsLayout layout;
   SlotCarries carries;
   DeviceRing ring;
-  StatsWorkspace* workspace;
-  const ReplayState* replay;  // null outside graphs
+  StatsWorkspace* workspaces;  // one a row
+  // Null outside graphs. In memory of the device, written in the order of the stream: what a replay
+  // is known by, 0 where it is not counted. So a graph is switched without being captured again.
+  const uint32_t* replay;
   uint32_t launch;
   FloatFormat format;
 };
@@ -119,6 +117,7 @@ struct StatsShared {
   uint64_t index;   // of the record
   uint32_t filled;  // slots that were written to it
   uint32_t done;    // what the workspace's said before this block
+  uint32_t replay;
   uint32_t is_on;
 };
 
@@ -212,18 +211,19 @@ PERTOKEN_HOST_DEVICE inline void read_unit(const StatsLayout& layout, uint64_t b
   }
 }
 
-// A lane's share of all units: warps take them in turn.
+// A lane's share of all units of a row: warps take them in turn.
 template <FloatFormat Format, typename Warp>
-PERTOKEN_HOST_DEVICE inline void read_units(const StatsLayout& layout, uint32_t number_of_warp,
-                                            uint32_t warps, uint32_t lane, Warp& warp,
-                                            StatsMoments& moments) noexcept {
+PERTOKEN_HOST_DEVICE inline void read_units(const StatsLayout& layout, uint32_t row,
+                                            uint32_t number_of_warp, uint32_t warps, uint32_t lane,
+                                            Warp& warp, StatsMoments& moments) noexcept {
   const uint64_t units = uint64_t{layout.runs} * layout.units_a_run;
   PERTOKEN_NO_UNROLL
   for (uint64_t number = number_of_warp; number < units; number += warps) {
     const auto in_all = static_cast<uint32_t>(number);
     const uint32_t run = layout.runs == 1 ? 0 : in_all / layout.units_a_run;
     const uint32_t unit = in_all - run * layout.units_a_run;
-    read_unit<Format>(layout, address_of_run(layout, run), unit, lane, warp, moments);
+    const uint64_t begin = address_of_run(layout, row * layout.runs + run);
+    read_unit<Format>(layout, begin, unit, lane, warp, moments);
   }
 }
 
@@ -241,8 +241,8 @@ PERTOKEN_HOST_DEVICE inline void write_slots(StatsWorkspace& workspace, uint64_t
   }
 }
 
-PERTOKEN_HOST_DEVICE inline void write_header(const StatsArgs& args, uint64_t* record, uint64_t tag,
-                                              uint32_t filled,
+PERTOKEN_HOST_DEVICE inline void write_header(const StatsArgs& args, uint32_t row, uint32_t replay,
+                                              uint64_t* record, uint64_t tag, uint32_t filled,
                                               const StatsMoments& moments) noexcept {
   const auto write = [&](StatsWord word, uint64_t content) {
     store_word(record + static_cast<uint32_t>(word), tagged(content, tag));
@@ -250,7 +250,7 @@ PERTOKEN_HOST_DEVICE inline void write_header(const StatsArgs& args, uint64_t* r
   const uint64_t sum = bits_of(moments.sum);
   const uint64_t sum_sq = bits_of(moments.sum_sq);
   write(StatsWord::kLaunch, uint64_t{filled} << 32 | args.launch);
-  write(StatsWord::kReplay, args.replay == nullptr ? 0 : args.replay->replay);
+  write(StatsWord::kReplay, uint64_t{row} << 32 | replay);
   write(StatsWord::kSum, sum >> 32);
   write(StatsWord::kSumLow, sum & 0xffffffffU);
   write(StatsWord::kSumSq, sum_sq >> 32);

@@ -18,12 +18,13 @@ inline constexpr int kOuterDims = 4;
 inline constexpr int kStatsThreads = 512;
 inline constexpr int kMaxStatsBlocks = 512;
 
-// Runs of values with one stride, and units of a run, one a warp at a time. The units of dense runs
+// Runs of values with one stride, those of a row after those of the one before, and units of a run,
+// one a warp at a time. The units of dense runs
 // are vectors, counted from the last aligned address at or before the run, so that all loads but
 // those at its ends are whole; the units of others are values.
 struct StatsLayout {
   uint64_t first;  // address of the value whose indices are all 0
-  uint32_t runs;
+  uint32_t runs;   // of a row
   uint32_t run_values;
   int64_t stride_bytes;  // between values of a run; at least their size
   uint32_t units_a_run;

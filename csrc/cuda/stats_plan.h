@@ -12,7 +12,8 @@ namespace pertoken::cuda {
 
 struct StatsPlan {
   StatsLayout layout{};
-  uint32_t blocks = 0;
+  uint32_t blocks = 0;  // of each row
+  uint32_t rows = 1;    // that are counted apart
   // How often each value that is read stands in the tensor, as of TensorBlocks.
   uint64_t repeats = 1;
 };
@@ -22,8 +23,9 @@ const char* stats_kernel_of(FloatFormat format) noexcept;
 
 // Of a tensor in the memory of a GPU with so many multiprocessors. Nothing, with a reason for
 // people, where the kernel cannot read it. Throws as TensorBlocks does. A tensor without values has
-// 0 blocks: there is nothing to launch.
+// 0 blocks: there is nothing to launch. `by_row`: each index of the first dimension is counted
+// apart.
 std::optional<StatsPlan> plan_stats(const TensorView& view, int multiprocessors,
-                                    std::string& reason);
+                                    std::string& reason, bool by_row = false);
 
 }  // namespace pertoken::cuda

@@ -11,7 +11,7 @@ namespace pertoken::cuda {
 // Of the first words of a record. A double takes two words of 32 bits each, the upper half first.
 enum class StatsWord : uint8_t {
   kLaunch,  // bits 0 to 31: the launch; 32 to 47: how many filled slots follow
-  kReplay,  // of the captured graph, 0 where there is none
+  kReplay,  // bits 0 to 31: of a captured graph, 0 where there is none; 32 to 47: the row
   kSum,     // of the finite values, as are the next three
   kSumLow,
   kSumSq,

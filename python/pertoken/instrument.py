@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pertoken import _native, patch
+from pertoken.compiled_layers import CompiledLayers
 from pertoken.known_cache import learn_cache
 from pertoken.selection import has_forward
 
@@ -196,10 +197,14 @@ class Instrumentation:
     Args:
         makes_cycles: the wrappers hold their modules, which is quicker, so that a model that is
             dropped waits for the garbage collector. Otherwise it goes at once, as without us.
+        compiled_layers: sees to the modules that the compiler inlines; None: nobody does.
     """
 
-    def __init__(self, makes_cycles: bool = True) -> None:
+    def __init__(
+        self, makes_cycles: bool = True, compiled_layers: CompiledLayers | None = None
+    ) -> None:
         self._makes_cycles = makes_cycles
+        self.compiled_layers = compiled_layers
         self.names: list[str] = []  # of the selected modules
         self.overwritten: set[str] = set()  # modules whose wrapper somebody else had replaced
         self.compiled: set[str] = set()  # modules that ran compiled, "" the root
@@ -282,6 +287,9 @@ class Instrumentation:
             self._hook_class(torch.nn.Module, name, _before_copy, _after_copy)
         _slot_annotation.hide()
         self._undo.append(_slot_annotation.show)
+        if self.compiled_layers is not None:
+            self._undo.append(self.compiled_layers.remove)
+            self.compiled_layers.install(modules, full_only)
 
     def _hook_class(self, owner: Any, name: str, before: Any, after: Any) -> None:
         method = owner.__dict__.get(name)

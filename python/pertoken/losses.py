@@ -34,15 +34,20 @@ def describe_losses(
     skipped = dict(recording.skipped)
     if native["observations_dropped"]:
         skipped["the collector was too far behind"] = native["observations_dropped"]
+    for reason, count in native["device_observations"].items():
+        if count:
+            skipped[_DEVICE_OBSERVATIONS[reason]] = count
     inlined, compiled_steps = _inlined_modules(recording, raw)
     overwritten = sorted(recording.instrumentation.overwritten)
     reasons = []
     if not recording.enabled:
         reasons.append("PERTOKEN=0 in the environment: nothing was recorded.")
-    if inlined:
+    if compiled_steps:
         reasons.append(
             f"{compiled_steps} of {len(raw['steps']['step'])} steps ran what the compiler made."
         )
+    if recording.instrumentation.compiled_layers is not None:
+        reasons += recording.instrumentation.compiled_layers.reasons(inlined)
     if overwritten:
         reasons.append(
             "Something else replaced the wrapper of these modules, so they were not recorded "
@@ -69,6 +74,8 @@ def describe_losses(
             f"The system's clock jumped {raw['clock']['steps']} times, as after a suspend: "
             "intervals over a jump are longer by it."
         )
+    if native["observation_failure"]:
+        reasons.append(f"A GPU failed while it observed: {native['observation_failure']}.")
     bound = raw["clock"]["error_bound_ns"]
     on_devices: dict[str, Any] = {}
     if recording.device_timing.reason:
@@ -91,6 +98,14 @@ def describe_losses(
         **on_devices,
     }
 
+
+_DEVICE_OBSERVATIONS = {
+    "no_room": "as many results were on their way from the GPU as there is room for",
+    "in_capture": "the stream was being captured into a CUDA graph",
+    "late": "the GPU did not come to it in time",
+    "failed": "the GPU or its context had failed",
+    "lost": "the result was overwritten before it was read",
+}
 
 _DEVICE_LOSSES = {
     "no_event": "no free event was left",

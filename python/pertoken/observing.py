@@ -15,6 +15,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pertoken import _native
+from pertoken.device_timing import current_stream_function, devices_of
 from pertoken.errors import SelectionError, UnsupportedTensorError
 from pertoken.selection import ModuleSelection, select_modules
 from pertoken.tensor_memory import TensorMemory, memory_of
@@ -50,10 +51,7 @@ class Skipped(Counter[str]):
         """Where the values of what is no plain tensor lie; None, counted, where nobody can tell."""
         skip = skip or self.skip
         try:
-            memory = memory_of(value)
-            if memory.device is None:
-                return memory
-            skip("the tensor is on a GPU, where outputs are not observed yet")
+            return memory_of(value)
         except UnsupportedTensorError as error:
             skip(str(error).partition(";")[0])
         except Exception as error:
@@ -127,6 +125,7 @@ class Observing:
         self.observer = _native.Observer(
             recorder=recorder,
             read_elsewhere=self.skipped.read,
+            current_stream=current_stream_function(),
             skip=self.skipped.skip,
             choose=None if output is None else _chooser(output),
             by_row=observed.by_row,
@@ -152,8 +151,11 @@ class Observing:
             return {"": root}
         return select_modules(root, self._activations, argument="activations")[0]
 
-    def start(self) -> None:
-        """Takes part in what `observe()` is given."""
+    def start(self, root: torch.nn.Module) -> None:
+        """Takes part in what `observe()` is given; sets up the GPUs where sites may put out."""
+        if self._activations is not None:
+            for device in devices_of(root):
+                self.observer.prepare(device)
         _running[id(self.observer)] = self.observer
 
     def stop(self) -> None:
@@ -171,8 +173,9 @@ def observe(name: str, tensor: object) -> None:
 
     Args:
         name: the site's name.
-        tensor: floating-point values of any shape in host memory: a tensor of torch, an array of
-            numpy, or anything with DLPack.
+        tensor: floating-point values of any shape: a tensor of torch, an array of numpy or CuPy,
+            or anything with DLPack. What lies on an NVIDIA GPU is counted there, on the current
+            stream, without a wait; it may be overwritten on that stream right after.
 
     Raises:
         SelectionError: the name is no text, or empty.

@@ -35,6 +35,7 @@ def profile(
     dump_folder: str | os.PathLike[str] = "pertoken-dumps",
     dumps_per_hour: int = 6,
     spool: str | os.PathLike[str] | None = None,
+    compiled_layers: bool = False,
 ) -> Recording:
     """Records every step of a model, as a context manager or as a decorator.
 
@@ -75,6 +76,9 @@ def profile(
         spool: a folder where what is recorded is also left in files, so that `recover` finds it
             when the process was killed; made when it is not there, and shared by recordings and
             processes. None: nowhere.
+        compiled_layers: whether selected modules get spans where the compiler inlines them, too: in
+            all that ``torch.compile`` makes while this recording runs, so begin before the first
+            call. What was compiled without is not compiled anew.
 
     Raises:
         SelectionError: `model` is not a module, `modules` or `activations` selects nothing, or a
@@ -95,4 +99,5 @@ def profile(
         dump_folder=dump_folder,
         dumps_per_hour=dumps_per_hour,
         spool=spool,
+        compiled_layers=compiled_layers,
     )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pertoken import _native
 from pertoken.assembly import assemble
+from pertoken.compiled_layers import CompiledLayers
 from pertoken.device_timing import DeviceChoice, DeviceTiming, check_choice
 from pertoken.dumps import Dumps, dump
 from pertoken.errors import RecordingStateError, SelectionError
@@ -74,6 +75,7 @@ class Recording:
         dump_folder: str | os.PathLike[str] = "pertoken-dumps",
         dumps_per_hour: int = 6,
         spool: str | os.PathLike[str] | None = None,
+        compiled_layers: bool = False,
         holds_model: bool = True,
         observed: Observed = NOTHING_OBSERVED,
     ) -> None:
@@ -128,8 +130,11 @@ class Recording:
         self.skipped = self.observing.skipped
         log_size = max(1024, memory_limit_bytes // 8 // _BYTES_A_REQUEST)
         self.log = RequestLog(log_size, self.recorder)
-        self.instrumentation = Instrumentation(makes_cycles=holds_model)
         self.graph_captures = GraphCaptures(self.recorder)
+        self.instrumentation = Instrumentation(
+            makes_cycles=holds_model,
+            compiled_layers=CompiledLayers(self.recorder) if compiled_layers else None,
+        )
         self.ranks: Ranks | None = None  # in the process group, when it last started
         self.generate_watch = GenerateWatch(self.recorder, self.log, self.faults.note)
         self._spool = None if spool is None else SpoolFolder(spool, memory_limit_bytes)
@@ -210,7 +215,7 @@ class Recording:
                 )
                 if self.device_timing.devices:
                     self.graph_captures.install()
-                self.observing.start()
+                self.observing.start(root)
                 if self._dumps is not None:
                     self._dumps.start(self)
             except BaseException:

@@ -30,6 +30,7 @@ class _Modules:
     names: list[str]
     compiled: set[str] = field(default_factory=set)
     overwritten: set[str] = field(default_factory=set)
+    compiled_layers: None = None
 
     def note_compiled(self) -> None:
         """Nothing: the modules are gone."""

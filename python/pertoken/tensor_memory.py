@@ -76,6 +76,8 @@ def memory_of(values: object) -> TensorMemory:
         return _of_numpy(values)
     if hasattr(values, "__cuda_array_interface__"):
         return _of_cuda_array(values)
+    if torch is not None and _is_on_gpu(values):
+        return _of_torch(_taken_by_torch(values, torch), torch)
     return _of_numpy(_as_numpy(values))
 
 
@@ -125,6 +127,21 @@ def _of_torch(tensor: Any, torch: Any) -> TensorMemory:
     if tensor.device.type == "cuda":
         device = Device(tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream)
     return TensorMemory(address, _FORMATS[name], shape, strides, tensor, device)
+
+
+def _taken_by_torch(values: Any, torch: Any) -> Any:
+    try:
+        return torch.from_dlpack(values)
+    except Exception as error:
+        raise UnsupportedTensorError(
+            f"the {type(values).__name__} is on a GPU (DLPack device {_DLPACK_CUDA}), and torch "
+            f"cannot take it: {error}; copy it to the host"
+        ) from error
+
+
+def _is_on_gpu(values: Any) -> bool:
+    device = getattr(values, "__dlpack_device__", None)
+    return device is not None and int(device()[0]) == _DLPACK_CUDA and _has_kernels()
 
 
 def _has_kernels() -> bool:

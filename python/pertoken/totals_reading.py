@@ -41,6 +41,7 @@ def read_totals(recording: Recording | RecoveredRecording) -> Totals:
     for number, of_labels in enumerate(native["requests"]):
         if of_labels["started"]:
             requests[label_sets[number]] = _request_totals(of_labels)
+    on_devices = native["losses"].pop("device_observations")
     return Totals(
         recordings=1,
         recorded_ns=recording.recorded_ns,
@@ -57,7 +58,7 @@ def read_totals(recording: Recording | RecoveredRecording) -> Totals:
         losses={
             **native["losses"],
             "requests_evicted": recording.log.evicted,
-            "observations_skipped": sum(recording.skipped.values()),
+            "observations_skipped": sum(recording.skipped.values()) + sum(on_devices.values()),
             "faults": sum(recording.faults.values()),
         },
     )

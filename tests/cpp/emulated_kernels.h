@@ -37,23 +37,24 @@ inline cuda::StatsMoments of_lanes(std::vector<cuda::StatsMoments> lanes) {
 }
 
 template <FloatFormat Format>
-void run_stats_block(const cuda::StatsArgs& args, uint32_t block, uint32_t blocks) {
+void run_stats_block(const cuda::StatsArgs& args, uint32_t row, uint32_t block, uint32_t blocks) {
   using namespace cuda;
   constexpr uint32_t kWarps = kStatsThreads / kWarpLanes;
   const auto shared = std::make_unique<StatsShared<Format>>();
   std::fill_n(shared->table.counts, std::size(shared->table.counts), 0xdeadbeefU);
-  shared->is_on = args.replay == nullptr || args.replay->stats_on != 0;
+  shared->replay = args.replay == nullptr ? 0 : *args.replay;
+  shared->is_on = args.replay == nullptr || shared->replay != 0;
   for (uint32_t thread = 0; thread < kStatsThreads; ++thread) {
     clear(*shared, args.carries, thread, kStatsThreads);
   }
-  StatsWorkspace& workspace = *args.workspace;
+  StatsWorkspace& workspace = args.workspaces[row];
   if (shared->is_on != 0) {
     std::vector<StatsMoments> moments(kStatsThreads, no_moments());
     for (uint32_t thread = 0; thread < kStatsThreads; ++thread) {
       const uint32_t lane = thread % kWarpLanes;
       const EmulatedWarp<Format> warp{*shared, lane};
-      read_units<Format>(args.layout, block * kWarps + thread / kWarpLanes, blocks * kWarps, lane,
-                         warp, moments[thread]);
+      read_units<Format>(args.layout, row, block * kWarps + thread / kWarpLanes, blocks * kWarps,
+                         lane, warp, moments[thread]);
     }
     for (uint32_t thread = 0; thread < kStatsThreads; ++thread) {
       shared->table.flush(
@@ -90,19 +91,24 @@ void run_stats_block(const cuda::StatsArgs& args, uint32_t block, uint32_t block
     for (uint32_t& count : workspace.counts) count = 0;
     filled = kNoResult;
   }
-  write_header(args, record, tag, filled, moments);
+  write_header(args, row, shared->replay, record, tag, filled, moments);
 }
 
 template <FloatFormat Format>
-void run_stats(const cuda::StatsArgs& args, uint32_t blocks) {
-  for (uint32_t block = 0; block < blocks; ++block) run_stats_block<Format>(args, block, blocks);
+void run_stats(const cuda::StatsArgs& args, uint32_t blocks, uint32_t rows = 1) {
+  for (uint32_t row = 0; row < rows; ++row) {
+    for (uint32_t block = 0; block < blocks; ++block) {
+      run_stats_block<Format>(args, row, block, blocks);
+    }
+  }
 }
 
 template <FloatFormat Format>
 void add_stats_kernel(FakeDriver& driver) {
   driver.add_kernel(cuda::stats_kernel_of(Format),
                     {{sizeof(cuda::StatsArgs)}, 3000, [](const FakeLaunch& launch) {
-                       run_stats<Format>(launch.parameter<cuda::StatsArgs>(0), launch.grid[0]);
+                       run_stats<Format>(launch.parameter<cuda::StatsArgs>(0), launch.grid[0],
+                                         launch.grid[1]);
                      }});
 }
 

@@ -1,14 +1,27 @@
 // The fake driver as a shared library, for tests of the Python side: its table goes into the native
-// module, and what the model's kernels would do is called from Python. Its clock is the machine's.
+// module, and what the model's kernels would do is called from Python. Its clock is the machine's,
+// and a thread has kernels run when they are due. The statistics kernel reads the host's memory,
+// and so gives real numbers.
+#include <atomic>
 #include <chrono>
 #include <memory>
+#include <thread>
 
+#include "emulated_kernels.h"
 #include "emulated_stamp.h"
 #include "fake_driver.h"
 
 namespace {
 
 std::unique_ptr<pertoken::testing::FakeDriver> driver;
+std::atomic<bool> runs{false};
+std::thread device;
+
+void stop() {
+  runs = false;
+  if (device.joinable()) device.join();
+  driver.reset();
+}
 
 pertoken::cuda::CUstream stream_of(void* handle) {
   return static_cast<pertoken::cuda::CUstream>(handle);
@@ -21,16 +34,28 @@ extern "C" {
 #define EXPORTED __attribute__((visibility("default")))
 
 EXPORTED const void* fake_start(int devices) {
-  driver.reset();
+  stop();
   driver = std::make_unique<pertoken::testing::FakeDriver>(devices);
+  pertoken::testing::add_stats_kernels(*driver);
   driver->use_clock([] {
     const auto now = std::chrono::steady_clock::now().time_since_epoch();
     return static_cast<int64_t>(std::chrono::nanoseconds(now).count());
   });
   pertoken::testing::add_stamp_kernel(*driver);
+  runs = true;
+  device = std::thread([] {
+    while (runs) {
+      driver->advance(0);
+      std::this_thread::sleep_for(std::chrono::microseconds(500));
+    }
+  });
   return driver->api();
 }
-EXPORTED void fake_stop() { driver.reset(); }
+// Its memory stays: recordings may read results to their end.
+EXPORTED void fake_stop() {
+  runs = false;
+  if (device.joinable()) device.join();
+}
 EXPORTED void fake_spin(void* stream, long long duration_ns, int device) {
   driver->spin(stream_of(stream), duration_ns, device);
 }
@@ -53,6 +78,10 @@ EXPORTED void* fake_end_capture(void* stream) {
 }
 EXPORTED void fake_replay(void* exec, void* stream) {
   driver->api()->cuGraphLaunch(static_cast<pertoken::cuda::CUgraphExec>(exec), stream_of(stream));
+}
+EXPORTED void fake_hold(void* stream, int ordinal) { driver->hold(stream_of(stream), ordinal); }
+EXPORTED void fake_release(void* stream, int ordinal) {
+  driver->release(stream_of(stream), ordinal);
 }
 EXPORTED void fake_break(int result) { driver->break_device(result); }
 EXPORTED unsigned long long fake_live_events() { return driver->live_events(); }

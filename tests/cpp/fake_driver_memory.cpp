@@ -141,6 +141,12 @@ struct FakeMemoryCalls {
     if (const CUresult result = fake->enter("cuMemFreeHost")) return result;
     return free(reinterpret_cast<uintptr_t>(address), true);
   }
+  static CUresult cuMemHostRegister_v2(void*, size_t, unsigned) {
+    const std::lock_guard lock(fake->mutex_);
+    if (const CUresult result = fake->enter("cuMemHostRegister_v2")) return result;
+    if (fake->current_device() < 0) return CUDA_ERROR_INVALID_CONTEXT;
+    return fake->breaks_capture() ? CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED : CUDA_SUCCESS;
+  }
   static CUresult cuMemHostGetDevicePointer_v2(CUdeviceptr* address, void* host, unsigned) {
     const std::lock_guard lock(fake->mutex_);
     if (const CUresult result = fake->enter("cuMemHostGetDevicePointer_v2")) return result;
@@ -199,6 +205,7 @@ void fill_memory_calls(DriverApi& api) {
   FILL(cuMemFree_v2)
   FILL(cuMemHostAlloc)
   FILL(cuMemFreeHost)
+  FILL(cuMemHostRegister_v2)
   FILL(cuMemHostGetDevicePointer_v2)
   FILL(cuMemsetD8Async)
   FILL(cuMemsetD32Async)

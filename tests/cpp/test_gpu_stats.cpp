@@ -278,52 +278,12 @@ TEST(rows_of_a_larger_matrix_and_columns_of_it) {
   check_same(gpu.count(view, 3), view, 3);
 }
 
-TEST(what_cannot_be_counted_is_refused_with_a_reason) {
-  const auto bytes = random_bytes(4096, 11);
-  std::string reason;
-  CHECK(!plan_stats(view_of(bytes, FloatFormat::kFloat64), 4, reason));
-  CHECK(reason.find("float64") != std::string::npos);
-  CHECK(!plan_stats(view_of(bytes.data() + 1, FloatFormat::kFloat32, 4), 4, reason));
-  CHECK(reason.find("not aligned") != std::string::npos);
-  TensorView huge = view_of(bytes.data(), FloatFormat::kBFloat16, size_t{1} << 32);
-  CHECK(!plan_stats(huge, 4, reason));
-  CHECK(reason.find("2^32") != std::string::npos);
-  TensorView holes = view_of(bytes.data(), FloatFormat::kFloat8E5M2, 2);
-  holes.dims = 6;
-  for (size_t i = 0; i < 6; ++i) {
-    holes.shape[i] = 2;
-    holes.strides_bytes[i] = int64_t{3} << (2 * i);
-  }
-  CHECK(!plan_stats(holes, 4, reason));
-  CHECK(reason.find("contiguous") != std::string::npos);
-}
-
-TEST(a_plan_keeps_every_multiprocessor_busy_and_no_more) {
-  const auto plan_of = [](size_t values, int multiprocessors) {
-    std::string reason;
-    const TensorView view = view_of(nullptr, FloatFormat::kBFloat16, values);
-    return plan_stats(view, multiprocessors, reason).value_or(StatsPlan{});
-  };
-  const StatsPlan large = plan_of(size_t{1} << 25, 132);
-  CHECK_EQ(large.blocks, 264U);
-  CHECK_EQ(large.layout.unit_size, 256U);
-  const StatsPlan medium = plan_of(size_t{1} << 23, 132);
-  CHECK_EQ(medium.blocks, 264U);
-  CHECK_EQ(medium.layout.unit_size, 128U);
-  const StatsPlan decode = plan_of(size_t{32} * 4096, 132);
-  CHECK_EQ(decode.blocks, 32U);
-  CHECK_EQ(decode.layout.unit_size, 32U);
-  CHECK_EQ(plan_of(1, 132).blocks, 1U);
-  CHECK_EQ(plan_of(0, 132).blocks, 0U);
-  CHECK(plan_of(size_t{1} << 30, 100'000).blocks <= static_cast<uint32_t>(kMaxStatsBlocks));
-}
-
 TEST(streams_that_overlap_have_workspaces_of_their_own_and_too_many_are_counted) {
   Gpu gpu;
   const auto values = normal_float32(500, 12);
   const TensorView view = view_of(values, FloatFormat::kFloat32);
   const StatsPlan plan = gpu.plan(view);
-  std::vector<CUstream> streams(GpuStats::kWorkspaces + 3);
+  std::vector<CUstream> streams(GpuStats::kOwners + 3);
   uint64_t refused = 0;
   StatsResult result;
   for (CUstream& stream : streams) {
@@ -336,6 +296,56 @@ TEST(streams_that_overlap_have_workspaces_of_their_own_and_too_many_are_counted)
   CHECK_EQ(gpu.stats->losses().no_workspace, 3U);
   CHECK_EQ(gpu.launch(plan, view.format, streams[0]), CUDA_SUCCESS);
   CHECK_EQ(gpu.driver.misuses(), 0U);
+}
+
+TEST(rows_are_counted_apart_in_one_launch) {
+  Gpu gpu;
+  const auto bytes = random_bytes(200'000, 17);
+  std::mt19937_64 random(18);
+  StatsResult result;
+  for (int round = 0; round < 60; ++round) {
+    const FloatFormat format = kFormats[random() % std::size(kFormats)];
+    const int64_t value_bytes = bytes_of(format);
+    TensorView view = view_of(bytes.data(), format, 0);
+    view.dims = 3;
+    view.shape[0] = static_cast<int64_t>(1 + random() % 40);
+    view.shape[1] = static_cast<int64_t>(1 + random() % 4);
+    view.shape[2] = static_cast<int64_t>(1 + random() % 200);
+    view.strides_bytes[2] = value_bytes;
+    view.strides_bytes[1] = value_bytes * view.shape[2];
+    view.strides_bytes[0] = view.strides_bytes[1] * view.shape[1];
+    if (random() % 3 == 0) std::swap(view.strides_bytes[0], view.strides_bytes[1]);
+    if (random() % 4 == 0) view.strides_bytes[0] = 0;
+    if (random() % 4 == 0) {
+      view.data += bytes.size() / 2;
+      view.strides_bytes[0] *= -1;
+    }
+    std::string reason;
+    const auto plan = plan_stats(view, random() % 2 == 0 ? 1 : 132, reason, true);
+    CHECK(plan.has_value());
+    CHECK_EQ(int64_t{plan->rows}, view.shape[0]);
+    CHECK_EQ(gpu.launch(*plan, format, gpu.stream), CUDA_SUCCESS);
+    gpu.driver.advance(1'000'000);
+    for (int64_t row = 0; row < view.shape[0]; ++row) {
+      CHECK(gpu.stats->take(result));
+      CHECK_EQ(int64_t{result.row}, row);
+      check_same(result.histogram(3, plan->repeats), slice_of(view, 0, row, row + 1), 3);
+    }
+    CHECK(!gpu.stats->take(result));
+  }
+  CHECK_EQ(gpu.stats->losses().no_workspace, 0U);
+  CHECK_EQ(gpu.driver.calls("cuLaunchKernel"), 60U);
+}
+
+TEST(more_rows_than_there_are_workspaces_are_refused_and_counted) {
+  Gpu gpu;
+  const auto values = normal_float32(GpuStats::kWorkspaces + 1, 19);
+  TensorView view = view_of(values, FloatFormat::kFloat32);
+  std::string reason;
+  const auto plan = plan_stats(view, 4, reason, true);
+  CHECK_EQ(gpu.launch(*plan, view.format, gpu.stream), CUDA_ERROR_OUT_OF_MEMORY);
+  CHECK_EQ(gpu.stats->losses().no_workspace, 1U);
+  check_same(gpu.count(view, 3), view, 3);
 }
 
 TEST(results_that_nobody_takes_are_overwritten_and_counted) {
@@ -370,9 +380,9 @@ TEST(a_captured_launch_counts_what_each_replay_finds_and_is_switched_without_cap
   const TensorView view = view_of(reinterpret_cast<const std::byte*>(values.data()),
                                   FloatFormat::kFloat32, values.size());
   const StatsPlan plan = gpu.plan(view);
-  ReplayState state{};
+  uint32_t word = 0;
   CHECK_EQ(api.cuStreamBeginCapture_v2(gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL), CUDA_SUCCESS);
-  CHECK_EQ(gpu.stats->launch(plan, view.format, gpu.stream, 5, &state), CUDA_SUCCESS);
+  CHECK_EQ(gpu.stats->launch(plan, view.format, gpu.stream, 5, &word), CUDA_SUCCESS);
   CUgraph graph = nullptr;
   CHECK_EQ(api.cuStreamEndCapture(gpu.stream, &graph), CUDA_SUCCESS);
   CHECK_EQ(gpu.driver.captures_broken(), 0U);
@@ -380,8 +390,7 @@ TEST(a_captured_launch_counts_what_each_replay_finds_and_is_switched_without_cap
   CHECK_EQ(api.cuGraphInstantiateWithFlags(&exec, graph, 0), CUDA_SUCCESS);
   StatsResult result;
   for (uint32_t replay = 1; replay <= 20; ++replay) {
-    state.replay = replay;
-    state.stats_on = replay % 3 == 0 ? 1 : 0;
+    word = replay % 3 == 0 ? replay : 0;
     values.assign(values.size(), static_cast<float>(replay));
     CHECK_EQ(api.cuGraphLaunch(exec, gpu.stream), CUDA_SUCCESS);
     gpu.driver.advance(1'000'000);
@@ -405,17 +414,17 @@ TEST(blocks_that_disagree_leave_no_result_and_no_trace) {
                         {{sizeof(StatsArgs)}, 3000, [&](const FakeLaunch& launch) {
                            seen = launch.parameter<StatsArgs>(0);
                          }});
-  ReplayState state{};
-  CHECK_EQ(gpu.stats->launch(plan, view.format, gpu.stream, 9, &state), CUDA_SUCCESS);
+  uint32_t word = 0;
+  CHECK_EQ(gpu.stats->launch(plan, view.format, gpu.stream, 9, &word), CUDA_SUCCESS);
   gpu.driver.advance(100'000);
   for (uint32_t block = 0; block < plan.blocks; ++block) {
-    state.stats_on = block % 2;
-    run_stats_block<FloatFormat::kFloat32>(seen, block, plan.blocks);
+    word = block % 2;
+    run_stats_block<FloatFormat::kFloat32>(seen, 0, block, plan.blocks);
   }
   StatsResult result;
   CHECK(!gpu.stats->take(result));
   CHECK_EQ(gpu.stats->losses().discarded, 1U);
-  state.stats_on = 1;
+  word = 1;
   run_stats<FloatFormat::kFloat32>(seen, plan.blocks);
   CHECK(gpu.stats->take(result));
   check_same(result.histogram(3, 1), view, 3);
@@ -433,7 +442,7 @@ TEST(a_driver_that_refuses_is_counted_and_one_that_cannot_be_set_up_says_why) {
   CHECK(GpuStats::make(*gpu.driver.api(), {}, reason) == nullptr);
   CHECK_EQ(reason, "this build has no kernels for GPUs");
   for (const char* symbol : {"cuModuleLoadData", "cuModuleGetFunction", "cuMemAlloc_v2",
-                             "cuMemHostAlloc", "cuStreamCreate", "cuMemsetD8Async"}) {
+                             "cuMemHostRegister_v2", "cuStreamCreate", "cuMemsetD8Async"}) {
     gpu.driver.fail(symbol, CUDA_ERROR_OUT_OF_MEMORY);
     CHECK(GpuStats::make(*gpu.driver.api(), kImage, reason) == nullptr);
     CHECK(reason.find("the kernels cannot be set up") == 0);

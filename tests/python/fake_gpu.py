@@ -1,4 +1,8 @@
-"""A GPU for tests on machines without one: the fake driver of the C++ tests, built as a library."""
+"""A GPU for tests on machines without one: the fake driver of the C++ tests, built as a library.
+
+Its memory is the host's: a tensor that counts as lying on it is read where it is, once the device
+comes to it, so that a test holds what is observed and leaves it as it is.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +14,23 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from pertoken import _native, device_timing, graph_captures
+from pertoken import _native, device_timing, graph_captures, observing
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = sorted((ROOT / "tests" / "cpp").glob("fake_driver*.cpp"))
+SOURCES = [
+    *sorted((ROOT / "tests" / "cpp").glob("fake_driver*.cpp")),
+    *(
+        ROOT / "csrc/core" / f"{name}.cpp"
+        for name in ("exp_boundaries", "float_bits", "tensor_view")
+    ),
+    ROOT / "csrc" / "cuda" / "stats_plan.cpp",
+]
+_HEADERS = ("driver_api.h", "device_ops.h", "stamp_record.h", "tagged_words.h")
 
 
 class FakeGpu:
@@ -60,19 +73,17 @@ def _library() -> ctypes.CDLL:
     if compiler is None:
         pytest.skip("no C++ compiler for the fake driver")
     headers = [
-        *sorted((ROOT / "tests/cpp").glob("fake_driver*.h")),
-        ROOT / "tests/cpp/emulated_stamp.h",
-        *(
-            ROOT / "csrc/cuda" / name
-            for name in ("driver_api.h", "stamp_record.h", "tagged_words.h")
-        ),
+        *sorted((ROOT / "tests/cpp").glob("*.h")),
+        *sorted((ROOT / "csrc/cuda").glob("stats_*.h")),
+        *(ROOT / "csrc/cuda" / name for name in _HEADERS),
+        *(ROOT / "csrc/core" / name for name in ("float_bits.h", "tensor_view.h")),
     ]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in (*SOURCES, *headers)))
     path = ROOT / "build" / f"fake_driver_{digest.hexdigest()[:16]}.so"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         made = path.with_suffix(f".{os.getpid()}")
-        flags = ["-std=c++20", "-O0", "-shared", "-fPIC", "-fvisibility=hidden"]
+        flags = ["-std=c++20", "-O1", "-shared", "-fPIC", "-fvisibility=hidden"]
         folders = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests/cpp'}"]
         command = [compiler, *flags, *folders, *map(str, SOURCES), "-o", str(made)]
         subprocess.run(command, check=True, timeout=300)
@@ -96,14 +107,32 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch, devices: int = 1) -> Iterator[Fake
     new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
     _native.replace_driver(new_capsule(library.fake_start(devices), None, None))
     monkeypatch.setattr(device_timing, "cuda_index", lambda tensor: getattr(tensor, "gpu", None))
-    monkeypatch.setattr(device_timing, "current_stream_function", lambda: gpu.current_stream)
+    for module in (device_timing, observing):
+        monkeypatch.setattr(module, "current_stream_function", lambda: gpu.current_stream)
+    for name, value in _TENSOR_ON_GPU.items():
+        monkeypatch.setattr(torch.Tensor, name, value)
     graph_class = type("CUDAGraph", (FakeGraph,), {"gpu": gpu, **_own(FakeGraph)})
     monkeypatch.setattr(graph_captures, "graph_class", lambda: graph_class)
     gpu.new_graph = graph_class
     try:
         yield gpu
     finally:
+        library.fake_stop()
         _native.replace_driver(None)
+
+
+# What a tensor says of itself, where it has been put on a device.
+_TENSOR_ON_GPU: dict[str, Any] = {
+    "is_cpu": property(lambda tensor: not hasattr(tensor, "gpu")),
+    "is_cuda": property(lambda tensor: hasattr(tensor, "gpu")),
+    "get_device": lambda tensor: getattr(tensor, "gpu", -1),
+}
+
+
+def on_gpu(tensor: torch.Tensor, device: int = 0) -> torch.Tensor:
+    """The same tensor, which counts as lying on a device."""
+    tensor.gpu = device  # type: ignore[attr-defined]
+    return tensor
 
 
 def _own(cls: type) -> dict[str, object]:

@@ -9,12 +9,13 @@ import pytest
 import torch
 import torch._dynamo
 from torch import nn
-from torch._dynamo.utils import clear_compilation_metrics, counters, get_compilation_metrics
+from torch._dynamo.utils import counters
 from transformers import CompileConfig
 
 import invariants
 import models
 import pertoken
+from compiler import compiler_counts, forget_compiled, fresh_compiler
 from odd_modules import Block, Stack, numbers, seeded
 from pertoken import Profile
 from residue import assert_untouched
@@ -24,36 +25,9 @@ STACK_SITES += ["layers.1.attn", "layers.1.mlp", "head"]
 
 
 @pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    """No code and no counts of other tests, and room for every shape of a generate."""
-    forget_compiled()
-    with torch._dynamo.config.patch(recompile_limit=64), torch.no_grad():
+def compiles_afresh() -> Iterator[None]:
+    with fresh_compiler():
         yield
-    torch._dynamo.reset()
-
-
-def forget_compiled() -> None:
-    """Drops what was compiled, and the counts of it."""
-    torch._dynamo.reset()
-    counters.clear()
-    clear_compilation_metrics()
-
-
-def compiler_counts() -> dict[str, Any]:
-    """Graphs, calls and breaks so far, and the frames with a graph: what, how often compiled, why.
-
-    A frame without a graph is no doing of the model: a finalizer of something that died while the
-    compiler was looking is one too, and whether one does is chance.
-    """
-    counts: dict[str, Any] = {
-        name: dict(counters[name]) for name in ("stats", "graph_break", "unimplemented")
-    }
-    counts["frames"] = [
-        (frame.co_name, frame.co_firstlineno, frame.cache_size, frame.graph_op_count)
-        for frame in get_compilation_metrics()
-        if frame.graph_op_count or frame.fail_type
-    ]
-    return counts
 
 
 class Calls:

@@ -7,19 +7,30 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+import zlib
+from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pertoken.demo import train
 from pertoken.demo.bytes_tokenizer import PADDING_ID, VOCABULARY_SIZE, decode, encode
 from pertoken.demo.model import CONTEXT_LENGTH, MODEL_FOLDER, load_model
+from pertoken.demo.stored_weights import (
+    LARGEST_NUMBER,
+    SCALE_SUFFIX,
+    WEIGHTS_NAME,
+    read_weights,
+    save_weights,
+)
 from pertoken.errors import MissingDependencyError, PertokenError
 
-MOST_WEIGHT_BYTES = 500_000
+MOST_WEIGHT_BYTES = 250_000
+MOST_DEFLATED_BYTES = 180_000
 GREEDY_PROMPT = "This function is "
-GREEDY_TEXT = "This function is a string to the string is a string to the string is "
+GREEDY_TEXT = "This function is a string to the server that the set to the server th"
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -61,7 +72,9 @@ def test_an_id_outside_the_vocabulary_is_refused(token_id):
 
 
 def test_the_weights_are_small_enough_for_the_wheel():
-    assert (MODEL_FOLDER / "model.safetensors").stat().st_size <= MOST_WEIGHT_BYTES
+    weights = (MODEL_FOLDER / WEIGHTS_NAME).read_bytes()
+    assert len(weights) <= MOST_WEIGHT_BYTES
+    assert len(zlib.compress(weights)) <= MOST_DEFLATED_BYTES
     assert {path.name for path in MODEL_FOLDER.iterdir()} == {
         "README.md",
         "config.json",
@@ -70,13 +83,46 @@ def test_the_weights_are_small_enough_for_the_wheel():
     }
 
 
-def test_the_weights_are_stored_in_half_precision_and_load_in_single():
-    safetensors = pytest.importorskip("safetensors")
-    with safetensors.safe_open(MODEL_FOLDER / "model.safetensors", framework="pt") as stored:
-        assert {stored.get_tensor(name).dtype for name in stored.keys()} == {  # noqa: SIM118
-            torch.float16
-        }
-    assert {parameter.dtype for parameter in load_model().parameters()} == {torch.float32}
+def test_matrices_are_stored_as_whole_numbers_with_scales_and_load_as_their_products(model):
+    numpy = pytest.importorskip("numpy")
+    safetensors = pytest.importorskip("safetensors.numpy")
+    stored = safetensors.load_file(MODEL_FOLDER / WEIGHTS_NAME)
+    loaded = {name: weight.detach().numpy() for name, weight in model.named_parameters()}
+    assert set(loaded) == {name for name in stored if not name.endswith(SCALE_SUFFIX)}
+    for name, weight in loaded.items():
+        numbers = stored[name]
+        assert weight.dtype == numpy.float32
+        if weight.ndim == 2:
+            assert numbers.dtype == numpy.int8
+            assert (numpy.abs(numbers).max(axis=1) == LARGEST_NUMBER).all()
+            scales = stored[name + SCALE_SUFFIX]
+            assert (scales.dtype, scales.shape) == (numpy.float16, (len(numbers), 1))
+            expected = numbers.astype(numpy.float32) * scales.astype(numpy.float32)
+        else:
+            assert numbers.dtype == numpy.float16
+            expected = numbers.astype(numpy.float32)
+        assert (weight == expected).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.floats(-60000, 60000, width=32), min_size=3, max_size=3),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_a_stored_weight_is_off_by_half_a_scale_of_its_row_at_most(rows):
+    weight = torch.tensor(rows, dtype=torch.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        save_weights(Path(folder), {"matrix": weight, "vector": weight[0]})
+        read = read_weights(Path(folder))
+    # A float16 rounds by 2^-11 of itself, and of the smallest ones by 2^-25.
+    scale = weight.abs().amax(dim=1, keepdim=True) / LARGEST_NUMBER
+    half = scale / 2 + LARGEST_NUMBER * (scale * 2**-11 + 2**-14)
+    assert ((read["matrix"] - weight).abs() <= half).all()
+    assert torch.equal(read["vector"], weight[0].half().float())
+    assert set(read) == {"matrix", "vector"}
 
 
 def test_the_model_is_a_llama_as_its_readme_says(model):
@@ -173,7 +219,7 @@ def test_the_training_script_learns_and_gives_the_same_weights_twice(
     for name in ("first", "second"):
         assert train.main(["--output", str(tmp_path / name), *flags.split()]) == 0
     assert "loss" in capsys.readouterr().out
-    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second")]
+    weights = [(tmp_path / name / WEIGHTS_NAME).read_bytes() for name in ("first", "second")]
     assert weights[0] == weights[1]
     assert json.loads((tmp_path / "first" / "config.json").read_text())["hidden_size"] == 16
     readme = (tmp_path / "first" / "README.md").read_text(encoding="utf-8")

@@ -41,9 +41,11 @@ __device__ StatsMoments of_lanes(StatsMoments moments) {
   return moments;
 }
 
-// The last block, all its threads. Reads past the first cache: other blocks wrote what is here.
-__device__ void publish(const StatsArgs& args, uint32_t thread, uint64_t& index, uint32_t& filled) {
-  StatsWorkspace& workspace = *args.workspace;
+// The last block of a row, all its threads. Reads past the first cache: other blocks wrote what is
+// here.
+__device__ void publish(const StatsArgs& args, uint32_t replay, uint32_t thread, uint64_t& index,
+                        uint32_t& filled) {
+  StatsWorkspace& workspace = args.workspaces[blockIdx.y];
   if (thread == 0)
     index = atomicAdd(reinterpret_cast<unsigned long long*>(args.ring.next_index), 1ULL);
   __syncthreads();
@@ -60,19 +62,19 @@ __device__ void publish(const StatsArgs& args, uint32_t thread, uint64_t& index,
     moments = of_lanes(moments);
   }
   __syncthreads();
-  if (thread == 0) write_header(args, record, tag, filled, moments);
+  if (thread == 0) write_header(args, blockIdx.y, replay, record, tag, filled, moments);
 }
 
-// Blocks of one launch disagreed on whether to count, since the host changed that meanwhile.
-__device__ void discard(const StatsArgs& args, uint32_t thread) {
+// Blocks of one row disagreed on whether to count, since that was changed meanwhile.
+__device__ void discard(const StatsArgs& args, uint32_t replay, uint32_t thread) {
   for (uint32_t slot = thread; slot < kSlots; slot += kStatsThreads) {
-    args.workspace->counts[slot] = 0;
+    args.workspaces[blockIdx.y].counts[slot] = 0;
   }
   if (thread != 0) return;
   const uint64_t index =
       atomicAdd(reinterpret_cast<unsigned long long*>(args.ring.next_index), 1ULL);
-  write_header(args, slot_at(args.ring, index), tag_of(index, args.ring.capacity_log2), kNoResult,
-               no_moments());
+  write_header(args, blockIdx.y, replay, slot_at(args.ring, index),
+               tag_of(index, args.ring.capacity_log2), kNoResult, no_moments());
 }
 
 template <FloatFormat Format>
@@ -81,18 +83,18 @@ __device__ void count_tensor(const StatsArgs& args) {
   const uint32_t thread = threadIdx.x;
   const uint32_t lane = thread % kWarpLanes;
   const uint32_t warp = thread / kWarpLanes;
-  StatsWorkspace& workspace = *args.workspace;
+  StatsWorkspace& workspace = args.workspaces[blockIdx.y];
   if (thread == 0) {
-    shared.is_on = args.replay == nullptr ||
-                   *const_cast<const volatile uint32_t*>(&args.replay->stats_on) != 0;
+    shared.replay = args.replay == nullptr ? 0 : *const_cast<const volatile uint32_t*>(args.replay);
+    shared.is_on = args.replay == nullptr || shared.replay != 0;
   }
   clear(shared, args.carries, thread, kStatsThreads);
   __syncthreads();
   if (shared.is_on != 0) {
     StatsMoments moments = no_moments();
     const DeviceWarp<Format> own{shared, lane, shared.carries.of[lane % kCarries]};
-    read_units<Format>(args.layout, blockIdx.x * kWarps + warp, gridDim.x * kWarps, lane, own,
-                       moments);
+    read_units<Format>(args.layout, blockIdx.y, blockIdx.x * kWarps + warp, gridDim.x * kWarps,
+                       lane, own, moments);
     __syncthreads();
     shared.table.flush(
         thread, kStatsThreads, args,
@@ -118,9 +120,9 @@ __device__ void count_tensor(const StatsArgs& args) {
   __threadfence();
   const uint32_t skipped = shared.done >> 16;
   if (skipped == 0) {
-    publish(args, thread, shared.index, shared.filled);
+    publish(args, shared.replay, thread, shared.index, shared.filled);
   } else if (skipped != gridDim.x) {
-    discard(args, thread);
+    discard(args, shared.replay, thread);
   }
   if (thread == 0) workspace.done = 0;
 }

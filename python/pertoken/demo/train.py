@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 from pertoken.demo.bytes_tokenizer import PADDING_ID, VOCABULARY_SIZE, decode, encode
 from pertoken.demo.corpus import paragraphs
 from pertoken.demo.model import CONTEXT_LENGTH, load_model
+from pertoken.demo.stored_weights import LARGEST_NUMBER, WEIGHTS_NAME, save_weights
 
 if TYPE_CHECKING:
     import torch
 
-WEIGHTS_NAME = "model.safetensors"
 HELD_OUT_SHARE = 0.03
 SAMPLE_PROMPT = "Return the "
 SAMPLE_TOKENS = 240
@@ -49,14 +49,23 @@ class Options:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training run gave. Losses are means in nats a character."""
+    """How a training run went. Losses are means in nats a character."""
 
     first_loss: float
-    train_loss: float
-    held_out_loss: float
+    last_loss: float
     seconds: float
-    train_characters: int
+    characters: int
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What was written, read back: what the demo will run. The loss is as those of the outcome."""
+
+    parameters: int
+    size_bytes: int
+    held_out_loss: float
     held_out_characters: int
+    sample: str
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -78,13 +87,14 @@ def main(arguments: list[str] | None = None) -> int:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{parameters:,} parameters, {len(train_ids):,} characters to learn from", flush=True)
 
-    outcome = _train(model, train_ids, held_out_ids, options)
-    sample = _save(model, options.output)
+    outcome = _train(model, train_ids, options)
+    _save(model, options.output)
+    stored = _stored(options.output, held_out_ids, options.length)
     versions = f"torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}"
-    text = _readme(options, outcome, parameters, sample, versions)
+    text = _readme(options, outcome, stored, versions)
     (options.output / "README.md").write_text(text, encoding="utf-8")
-    print(f"loss {outcome.held_out_loss:.3f} nats a character on held-out text")
-    print(f"{sample}\nwritten to {options.output}")
+    print(f"loss {stored.held_out_loss:.3f} nats a character on held-out text")
+    print(f"{stored.sample}\nwritten to {options.output}")
     return 0
 
 
@@ -135,9 +145,7 @@ def _new_model(options: Options) -> Any:
     )
 
 
-def _train(
-    model: Any, train_ids: torch.Tensor, held_out_ids: torch.Tensor, options: Options
-) -> Outcome:
+def _train(model: Any, train_ids: torch.Tensor, options: Options) -> Outcome:
     import torch
 
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
@@ -169,8 +177,7 @@ def _train(
             progress = f"step {step + 1:4d}/{options.steps}  loss {smooth:.3f}  {elapsed:4.0f} s"
             print(progress, flush=True)
     seconds = time.perf_counter() - started
-    held_out = _held_out_loss(model, held_out_ids, options.length)
-    return Outcome(first, smooth, held_out, seconds, len(train_ids), len(held_out_ids))
+    return Outcome(first, smooth, seconds, len(train_ids))
 
 
 def _rate_at(step: int, steps: int) -> float:
@@ -192,40 +199,48 @@ def _loss(model: Any, batch: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
 
 
-def _held_out_loss(model: Any, ids: torch.Tensor, length: int) -> float:
+def _save(model: Any, output: Path) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(output)
+    model.generation_config.save_pretrained(output)
+    save_weights(output, {name: weight.detach() for name, weight in model.named_parameters()})
+
+
+def _stored(output: Path, held_out_ids: torch.Tensor, length: int) -> Stored:
     import torch
 
-    model.eval()
+    model = load_model(output)
     with torch.inference_mode():
-        return float(_loss(model, ids[: len(ids) // length * length].view(-1, length)))
-
-
-def _save(model: Any, output: Path) -> str:
-    """Saves as float16, and gives a sample of what the saved weights write."""
-    import torch
-
-    model.half().save_pretrained(output)
-    (output / WEIGHTS_NAME).chmod(0o644)
-    saved = load_model(output)
+        texts = held_out_ids[: len(held_out_ids) // length * length].view(-1, length)
+        loss = float(_loss(model, texts))
     prompt = torch.tensor([encode(SAMPLE_PROMPT)])
     torch.manual_seed(0)
-    ids = saved.generate(prompt, max_new_tokens=SAMPLE_TOKENS, do_sample=True, temperature=0.6)
-    return decode(ids[0].tolist())
+    ids = model.generate(prompt, max_new_tokens=SAMPLE_TOKENS, do_sample=True, temperature=0.6)
+    return Stored(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        size_bytes=(output / WEIGHTS_NAME).stat().st_size,
+        held_out_loss=loss,
+        held_out_characters=len(held_out_ids),
+        sample=decode(ids[0].tolist()),
+    )
 
 
-def _readme(options: Options, outcome: Outcome, parameters: int, sample: str, versions: str) -> str:
+def _readme(options: Options, outcome: Outcome, stored: Stored, versions: str) -> str:
     flags = " \\\n  ".join(
         f"--{name.replace('_', '-')} {value}"
         for name, value in vars(options).items()
         if name != "output"
     )
-    held_out = f"{outcome.held_out_characters:,} characters held out"
-    size = (options.output / WEIGHTS_NAME).stat().st_size
+    held_out = f"{stored.held_out_characters:,} characters held out"
     return f"""# The demo's model
 
-A Llama of {parameters:,} parameters over single characters ({options.layers} layers of width
-{options.hidden}, tied embeddings, vocabulary {VOCABULARY_SIZE}), stored as float16 safetensors
-({size:,} bytes). It was trained from nothing on the prose of Python's own documentation
+A Llama of {stored.parameters:,} parameters over single characters ({options.layers} layers of width
+{options.hidden}, tied embeddings, vocabulary {VOCABULARY_SIZE}).
+Its safetensors ({stored.size_bytes:,} bytes) hold each matrix as int8, whole numbers
+from -{LARGEST_NUMBER} to {LARGEST_NUMBER}, with a float16 scale for each row: six bits a weight,
+once a wheel has deflated them. It was trained from nothing on the prose of Python's own
+documentation
 (`pydoc_data.topics` and the docstrings of the standard library; Python Software Foundation License)
 by this command, which wrote this folder:
 
@@ -236,17 +251,17 @@ python -m pertoken.demo.train --output DIR \\
 
 | | |
 |---|---|
-| parameters | {parameters:,} |
-| characters learned from | {outcome.train_characters:,} |
+| parameters | {stored.parameters:,} |
+| characters learned from | {outcome.characters:,} |
 | loss at the first step | {outcome.first_loss:.3f} nats a character |
-| loss at the end, training text | {outcome.train_loss:.3f} nats a character |
-| loss on {held_out} | {outcome.held_out_loss:.3f} nats a character |
+| loss at the end, training text | {outcome.last_loss:.3f} nats a character |
+| loss on {held_out}, as stored | {stored.held_out_loss:.3f} nats a character |
 | training time | {outcome.seconds:.0f} s on {options.threads} threads |
 | versions | Python {platform.python_version()}, {versions} |
 
 What it writes after `{SAMPLE_PROMPT.strip()}`, at temperature 0.6:
 
-> {" ".join(sample.split())}
+> {" ".join(stored.sample.split())}
 """
 
 

@@ -1,0 +1,58 @@
+# How much code speed may cost, for the Release configuration. A wheel holds it all, so that the rule
+# is -O2: -O3 is for what runs in a wrapped call and for what looks at each value of a tensor, -Os for
+# what runs a few times a recording. Link-time optimisation keeps each function's own.
+
+if(CMAKE_CXX_FLAGS_RELEASE STREQUAL "-O3 -DNDEBUG")
+  set(CMAKE_CXX_FLAGS_RELEASE "-O2 -DNDEBUG")
+endif()
+
+set_source_files_properties(
+  csrc/bindings/cache_length.cpp
+  csrc/bindings/device_calls.cpp
+  csrc/bindings/generation_state.cpp
+  csrc/bindings/method_call.cpp
+  csrc/bindings/root_call.cpp
+  csrc/bindings/sampled_forward.cpp
+  csrc/bindings/scope.cpp
+  csrc/bindings/span_call.cpp
+  csrc/bindings/step_inputs.cpp
+  csrc/bindings/step_region.cpp
+  csrc/bindings/step_rows.cpp
+  csrc/bindings/weak_method.cpp
+  csrc/core/clock.cpp
+  csrc/core/exp_histogram.cpp
+  csrc/core/slot_counts.cpp
+  csrc/core/slot_kernels_avx2.cpp
+  csrc/core/slot_kernels_avx512.cpp
+  csrc/core/slot_kernels_portable.cpp
+  csrc/core/tensor_stats.cpp
+  csrc/core/tensor_stats_scalar.cpp
+  csrc/core/thread_buffer.cpp
+  csrc/cuda/event_lane.cpp
+  PROPERTIES COMPILE_OPTIONS $<$<CONFIG:Release>:-O3>)
+
+set_source_files_properties(
+  csrc/bindings/bind_build.cpp
+  csrc/bindings/bind_clock.cpp
+  csrc/bindings/bind_export.cpp
+  csrc/bindings/bind_gpu.cpp
+  csrc/bindings/bind_histogram.cpp
+  csrc/bindings/bind_recorder.cpp
+  csrc/bindings/bind_sampling.cpp
+  csrc/bindings/bind_spool.cpp
+  csrc/bindings/bind_totals.cpp
+  csrc/bindings/bind_triggers.cpp
+  csrc/bindings/module.cpp
+  csrc/bindings/root_search.cpp
+  csrc/bindings/tensor_arguments.cpp
+  csrc/core/clock_calibrator.cpp
+  csrc/core/clock_fit.cpp
+  csrc/core/clock_samples.cpp
+  csrc/core/exp_boundaries.cpp
+  csrc/core/mapped_file.cpp
+  csrc/core/recorder_registry.cpp
+  csrc/cuda/device_clock.cpp
+  csrc/cuda/driver_api.cpp
+  csrc/cuda/kernel_image.cpp
+  csrc/cuda/stats_plan.cpp
+  PROPERTIES COMPILE_OPTIONS $<$<CONFIG:Release>:-Os>)

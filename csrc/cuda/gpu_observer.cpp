@@ -1,0 +1,342 @@
+#include "cuda/gpu_observer.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "cuda/driver_scope.h"
+#include "cuda/stream_capture.h"
+
+namespace pertoken::cuda {
+namespace {
+
+// Of the number of a launch; the bit above is for others.
+constexpr uint32_t kLaunchMask = 0x7fffffff;
+
+uint32_t results_of(std::span<const ValidRun> runs, int64_t row) noexcept {
+  uint32_t results = 0;
+  for (const ValidRun& run : runs) results += row == kAllRows || run.row == row;
+  return results;
+}
+
+}  // namespace
+
+GpuObserver::GpuObserver(StatsDevices& devices, HostTicks ticks)
+    : pool_(devices), ticks_(ticks), ring_(kMessages) {}
+
+// What kernels may still write to is not given to another recording.
+GpuObserver::~GpuObserver() {
+  for (int number = 0; number < kMaxDevices; ++number) {
+    Device* device = devices_[static_cast<size_t>(number)].load(std::memory_order_acquire);
+    if (device == nullptr) continue;
+    const bool is_idle = device->launched.load(std::memory_order_relaxed) ==
+                             device->done.load(std::memory_order_relaxed) &&
+                         device->given_up == 0;
+    if (is_idle && device->is_alive.load(std::memory_order_acquire)) {
+      pool_.give_back(number, std::move(device->stats));
+    }
+    delete device;
+  }
+}
+
+bool GpuObserver::prepare(int device, std::string& reason) {
+  return device_of(device, reason) != nullptr;
+}
+
+GpuObserver::Device* GpuObserver::device_of(int number, std::string& reason) {
+  if (number < 0 || number >= kMaxDevices) {
+    reason = "only the first 16 GPUs of a process are observed";
+    return nullptr;
+  }
+  auto& known = devices_[static_cast<size_t>(number)];
+  if (Device* device = known.load(std::memory_order_relaxed)) return device;
+  std::string& refused = refused_[static_cast<size_t>(number)];
+  if (refused.empty()) {
+    try {
+      auto* device = new Device(pool_.take(number));
+      known.store(device, std::memory_order_release);
+      return device;
+    } catch (const GpuFailure& failure) {
+      refused = failure.what();
+    }
+  }
+  reason = refused;
+  return nullptr;
+}
+
+// A result that nobody has taken must not be overwritten.
+bool GpuObserver::has_room(Device& device, uint64_t results) noexcept {
+  const uint64_t under_way =
+      device.launched.load(std::memory_order_relaxed) - device.done.load(std::memory_order_relaxed);
+  return under_way + results <= device.stats.stats->records();
+}
+
+bool GpuObserver::observe(const GpuPlace& place, const ObservationLabels& labels,
+                          const TensorView& view, bool by_row, std::string& reason) {
+  Device* device = device_of(place.device, reason);
+  if (device == nullptr) return false;
+  GpuStats& stats = *device->stats.stats;
+  auto plan = plan_stats(view, stats.multiprocessors(), reason, by_row);
+  if (!plan) return false;
+  if (plan->blocks == 0) return true;
+  launch(*device, place, labels, view.format, {*plan, by_row ? 0 : kAllRows, false});
+  return true;
+}
+
+bool GpuObserver::observe_runs(const GpuPlace& place, const ObservationLabels& labels,
+                               const TensorView& view, std::span<const ValidRun> runs, int64_t row,
+                               std::string& reason) {
+  Device* device = device_of(place.device, reason);
+  if (device == nullptr) return false;
+  uint32_t left = results_of(runs, row);
+  if (left == 0) {  // a row of nothing but padding
+    const Part nothing{{.rows = 0}, static_cast<int32_t>(row), false};
+    launch(*device, place, labels, view.format, nothing);
+    return true;
+  }
+  if (!has_room(*device, left)) {
+    count(Loss::kNoRoom, 1);
+    return true;
+  }
+  for (const ValidRun& run : runs) {
+    if (row != kAllRows && run.row != row) continue;
+    const TensorView of_row = slice_of(view, 0, run.batch_row, run.batch_row + 1);
+    const auto plan = plan_stats(slice_of(of_row, 1, run.begin, run.end),
+                                 device->stats.stats->multiprocessors(), reason);
+    if (!plan) return false;  // the first of them, as the strides are the same for all
+    const Part part{*plan, static_cast<int32_t>(row), --left != 0};
+    if (!launch(*device, place, labels, view.format, part)) return true;
+  }
+  return true;
+}
+
+// False where there is no launch, which is counted.
+bool GpuObserver::launch(Device& device, const GpuPlace& place, const ObservationLabels& labels,
+                         FloatFormat format, const Part& part) noexcept {
+  const uint32_t rows = part.plan.rows;
+  const uint32_t number = (launch_ + 1) & kLaunchMask;
+  Message message{.ticks = ticks_(),
+                  .repeats = part.plan.repeats,
+                  .weight = labels.weight,
+                  .launch = number,
+                  .step = labels.step,
+                  .site = labels.site,
+                  .rows = rows,
+                  .row = part.row,
+                  .device = static_cast<uint8_t>(place.device),
+                  .kind = labels.kind,
+                  .format = format,
+                  .loss = Loss::kNone,
+                  .goes_on = part.goes_on};
+  if (!device.is_alive.load(std::memory_order_relaxed)) {
+    count(Loss::kFailed, std::max(rows, 1U));
+    return false;
+  }
+  if (!has_room(device, rows) || !ring_.try_push(message)) {
+    count(Loss::kNoRoom, std::max(rows, 1U));
+    return false;
+  }
+  launch_ = number;
+  // Before the launch, so that none is done with that was not begun.
+  device.launched.store(device.launched.load(std::memory_order_relaxed) + rows,
+                        std::memory_order_relaxed);
+  message.loss = enqueue(device, place, format, part.plan, number);
+  if (message.loss == Loss::kNone) return true;
+  // Where there is no room for this either, the launch counts as late in the end.
+  static_cast<void>(ring_.try_push(message));
+  return false;
+}
+
+GpuObserver::Loss GpuObserver::enqueue(Device& device, const GpuPlace& place, FloatFormat format,
+                                       const StatsPlan& plan, uint32_t number) noexcept {
+  const DriverApi& api = pool_.api();
+  // The default stream is that of the current context, which need not be this device's.
+  const CurrentContext current(api, device.stats.context);
+  if (current.result() != CUDA_SUCCESS) return loss_of(device, current.result());
+  CUresult result = CUDA_SUCCESS;
+  switch (stream_use(api, place.stream, result)) {
+    case StreamUse::kRuns:
+      result = device.stats.stats->launch(plan, format, place.stream, number);
+      return result == CUDA_SUCCESS ? Loss::kNone : loss_of(device, result);
+    case StreamUse::kFailed:
+      return loss_of(device, result);
+    default:
+      return Loss::kInCapture;
+  }
+}
+
+// A device that failed is left alone from then on; a stream that is none harms itself alone.
+GpuObserver::Loss GpuObserver::loss_of(Device& device, CUresult result) noexcept {
+  switch (result) {
+    case CUDA_ERROR_OUT_OF_MEMORY:
+      return Loss::kNoRoom;
+    case CUDA_ERROR_STREAM_CAPTURE_IMPLICIT:
+    case CUDA_ERROR_STREAM_CAPTURE_INVALIDATED:
+    case CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED:
+      return Loss::kInCapture;
+    default:
+      break;
+  }
+  CUresult none = CUDA_SUCCESS;
+  failure_.compare_exchange_strong(none, result, std::memory_order_relaxed);
+  if (result != CUDA_ERROR_INVALID_HANDLE) device.is_alive.store(false, std::memory_order_release);
+  return Loss::kFailed;
+}
+
+void GpuObserver::take_results(int number) {
+  Device* device = devices_[static_cast<size_t>(number)].load(std::memory_order_acquire);
+  if (device == nullptr) return;
+  while (true) {
+    Arrived arrived{number, {}};
+    if (!device->stats.stats->take(arrived.result)) return;
+    arrived_.push_back(std::move(arrived));
+  }
+}
+
+// Each message is about a launch of its own, but for those that say that the last launch failed.
+void GpuObserver::read_messages() {
+  for (auto messages = ring_.readable(); !messages.empty(); messages = ring_.readable()) {
+    for (const Message& message : messages) {
+      if (message.loss == Loss::kNone) {
+        pending_.push_back({message, message.rows, {}});
+        pending_.back().values.resize(message.rows);
+      } else if (!pending_.empty() && pending_.back().message.launch == message.launch) {
+        pending_.back().message.loss = message.loss;
+        pending_.back().message.goes_on = false;
+      }
+    }
+    ring_.release(messages.size());
+  }
+}
+
+// A result of a launch that was given up comes too late.
+void GpuObserver::match_results() {
+  for (const auto& [number, result] : arrived_) {
+    const uint32_t oldest = pending_.empty() ? 0 : pending_.front().message.launch;
+    const size_t place = (result.launch - oldest) & kLaunchMask;
+    if (place >= pending_.size()) continue;
+    Pending& pending = pending_[place];
+    const Message& message = pending.message;
+    if (message.device != number || result.row >= message.rows) continue;
+    auto& values = pending.values[result.row];
+    if (values.has_value()) continue;
+    values = result.histogram(kDefaultHistogramScale, message.repeats);
+    --pending.missing;
+    Device& device = *devices_[message.device].load(std::memory_order_relaxed);
+    device.done.fetch_add(1, std::memory_order_relaxed);
+  }
+  arrived_.clear();
+}
+
+void GpuObserver::collect(double ns_per_tick, ObservationIntake& into) {
+  // A device that was dead before its results were taken leaves no more of them.
+  std::array<bool, kMaxDevices> was_alive{};
+  for (int number = 0; number < kMaxDevices; ++number) {
+    Device* device = devices_[static_cast<size_t>(number)].load(std::memory_order_acquire);
+    was_alive[static_cast<size_t>(number)] =
+        device != nullptr && device->is_alive.load(std::memory_order_acquire);
+    take_results(number);
+  }
+  // A result comes after the message of its launch, by way of the GPU; the messages must be read
+  // after it here, too.
+  std::atomic_thread_fence(std::memory_order_acquire);
+  read_messages();
+  match_results();
+  const uint64_t now = ticks_();
+  while (!pending_.empty()) {
+    const Message& message = pending_.front().message;
+    if (pending_.front().missing != 0 && message.loss == Loss::kNone) {
+      const double age_ns = static_cast<double>(now - message.ticks) * ns_per_tick;
+      if (!was_alive[message.device]) {
+        lose(pending_.front(), Loss::kFailed);
+      } else if (now > message.ticks && age_ns > static_cast<double>(kLateNs)) {
+        lose(pending_.front(), Loss::kLate);
+      } else {
+        return;
+      }
+    }
+    settle_oldest(into);
+  }
+}
+
+// What was launched and not seen to arrive may arrive later still.
+void GpuObserver::lose(Pending& pending, Loss loss) noexcept {
+  pending.message.loss = loss;
+  Device& device = *devices_[pending.message.device].load(std::memory_order_relaxed);
+  device.given_up += pending.missing;
+}
+
+// Hands over what has arrived of the oldest launch, and counts what has not.
+void GpuObserver::settle_oldest(ObservationIntake& into) {
+  Pending settled = std::move(pending_.front());
+  pending_.pop_front();
+  const Message& message = settled.message;
+  Device& device = *devices_[message.device].load(std::memory_order_relaxed);
+  device.done.fetch_add(settled.missing, std::memory_order_relaxed);
+  if (message.goes_on || is_gathering_) return gather(settled, into);
+  if (settled.missing != 0) count(message.loss, settled.missing);
+  if (message.rows == 0) hand_over(message, message.row, ExpHistogram{}, into);
+  const int32_t first = message.row;
+  for (int32_t i = 0; auto& values : settled.values) {
+    if (values) hand_over(message, first == kAllRows ? first : first + i, std::move(*values), into);
+    ++i;
+  }
+}
+
+// Of an observation of several launches, each of one result: whole, or not at all.
+void GpuObserver::gather(const Pending& part, ObservationIntake& into) {
+  is_gathering_ = part.message.goes_on;
+  if (gathered_loss_ == Loss::kNone) gathered_loss_ = part.message.loss;
+  for (const auto& values : part.values) {
+    if (values) gathered_.merge(*values);
+  }
+  if (is_gathering_) return;
+  ExpHistogram gathered = std::exchange(gathered_, ExpHistogram{});
+  if (const Loss loss = std::exchange(gathered_loss_, Loss::kNone); loss != Loss::kNone) {
+    count(loss, 1);
+  } else {
+    hand_over(part.message, part.message.row, std::move(gathered), into);
+  }
+}
+
+void GpuObserver::hand_over(const Message& message, int32_t row, ExpHistogram&& values,
+                            ObservationIntake& into) {
+  into.push({message.step, message.kind, row, message.site, message.format, message.weight,
+             std::move(values)});
+}
+
+double GpuObserver::fullness() noexcept {
+  double fullest = 0;
+  for (auto& held : devices_) {
+    Device* device = held.load(std::memory_order_acquire);
+    if (device == nullptr) continue;
+    const uint64_t launched = device->launched.load(std::memory_order_relaxed);
+    const uint64_t since = launched - std::exchange(device->launched_before, launched);
+    fullest = std::max(
+        fullest, static_cast<double>(since) / static_cast<double>(device->stats.stats->records()));
+  }
+  return fullest;
+}
+
+bool GpuObserver::is_pending() noexcept { return !pending_.empty() || !ring_.readable().empty(); }
+
+void GpuObserver::give_up() noexcept {
+  for (Pending& pending : pending_) {
+    if (pending.missing != 0 && pending.message.loss == Loss::kNone) lose(pending, Loss::kLate);
+  }
+}
+
+ObservationLosses GpuObserver::losses() {
+  const auto lost = [&](Loss loss) {
+    return lost_[static_cast<size_t>(loss)].load(std::memory_order_relaxed);
+  };
+  ObservationLosses losses{.no_room = lost(Loss::kNoRoom),
+                           .in_capture = lost(Loss::kInCapture),
+                           .late = lost(Loss::kLate),
+                           .failed = lost(Loss::kFailed),
+                           .failure = {}};
+  const CUresult failure = failure_.load(std::memory_order_relaxed);
+  if (failure != CUDA_SUCCESS) losses.failure = error_text(pool_.api(), failure);
+  return losses;
+}
+
+}  // namespace pertoken::cuda

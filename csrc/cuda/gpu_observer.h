@@ -1,0 +1,170 @@
+// Observes tensors in the memory of GPUs for a recording: the model's thread enqueues the
+// statistics kernel behind what made the tensor, and the collector takes the results when they
+// arrive. Neither waits for the other, nor for the GPU, and the collector asks nothing of the
+// driver.
+//
+// What a thread observes, it first tells the collector, in a ring; so results are handed over in
+// the order in which the tensors were made, whatever the streams and devices.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/clock.h"
+#include "core/device_source.h"
+#include "core/observation_source.h"
+#include "core/observed_step.h"
+#include "core/spsc_ring.h"
+#include "core/tensor_view.h"
+#include "cuda/device_clock.h"
+#include "cuda/stats_device.h"
+
+namespace pertoken::cuda {
+
+// Where a tensor's values are there to be read.
+struct GpuPlace {
+  int device;
+  CUstream stream;
+};
+
+// What an observation belongs to.
+struct ObservationLabels {
+  uint32_t step;
+  uint32_t site;
+  uint8_t kind;
+  double weight;
+};
+
+class GpuObserver final : public ObservationSource {
+ public:
+  // `ticks` is the host's clock, for tests to replace.
+  explicit GpuObserver(StatsDevices& devices, HostTicks ticks = now_ticks);
+  ~GpuObserver() override;
+  GpuObserver(const GpuObserver&) = delete;
+  GpuObserver& operator=(const GpuObserver&) = delete;
+
+  // Sets a device up, unless it is: milliseconds. False, with a reason for people, where it cannot
+  // be, which is not tried again.
+  bool prepare(int device, std::string& reason);
+
+  // These are hot, but for the first time on a device, and called by one thread at a time. The
+  // tensor may be overwritten on its stream right after. False, with a reason for people, where it
+  // cannot be read; what else prevents an observation is counted in losses(). Throw as TensorBlocks
+  // does.
+  //
+  // All of a tensor, or, `by_row`, each index of its first dimension apart: one launch.
+  bool observe(const GpuPlace& place, const ObservationLabels& labels, const TensorView& view,
+               bool by_row, std::string& reason);
+  // The runs of one row, or with kAllRows of all, of a tensor (rows, positions, ...), together: a
+  // launch each.
+  bool observe_runs(const GpuPlace& place, const ObservationLabels& labels, const TensorView& view,
+                    std::span<const ValidRun> runs, int64_t row, std::string& reason);
+
+  void collect(double ns_per_tick, ObservationIntake& into) override;
+  double fullness() noexcept override;
+  bool is_pending() noexcept override;
+  void give_up() noexcept override;
+  ObservationLosses losses() override;
+
+ private:
+  static constexpr size_t kMessages = 4096;
+  static constexpr int64_t kLateNs = 10'000'000'000;
+
+  // For which reason an observation is missing.
+  enum class Loss : uint8_t { kNone, kNoRoom, kInCapture, kLate, kFailed };
+  static constexpr size_t kLosses = 5;
+
+  struct Device {
+    explicit Device(StatsDevice&& opened) : stats(std::move(opened)) {}
+    StatsDevice stats;
+    // Results under way are those launched, less those done with. Relaxed: they bound, and order
+    // nothing.
+    std::atomic<uint64_t> launched{0};  // written by the model's thread
+    std::atomic<uint64_t> done{0};      // written by the collector
+    // Release by the model's thread, acquire by the collector: what was launched before counts.
+    std::atomic<bool> is_alive{true};
+    uint64_t launched_before = 0;  // the collector's: in the round before
+    uint64_t given_up = 0;         // the collector's
+  };
+
+  // A launch, or, where `loss` is set, that the launch before was none.
+  struct Message {
+    uint64_t ticks;
+    uint64_t repeats;
+    double weight;
+    uint32_t launch;
+    uint32_t step;
+    uint32_t site;
+    uint32_t rows;  // results that the launch leaves; 0: there are no values, and no launch
+    int32_t row;    // of the first
+    uint8_t device;
+    uint8_t kind;
+    FloatFormat format;
+    Loss loss;
+    bool goes_on;  // the next launch adds to the same observation
+  };
+
+  // A launch that the collector knows of.
+  struct Pending {
+    Message message;
+    uint32_t missing;                                 // results
+    std::vector<std::optional<ExpHistogram>> values;  // by row
+  };
+
+  // What a launch needs besides its labels.
+  struct Part {
+    StatsPlan plan;
+    int32_t row;
+    bool goes_on;
+  };
+
+  Device* device_of(int number, std::string& reason);
+  bool has_room(Device& device, uint64_t results) noexcept;
+  bool launch(Device& device, const GpuPlace& place, const ObservationLabels& labels,
+              FloatFormat format, const Part& part) noexcept;
+  Loss enqueue(Device& device, const GpuPlace& place, FloatFormat format, const StatsPlan& plan,
+               uint32_t number) noexcept;
+  Loss loss_of(Device& device, CUresult result) noexcept;
+  void count(Loss loss, uint64_t observations) noexcept {
+    lost_[static_cast<size_t>(loss)].fetch_add(observations, std::memory_order_relaxed);
+  }
+
+  void take_results(int number);
+  void read_messages();
+  void match_results();
+  void lose(Pending& pending, Loss loss) noexcept;
+  void settle_oldest(ObservationIntake& into);
+  void gather(const Pending& part, ObservationIntake& into);
+  void hand_over(const Message& message, int32_t row, ExpHistogram&& values,
+                 ObservationIntake& into);
+
+  StatsDevices& pool_;
+  const HostTicks ticks_;
+  std::array<std::string, kMaxDevices> refused_;  // why a device cannot be set up
+  // Set once each: release by the model's thread, acquire by the collector.
+  std::array<std::atomic<Device*>, kMaxDevices> devices_{};
+  uint32_t launch_ = 0;  // the model's thread: the last one's number
+  SpscRing<Message> ring_;
+  std::array<std::atomic<uint64_t>, kLosses> lost_{};  // statistics
+  std::atomic<CUresult> failure_{CUDA_SUCCESS};        // the first; for people
+
+  // The collector's.
+  struct Arrived {
+    int device;
+    StatsResult result;
+  };
+  std::vector<Arrived> arrived_;  // in this round
+  std::deque<Pending> pending_;   // as they were launched
+  // Of the launches before the oldest pending one that belong to the same observation.
+  bool is_gathering_ = false;
+  ExpHistogram gathered_;
+  Loss gathered_loss_ = Loss::kNone;
+};
+
+}  // namespace pertoken::cuda

@@ -1,0 +1,56 @@
+// The statistics kernel on a GPU, set up: what counts for Histogram.from_values, and for
+// recordings.
+#pragma once
+
+#include <cstddef>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <stdexcept>
+#include <vector>
+
+#include "cuda/driver_api.h"
+#include "cuda/gpu_stats.h"
+
+namespace pertoken::cuda {
+
+// A GPU, its driver or its stream did not do what was asked.
+class GpuFailure : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+struct StatsDevice {
+  CUcontext context;
+  std::unique_ptr<GpuStats> stats;
+};
+
+// On the device with that number, whose primary context must be there, as it is where torch has a
+// tensor; it is kept for good. Throws GpuFailure.
+StatsDevice open_stats_device(const DriverApi& api, std::span<const std::byte> image, int ordinal,
+                              uint32_t records_log2);
+
+// Hands them out to recordings, one device to one at a time. What a recording gives back the next
+// one takes, since nothing of it is ever freed. Any thread.
+class StatsDevices {
+ public:
+  // Each takes 18 MB of pinned memory and 8 MB of the device's.
+  static constexpr uint32_t kRecordsLog2 = 9;
+
+  StatsDevices(const DriverApi& api, std::span<const std::byte> image) : api_(api), image_(image) {}
+
+  const DriverApi& api() const noexcept { return api_; }
+  // Throws GpuFailure.
+  StatsDevice take(int ordinal);
+  // One that works, whose results were all taken, and which no captured graph may launch.
+  void give_back(int ordinal, StatsDevice&& device);
+
+ private:
+  const DriverApi& api_;
+  const std::span<const std::byte> image_;
+  std::mutex mutex_;
+  std::map<int, std::vector<StatsDevice>> spare_;
+};
+
+}  // namespace pertoken::cuda

@@ -1,0 +1,26 @@
+// Whether what is enqueued on a stream becomes a part of somebody's graph. Hot; any thread.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/driver_api.h"
+
+namespace pertoken::cuda {
+
+enum class StreamUse : uint8_t {
+  kRuns,      // now, or after what is enqueued there
+  kCaptured,  // into a graph
+  kBarred,    // the capture is broken; or the legacy stream, while any other is being captured
+  kFailed,    // the driver cannot tell, see `result`
+};
+
+inline StreamUse stream_use(const DriverApi& api, CUstream stream, CUresult& result) noexcept {
+  CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+  result = api.cuStreamIsCapturing(stream, &status);
+  if (result == CUDA_ERROR_STREAM_CAPTURE_IMPLICIT) return StreamUse::kBarred;
+  if (result != CUDA_SUCCESS) return StreamUse::kFailed;
+  if (status == CU_STREAM_CAPTURE_STATUS_NONE) return StreamUse::kRuns;
+  return status == CU_STREAM_CAPTURE_STATUS_ACTIVE ? StreamUse::kCaptured : StreamUse::kBarred;
+}
+
+}  // namespace pertoken::cuda
