@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bars import ns_text
+from bars import ns_text, share_text
 from page_parts import table
-
-
-def share_text(value: float) -> str:
-    """Writes a share of the time of the steps."""
-    return f"{100 * value:.2g} %"
 
 
 def section(budgets: dict[str, Any]) -> str:
