@@ -65,6 +65,11 @@ def percent_text(value: float) -> str:
     return f"{(value - 1) * 100:+.2f} %"
 
 
+def share_text(value: float) -> str:
+    """Writes a share of a time."""
+    return f"{100 * value:.2g} %"
+
+
 def bytes_text(value: float) -> str:
     """Writes a number of bytes."""
     return f"{value:.1f} bytes"

@@ -110,6 +110,23 @@ def test_the_page_shows_what_observing_adds(measured: dict[str, Any], module: An
     assert activations["sites"] == 14 and activations["observe_ns_a_site"] > 0
 
 
+def test_the_page_shows_every_budget(module: Any) -> None:
+    """Of figures that are made up: those of a run take minutes."""
+    report = module("report")
+    loads = [{"share": share, "step_ns": 1e6, "plain_ns": 700.0} for share in (0.009, 0.01, 0.008)]
+    proof = {"verdict": "under", "pairs": 1200, "low": None, "high": 0.0061}
+    budgets = {
+        "steps": 200,
+        "accounted": {"all": {"0.01": loads}, "layers": {"0.01": loads}},
+        "proved": {"0.01": proof},
+    }
+    document = {**_newest(report), "benchmarks": {"sampler_budget": budgets}}
+    page = report.render(document, "x.json")
+    for selection in budgets["accounted"]:
+        assert f"\n| {selection} | 1 % | 0.9 % | 1 % | 0.8 % | 700 ns |" in page
+    assert "\n| 1 % | under | 1,200 | any to 0.61 % |" in page
+
+
 def test_a_page_of_a_part_of_the_benchmarks_leaves_out_the_rest(
     measured: dict[str, Any], module: Any
 ) -> None:

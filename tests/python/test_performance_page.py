@@ -32,6 +32,7 @@ def report() -> Iterator[ModuleType]:
             "peers_report",
             "tensor_report",
             "activation_report",
+            "budget_report",
             "bar_chart",
             "page_parts",
         ):
