@@ -43,7 +43,9 @@ set_source_files_properties(
   csrc/bindings/bind_totals.cpp
   csrc/bindings/bind_triggers.cpp
   csrc/bindings/module.cpp
+  csrc/bindings/observation_columns.cpp
   csrc/bindings/root_search.cpp
+  csrc/bindings/snapshot_columns.cpp
   csrc/bindings/tensor_arguments.cpp
   csrc/core/clock_calibrator.cpp
   csrc/core/clock_fit.cpp
@@ -51,8 +53,19 @@ set_source_files_properties(
   csrc/core/exp_boundaries.cpp
   csrc/core/mapped_file.cpp
   csrc/core/recorder_registry.cpp
+  csrc/core/recorder_spool.cpp
+  csrc/core/recorder_triggers.cpp
+  csrc/core/spool.cpp
+  csrc/core/spool_journal.cpp
+  csrc/core/spool_segments.cpp
+  csrc/core/step_triggers.cpp
+  csrc/core/string_table.cpp
   csrc/cuda/device_clock.cpp
   csrc/cuda/driver_api.cpp
+  csrc/cuda/gpu_histogram.cpp
+  csrc/cuda/gpu_stats.cpp
   csrc/cuda/kernel_image.cpp
+  csrc/cuda/stamp_clock.cpp
+  csrc/cuda/stats_device.cpp
   csrc/cuda/stats_plan.cpp
   PROPERTIES COMPILE_OPTIONS $<$<CONFIG:Release>:-Os>)
