@@ -39,6 +39,10 @@ void* operator new(size_t size, std::align_val_t alignment) {
   if (void* block = std::aligned_alloc(unit, (size + unit - 1) / unit * unit)) return block;
   throw std::bad_alloc();
 }
+void* operator new(size_t size, std::align_val_t alignment, const std::nothrow_t&) noexcept {
+  const auto unit = static_cast<size_t>(alignment);
+  return std::aligned_alloc(unit, (size + unit - 1) / unit * unit);
+}
 void operator delete(void* block, std::align_val_t) noexcept { std::free(block); }
 void operator delete(void* block, size_t, std::align_val_t) noexcept { std::free(block); }
 void operator delete(void* block) noexcept { std::free(block); }

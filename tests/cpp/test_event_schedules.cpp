@@ -50,10 +50,10 @@ struct Schedule {
 
   uint64_t pick(uint64_t count) { return random() % count; }
 
-  CUevent truth_event(const Open& open) {
-    rig.fake.set_current(open.device);
+  CUevent truth_event(const Open& span) {
+    rig.fake.set_current(span.device);
     rig.fake.pause_faults(true);
-    CUevent event = rig.event(open.stream);
+    CUevent event = rig.event(span.stream);
     rig.fake.pause_faults(false);
     return event;
   }
