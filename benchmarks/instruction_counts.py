@@ -144,19 +144,10 @@ def _stopped(calls: int) -> None:
 
 def _sampling_recorder() -> Any:
     from pertoken import _native
+    from pertoken.record_costs import leave_out_detail
 
     recorder = _native.Recorder(STORE_BYTES, RING_RECORDS)
-    # Next to nothing to spend: after its first steps none has detail, with this seed.
-    level = (_native.DETAIL_LAYERS, 1.0)
-    recorder.sample(
-        budget=1e-12,
-        costs_ns=(1e3, 1e3, 1.0, 0.0),
-        levels=[level],
-        observe_ns=0.0,
-        most_observed=1.0,
-        observes=False,
-        seed=1,
-    )
+    leave_out_detail(recorder, budget=1e-12)  # with its seed no later step has detail
     recorder.start()
     return recorder
 
@@ -173,6 +164,8 @@ def _make_root(inner: Any, recorder: Any) -> Any:
 
 def _left_out(calls: int) -> None:
     """Calls of a module in a step that was sampled without detail."""
+    from pertoken.record_costs import detailed_steps
+
     recorder = _sampling_recorder()
     child = _make_wrapped(recorder)
 
@@ -182,15 +175,10 @@ def _left_out(calls: int) -> None:
 
     for _ in range(FIRST_STEPS):
         _make_root(_inner, recorder)(None)
-    before = _detailed(recorder)
+    before = detailed_steps(recorder)
     _make_root(run, recorder)()
-    if _detailed(recorder) != before:
+    if detailed_steps(recorder) != before:
         raise RuntimeError("the step had detail: take another seed")
-
-
-def _detailed(recorder: Any) -> int:
-    strata = recorder.sampling()["strata"].values()
-    return sum(sum(row["details"][0]["detailed"]) for row in strata)
 
 
 def _sampled_root(calls: int) -> None:
@@ -252,7 +240,7 @@ def _count_all() -> None:
 
     The children begin alike, with everything imported, which valgrind takes seconds for.
     """
-    import pertoken  # noqa: F401
+    import pertoken.record_costs  # noqa: F401
 
     gc.disable()
     counted = []

@@ -120,11 +120,7 @@ PyObject* replay_in_region(const GraphReplayCall& call, PyObject* args, PyObject
   if (step == kNone32) return timed_replay(call, args, kwargs, buffer, calls, handle, step);
   ScopeEntry& entry = region->entries[recorder.slot()];
   const SampledForward sampled =
-      entry.forwards == 1
-          ? SampledForward::choose(recorder, buffer, region->step_kind, false, step, entry.choices)
-          : SampledForward::again(recorder, region->step_kind, entry.level, entry.choices);
-  entry.level = sampled.level();
-  entry.choices = sampled.choices();
+      SampledForward::in_region(recorder, buffer, region->step_kind, step, entry);
   const uint32_t outer_detail = buffer.open_detail;
   buffer.open_detail = sampled.open_detail();
   const uint64_t start_ticks = now_ticks();

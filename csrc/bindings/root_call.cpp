@@ -209,11 +209,7 @@ PyObject* call_in_region(RootCall& call, const StepPlan& plan, PyObject* args, P
   ScopeEntry& entry = region->entries[recorder.slot()];
   const uint32_t parent = buffer.open_seq != 0 ? buffer.open_seq : enclosing(recorder).seq;
   const SampledForward sampled =
-      entry.forwards == 1
-          ? SampledForward::choose(recorder, buffer, region->step_kind, false, step, entry.choices)
-          : SampledForward::again(recorder, region->step_kind, entry.level, entry.choices);
-  entry.level = sampled.level();
-  entry.choices = sampled.choices();
+      SampledForward::in_region(recorder, buffer, region->step_kind, step, entry);
   const uint32_t outer_detail = buffer.open_detail;
   buffer.open_detail = sampled.open_detail();
   std::vector<ValidRun> valid;

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "bindings/scope.h"
 #include "core/recorder.h"
 #include "core/step_detail.h"
 
@@ -44,13 +45,17 @@ class SampledForward {
     if (!sampler->samples(SampleDetail::kSpans)) return {sampler, kind, -1, before};
     return sampled(*sampler, buffer, kind, is_first, step, before);
   }
-  // Of a further forward in a step for which this was chosen.
-  static SampledForward again(Recorder& recorder, StepKind kind, int level,
-                              PackedChoices choices) noexcept {
-    return {recorder.sampler(), kind, level, choices};
+  // Of a forward in a step that the user or an engine declares: chosen with the first, which counts
+  // already, and noted for the others.
+  static SampledForward in_region(Recorder& recorder, ThreadBuffer& buffer, StepKind kind,
+                                  uint32_t step, ScopeEntry& entry) noexcept {
+    if (entry.forwards != 1) return {recorder.sampler(), kind, entry.level, entry.choices};
+    const SampledForward first = choose(recorder, buffer, kind, false, step, entry.choices);
+    entry.level = first.level_;
+    entry.choices = first.choices_;
+    return first;
   }
 
-  int level() const noexcept { return level_; }
   // For the record of the step's end.
   PackedChoices choices() const noexcept { return choices_; }
   // What belongs into ThreadBuffer::open_detail meanwhile.

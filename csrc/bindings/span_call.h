@@ -39,7 +39,7 @@ inline PyObject* call_inner(PyObject* inner, PyObject* args, PyObject* kwargs) {
     PyErr_SetString(PyExc_ReferenceError, "the wrapped callable is gone");
     return nullptr;
   }
-  if (Py_IS_TYPE(inner, weak_method_type)) [[likely]] {
+  if (Py_IS_TYPE(inner, weak_method_type)) {
     return call_weak_method(*reinterpret_cast<WeakMethod*>(inner), args, kwargs);
   }
   Py_INCREF(inner);

@@ -78,6 +78,30 @@ def estimated_ns(counts: dict[str, Any], costs: RecordCosts) -> float:
     return float(counts["drain_cpu_ns"] + spans * costs.span_ns + steps * costs.step_ns)
 
 
+def leave_out_detail(recorder: Any, budget: float) -> None:
+    """Has the recorder sample with next to nothing to spend: few steps after its first have detail.
+
+    Args:
+        recorder: a native recorder that was never started.
+        budget: as a share of the steps' time.
+    """
+    recorder.sample(
+        budget=budget,
+        costs_ns=(1e3, 1e3, 1.0, 0.0),
+        levels=[(_native.DETAIL_LAYERS, 1.0)],
+        observe_ns=0.0,
+        most_observed=1.0,
+        observes=False,
+        seed=1,
+    )
+
+
+def detailed_steps(recorder: Any) -> int:
+    """How many steps of a native recorder that samples have had spans so far."""
+    strata = recorder.sampling()["strata"].values()
+    return sum(sum(row["details"][0]["detailed"]) for row in strata)
+
+
 def _measure() -> RecordCosts:
     recorder = _native.Recorder(1 << 20, 1 << 14)
     recorder.start()
@@ -100,17 +124,7 @@ def _measure() -> RecordCosts:
 
 def _skip_ns(site: int) -> float:
     recorder = _native.Recorder(1 << 20, 1 << 14)
-    # A budget of next to nothing: after some steps hardly any has detail.
-    level = (_native.DETAIL_LAYERS, 1.0)
-    recorder.sample(
-        budget=1e-9,
-        costs_ns=(1e3, 1e3, 1.0, 0.0),
-        levels=[level],
-        observe_ns=0.0,
-        most_observed=1.0,
-        observes=False,
-        seed=1,
-    )
+    leave_out_detail(recorder, budget=1e-9)
     recorder.start()
     try:
         span = _native.SpanCall(int, recorder, site, _native.DETAIL_LAYERS)
@@ -118,9 +132,9 @@ def _skip_ns(site: int) -> float:
             _root(dict, recorder, site)()
         found: list[float] = []
         for _ in range(_TRIES):
-            before = _detailed(recorder)
+            before = detailed_steps(recorder)
             _root(lambda: found.append(_added_ns(span, int, {})), recorder, site)()
-            if _detailed(recorder) == before:
+            if detailed_steps(recorder) == before:
                 break
     finally:
         recorder.stop()
@@ -156,11 +170,6 @@ def _observe_ns(site: int) -> float:
     finally:
         recorder.stop()
     return median(found)
-
-
-def _detailed(recorder: Any) -> int:
-    strata = recorder.sampling()["strata"].values()
-    return sum(sum(row["details"][0]["detailed"]) for row in strata)
 
 
 def _root(inner: Callable[..., Any], recorder: Any, site: int) -> Any:
