@@ -13,6 +13,7 @@ from typing import Any
 
 import activation_report
 import budget_report
+import logit_report
 import peers_report
 import tensor_report
 from bars import Results, bytes_text, factor_text, ns_text, percent_text, rate_text, verdicts
@@ -317,6 +318,7 @@ _SECTIONS: tuple[tuple[tuple[str, ...], Callable[..., str]], ...] = (
     (("store_memory", "stop_latency"), _store),
     (("tensor_stats",), tensor_report.section),
     (("activations",), activation_report.section),
+    (("logit_pass",), logit_report.section),
     (("sampler_budget",), budget_report.section),
     (("export_speed",), _export),
     (("micro",), _micro),

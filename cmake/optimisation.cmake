@@ -22,6 +22,7 @@ set_source_files_properties(
   csrc/bindings/weak_method.cpp
   csrc/core/clock.cpp
   csrc/core/exp_histogram.cpp
+  csrc/core/logit_kernels_portable.cpp
   csrc/core/slot_counts.cpp
   csrc/core/slot_kernels_avx2.cpp
   csrc/core/slot_kernels_avx512.cpp

@@ -10,6 +10,7 @@
 
 #include "bindings/cache_length.h"
 #include "bindings/compiled_layers.h"
+#include "bindings/declared_logits.h"
 #include "bindings/device_calls.h"
 #include "bindings/generation_state.h"
 #include "bindings/host_tensor.h"
@@ -219,8 +220,9 @@ PyObject* call_in_region(RootCall& call, const StepPlan& plan, PyObject* args, P
   LogitReader* const logits = entry.forwards == 1 ? recorder.logit_reader() : nullptr;
   std::unique_ptr<DeclaredLogits> declared;
   if (logits != nullptr) {
-    declared = begin_declared_logits(*logits, region, logit_step(plan, step), mask,
-                                     call.signature->find(ArgumentRole::kKeep, args, kwargs));
+    declared = begin_declared_logits(*logits, recorder, buffer, region, logit_step(plan, step),
+                                     {call.signature->find(ArgumentRole::kIds, args, kwargs), mask,
+                                      call.signature->find(ArgumentRole::kKeep, args, kwargs)});
   }
   const uint64_t observed_before = buffer.observed.ticks;
   const uint64_t start_ticks = now_ticks();
