@@ -39,7 +39,9 @@ BENCHMARKS = {
     "activations": "observing activations, beside hooks with torch",
     "export_speed": "Chrome export, beside torch.profiler's",
     "peers": "other tools on the same work",
+    "totals_snapshot": "totals of a model that runs",
     "decode_overhead": "overhead in a decode",
+    "long_run": "fifty million spans, ten million steps",
     "sampler_budget": "budgets that are kept",
 }
 
