@@ -152,8 +152,9 @@ class Recorder {
   size_t store_bytes();
   size_t attached_threads();
 
-  // Has slow steps and fire_trigger() wake the thread that waits, until disarmed.
-  void arm_triggers(const StepTriggers::Times& fixed_ns, std::vector<LearnedTime> learned);
+  // Has slow steps, watched values and fire_trigger() wake the thread that waits, until disarmed.
+  void arm_triggers(const StepTriggers::Times& fixed_ns, std::vector<LearnedTime> learned,
+                    WatchedValues values);
   void disarm_triggers();
   void fire_trigger(int signal);
   // What has fired: none when the time is up, or when nothing is armed.

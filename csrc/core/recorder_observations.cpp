@@ -40,6 +40,7 @@ size_t Recorder::collect_observations() {
       aggregates_.add_values(observation.site, observation.kind, observation.weight,
                              observation.values);
       store_.add_observation(step, last_step_, observation);
+      triggers_.see_values(step, observation);
     } catch (...) {
       ++collector_faults_;
     }

@@ -19,7 +19,7 @@ import invariants
 import pertoken
 from odd_modules import Stack, numbers, seeded
 from pertoken.errors import RecordingStateError, SelectionError
-from pertoken.triggers import Signal, SlowStep, StepTime, When
+from pertoken.triggers import NonFinite, Signal, SlowStep, StepTime, When
 from test_keep import Waits
 
 PATIENCE_S = 20.0
@@ -109,6 +109,54 @@ def test_a_time_is_learned_from_the_steps_before(tmp_path: Path) -> None:
     told = pertoken.load(recording.dumps[-1]).meta["trigger"]
     assert told["reason"] == "slow_step" and told["step"] == 25
     assert 0.2e9 < told["over_ns"] < 0.9e9 <= told["wall_ns"]
+
+
+def test_a_planted_nan_dumps_with_its_observation_inside(tmp_path: Path) -> None:
+    model = seeded(Stack)
+    recording = pertoken.profile(
+        model,
+        activations="*",
+        activation_every=1,
+        activation_rows=True,
+        triggers=[NonFinite()],
+        dump_folder=tmp_path,
+    )
+    with recording:
+        model(numbers())
+        for _ in range(3):  # and the sites behind it, but each only once
+            with torch.no_grad():
+                model.layers[1].attn.bias[2] = float("nan")
+            model(numbers())
+        wait_for(lambda: recording.dumps)
+    wait_for(lambda: not dump_threads())
+    assert 1 <= len(recording.dumps) <= 2, "the first step may be looked at in two rounds"
+    dumped = pertoken.load(recording.dumps[0])
+    invariants.check(dumped)
+    trigger = dumped.meta["trigger"]
+    assert recording.dumps[0].name.endswith("-non_finite.pertoken")
+    assert (trigger["reason"], trigger["site"]) == ("non_finite", "layers.1.attn")
+    assert (trigger["step"], trigger["kind"], trigger["row"]) == (1, "other", 0)
+    assert (trigger["nans"], trigger["infs"]) == (1, 0)
+    assert dumped.first_nonfinite().site == "layers.1.attn"
+    assert "Dumped because layers.1.attn put out 1 NaN and 0 infinite in step 1." in str(
+        dumped.summary()
+    )
+
+
+def test_infinite_values_by_hand_fire_where_they_are_asked_for(tmp_path: Path) -> None:
+    model = seeded(Stack)
+    value = torch.tensor([float("inf"), 1.0])
+    for infinities in (False, True):
+        triggers = [NonFinite(infinities=infinities)]
+        recording = pertoken.profile(
+            model, activation_every=1, triggers=triggers, dump_folder=tmp_path
+        )
+        with recording:
+            pertoken.observe("mine", value)
+        wait_for(lambda: not dump_threads())
+        assert len(recording.dumps) == infinities
+    trigger = pertoken.load(recording.dumps[0]).meta["trigger"]
+    assert trigger["site"] == "mine" and trigger["infs"] == 1 and "step" not in trigger
 
 
 def test_the_interpreter_ends_with_triggers_armed(tmp_path: Path) -> None:
