@@ -184,7 +184,7 @@ size_t Recorder::drain_buffer_locked(ThreadBuffer& buffer) {
     } catch (...) {
       ++collector_faults_;
     }
-    if (spool_ != nullptr) spool_->set_newest_step(newest_step_);
+    if (spool_ != nullptr) spool_->saw_step(newest_step_);
     // A record that could not be stored is lost and counted; the rest of its batch is not.
     buffer.ring.release(std::min(done + 1, records.size()));
     drained += records.size();
@@ -382,7 +382,7 @@ RecorderLosses Recorder::losses_locked() {
   RecorderLosses losses = record_losses_locked();
   losses.spans_evicted = store_.spans_evicted();
   losses.steps_evicted = store_.steps_evicted();
-  losses.observations_dropped = observations_.dropped();
+  losses.observations_dropped += observations_.dropped();
   losses.observations_evicted = store_.observations_evicted();
   for (const auto& source : device_sources_) losses.devices.add(source->losses());
   if (device_observations_ != nullptr) {

@@ -249,8 +249,13 @@ class Recorder:
         records: bytes,
     ) -> bool: ...
     def replay_losses(
-        self, records_dropped: int, recording_faults: int, collector_faults: int
+        self,
+        records_dropped: int,
+        recording_faults: int,
+        collector_faults: int,
+        observations_dropped: int,
     ) -> None: ...
+    def replay_observation(self, frame: bytes, site: int) -> bool: ...
 
 def replace_driver(table: Any | None) -> None: ...
 
