@@ -13,7 +13,8 @@ namespace {
 
 // At three million records a second, more than Python can call, a ring of 65,536 fills in 21 ms.
 constexpr std::chrono::milliseconds kLongestWait{20};
-constexpr std::chrono::milliseconds kLongestSampledWait{100};
+// A wake-up takes some 50 us of processor time, and a small budget has little more a second.
+constexpr std::chrono::milliseconds kLongestSampledWait{250};
 constexpr double kLargestWeight = 1e12;
 
 }  // namespace
@@ -110,7 +111,7 @@ void Recorder::run() noexcept {
 std::chrono::milliseconds Recorder::control_sampler_locked() {
   const double now_ns = static_cast<double>(now_ticks()) * ns_per_tick_;
   sampler_->control(now_ns, static_cast<double>(drain_cpu_ns_));
-  return sampler_->is_learning(now_ns) ? kLongestWait : kLongestSampledWait;
+  return sampler_->is_learning() ? kLongestWait : kLongestSampledWait;
 }
 
 void Recorder::drain() {

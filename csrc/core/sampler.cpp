@@ -56,10 +56,11 @@ Sampler::Sampler(const SamplerOptions& options)
     size_t costly = 0;
     for (size_t detail = 0; detail < kSampleDetails; ++detail) costly += has_cost(detail);
     for (size_t detail = 0; detail < kSampleDetails; ++detail) {
-      // Until steps of the kind were seen the allowance alone decides.
+      // Until steps of the kind were seen the allowance alone decides; and of what may cost
+      // anything there is none that it has not paid for.
       PublishedDetail& published = published_[kind].details[detail];
       for (auto& rate : published.rates) store(rate, kMostProbability);
-      store(published.floor, 1.0 / 64);
+      store(published.floor, detail == kSpansAt ? kFirstFloor : kLeastProbability);
       store(published.share, has_cost(detail) ? 1.0 / static_cast<double>(costly) : 0.0);
     }
     publish(kind, costs);

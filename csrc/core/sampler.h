@@ -200,8 +200,9 @@ class Sampler {
   // Moves the probabilities, where the period is over. `now_ns` by any clock that does not go back.
   void control(double now_ns, double drain_ns);
   SamplerReport report() const;
-  // Whether it does not know yet what steps and the drain thread cost here.
-  bool is_learning(double now_ns) const noexcept { return now_ns - started_ns_ < kPeriodNs / 2; }
+  // Whether control() has met no step yet, and so knows nothing of what they and the drain thread
+  // take here.
+  bool is_learning() const noexcept { return drain_counted_steps_ == 0; }
 
   static constexpr double kDeadBand = 1.25;
   static constexpr double kLargestChange = 1.4142135623730951;
@@ -211,13 +212,14 @@ class Sampler {
   static constexpr double kMostProbability = 15.0 / 16;
 
  private:
-  static constexpr double kAim = 0.9;         // of the budget, so that chance does not pass it
-  static constexpr double kAllowed = 0.96;    // of it, that allowances get
-  static constexpr double kFavour = 4;        // of the first steps of a request
-  static constexpr double kBurst = 4;         // full steps that an allowance can hold
-  static constexpr double kFloorShare = 0.1;  // of the budget, at most, for the floor
-  static constexpr double kFloorNs = 1e9;     // one detailed step in so long
-  static constexpr uint64_t kOwnRecords = 4;  // of a step
+  static constexpr double kAim = 0.9;              // of the budget, so that chance does not pass it
+  static constexpr double kAllowed = 0.96;         // of it, that allowances get
+  static constexpr double kFavour = 4;             // of the first steps of a request
+  static constexpr double kBurst = 4;              // full steps that an allowance can hold
+  static constexpr double kFloorShare = 0.1;       // of the budget, at most, for the floor
+  static constexpr double kFloorNs = 1e9;          // one detailed step in so long
+  static constexpr uint64_t kOwnRecords = 4;       // of a step
+  static constexpr double kFirstFloor = 1.0 / 64;  // of spans, until steps of the kind were seen
   static constexpr uint64_t kFirstSteps = 8;
   static constexpr uint64_t kPeriodSteps = 32;
 

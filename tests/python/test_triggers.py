@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,9 @@ import torch
 
 import invariants
 import pertoken
+import pertoken.dumps
 from odd_modules import Stack, numbers, seeded
+from pertoken.dumps import Dumps
 from pertoken.errors import RecordingStateError, SelectionError
 from pertoken.triggers import NonFinite, Signal, SlowStep, StepTime, When
 from test_keep import Waits
@@ -205,6 +208,25 @@ def test_dumps_an_hour_are_bounded_and_the_rest_is_counted(tmp_path: Path) -> No
     assert meta["trigger"]["answer"] == "because" and meta["trigger"]["reason"] == "when"
     assert "Dumped: when, because." in str(pertoken.load(recording.dumps[1]).summary())
     assert any("dumps of the hour" in reason for reason in recording.result().losses["reasons"])
+
+
+def test_an_hour_after_the_first_dumps_there_may_be_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 1000.0
+    clock = SimpleNamespace(**{**vars(time), "monotonic": lambda: now_s})
+    monkeypatch.setattr(pertoken.dumps, "time", clock)
+    recording = pertoken.profile(seeded(Stack))
+    dumps = Dumps([StepTime(over_s=1)], tmp_path, dumps_per_hour=2)
+    given = []
+    for minutes in (0, 30, 10, 19, 2, 1, 28, 2):  # from one to the next
+        now_s += minutes * 60
+        before = len(dumps.paths)
+        dumps.dump(recording, {"reason": "when"})
+        given.append(len(dumps.paths) > before)
+    assert given == [True, True, False, False, True, False, False, True]
+    assert dumps.suppressed == 4
+    assert pertoken.load(dumps.paths[-1]).meta["trigger"]["suppressed"] == 4
 
 
 def test_what_a_function_raises_is_counted_and_logged_once(
