@@ -212,14 +212,15 @@ class Sampler {
   static constexpr double kMostProbability = 15.0 / 16;
 
  private:
-  static constexpr double kAim = 0.9;              // of the budget, so that chance does not pass it
-  static constexpr double kAllowed = 0.96;         // of it, that allowances get
-  static constexpr double kFavour = 4;             // of the first steps of a request
-  static constexpr double kBurst = 4;              // full steps that an allowance can hold
-  static constexpr double kFloorShare = 0.1;       // of the budget, at most, for the floor
-  static constexpr double kFloorNs = 1e9;          // one detailed step in so long
-  static constexpr uint64_t kOwnRecords = 4;       // of a step
-  static constexpr double kFirstFloor = 1.0 / 64;  // of spans, until steps of the kind were seen
+  static constexpr double kAim = 0.9;         // of the budget, so that chance does not pass it
+  static constexpr double kAllowed = 0.96;    // of it, that allowances get
+  static constexpr double kFavour = 4;        // of the first steps of a request
+  static constexpr double kBurst = 4;         // full steps that an allowance can hold
+  static constexpr double kFloorShare = 0.1;  // of the budget, at most, for the floor
+  static constexpr double kFloorNs = 1e9;     // one detailed step in so long
+  // Of spans, until steps of the kind were seen.
+  static constexpr double kFirstFloor = 1.0 / 64;
+  static constexpr uint64_t kOwnRecords = 4;  // of a step
   static constexpr uint64_t kFirstSteps = 8;
   static constexpr uint64_t kPeriodSteps = 32;
 
