@@ -82,10 +82,13 @@ SampleChoice Sampler::decide(SampleState& state, SampleDetail detail, StepKind k
   if (state.random == 0) [[unlikely]] {
     uint64_t seed = next_seed_.fetch_add(1, std::memory_order_relaxed);
     state.random = next_random(seed) | 1;
-    // Spans may begin with what they will have: what they cost is known. Other detail may cost
-    // anything, and so begins with nothing.
+    // Spans may begin with what they will have: what they cost is known. Observations may cost
+    // anything, and one of them more than a few hundred steps pay: they begin with the price of
+    // one to pay first.
     for (size_t i = 0; i < published_.size(); ++i) {
-      state.allowance_ns[i][kSpansAt] = load(published_[i].details[kSpansAt].capacity_ns) / 2;
+      const ByDetail<PublishedDetail>& details = published_[i].details;
+      state.allowance_ns[i][kSpansAt] = load(details[kSpansAt].capacity_ns) / 2;
+      state.allowance_ns[i][kObservationsAt] = -load(details[kObservationsAt].capacity_ns) / kBurst;
     }
   }
   const double number = uniform(state.random);
