@@ -304,6 +304,10 @@ void Sampler::control(double now_ns, double drain_ns) {
   }
 }
 
+bool Sampler::is_learning() const noexcept {
+  return std::ranges::none_of(strata_, &Stratum::is_controlled);
+}
+
 void Sampler::control_stratum(size_t kind, double now_ns) {
   Stratum& stratum = strata_[kind];
   const auto steps = static_cast<double>(stratum.window.steps);

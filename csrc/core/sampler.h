@@ -200,9 +200,8 @@ class Sampler {
   // Moves the probabilities, where the period is over. `now_ns` by any clock that does not go back.
   void control(double now_ns, double drain_ns);
   SamplerReport report() const;
-  // Whether control() has met no step yet, and so knows nothing of what they and the drain thread
-  // take here.
-  bool is_learning() const noexcept { return drain_counted_steps_ == 0; }
+  // Whether control() knows nothing yet of what steps and the drain thread take here.
+  bool is_learning() const noexcept;
 
   static constexpr double kDeadBand = 1.25;
   static constexpr double kLargestChange = 1.4142135623730951;
