@@ -199,8 +199,13 @@ def _replay(spooled: _Spooled) -> RecoveredRecording:
         else:
             replay.take_batch(batch)
     recorder.replay_round()
-    dropped, *faults = replay.losses
-    recorder.replay_losses(dropped + replay.missing, *faults, replay.observations_missing)
+    dropped, recording_faults, collector_faults = replay.losses
+    recorder.replay_losses(
+        records_dropped=dropped + replay.missing,
+        recording_faults=recording_faults,
+        collector_faults=collector_faults,
+        observations_dropped=replay.observations_missing,
+    )
     is_whole = not (spooled.first_step or replay.missing or spooled.unread)
     recording.finish(replay.last_ticks, replay.commits, is_whole=is_whole)
     recording.tell(_reasons(spooled, replay, recording))
