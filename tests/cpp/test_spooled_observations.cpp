@@ -13,6 +13,7 @@
 #include <limits>
 #include <random>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -178,6 +179,23 @@ TEST(what_finds_no_room_in_the_file_comes_into_a_segment_in_its_order) {
   CHECK_EQ(waiting_in(folder).size(), waiting);
   recorder->drain();
   CHECK(numbers_in(folder.content("segment-0")) == up_to(kPushed + 1));
+}
+
+TEST(threads_that_push_while_others_are_collected_lose_none_and_have_one_order) {
+  const Folder folder;
+  const auto recorder =
+      Recorder::create({.store_limit_bytes = size_t{1} << 20, .ring_capacity = 1 << 6});
+  recorder->spool_into({folder.path(), size_t{64} << 20, 3});
+  std::vector<std::thread> threads;
+  for (int thread = 0; thread < 3; ++thread) {
+    threads.emplace_back([&] {
+      for (uint32_t i = 0; i < 2000; ++i) recorder->observations().push(observation_of(i));
+    });
+  }
+  for (int round = 0; round < 100; ++round) recorder->drain();
+  for (std::thread& thread : threads) thread.join();
+  recorder->drain();
+  CHECK(numbers_in(folder.content("segment-0")) == up_to(6000));
 }
 
 TEST(segments_of_observations_stay_within_their_bound) {
