@@ -24,7 +24,7 @@ PACKAGE := pyproject.toml CMakeLists.txt LICENSE README.md \
 HEADERS := $(shell find csrc -name '*.h')
 SOURCES := $(shell find csrc -name '*.cpp')
 FORMATTED := $(HEADERS) $(SOURCES) $(shell find csrc -name '*.cu') $(shell find tests/cpp benchmarks -name '*.h' -o -name '*.cpp')
-PYTHON_FILES := python tests benchmarks
+PYTHON_FILES := python tests benchmarks .ci
 
 # ThreadSanitizer cannot start under some kernels' address randomisation; setarch switches it off.
 TSAN_RUN := $(shell setarch -R true 2>/dev/null && echo setarch -R)

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/named_values.h"
 #include "bindings/observation_columns.h"
 #include "bindings/without_gil.h"
 
@@ -18,7 +19,7 @@ namespace py = pybind11;
 namespace {
 
 py::dict step_totals(const StepTotals& totals) {
-  py::dict row;
+  NamedValues row;
   row["begun"] = totals.begun;
   row["failed"] = totals.failed;
   row["detailed"] = totals.detailed;
@@ -31,7 +32,7 @@ py::dict step_totals(const StepTotals& totals) {
 }
 
 py::dict request_totals(const RequestTotals& totals) {
-  py::dict row;
+  NamedValues row;
   row["started"] = totals.started;
   row["finished"] = totals.finished;
   row["failed"] = totals.failed;
@@ -75,7 +76,7 @@ py::dict totals(Recorder& recorder) {
   for (const RequestTotals& of_labels : snapshot.requests) {
     requests.append(request_totals(of_labels));
   }
-  py::dict losses;
+  NamedValues losses;
   losses["records_dropped"] = snapshot.losses.records_dropped;
   losses["observations_dropped"] = snapshot.losses.observations_dropped;
   losses["device_observations"] = device_observation_losses(snapshot.losses.device_observations);
@@ -86,7 +87,7 @@ py::dict totals(Recorder& recorder) {
   losses["collector_faults"] = snapshot.losses.collector_faults;
   losses["requests_uncounted"] = snapshot.requests_uncounted;
   losses["tokens_uncounted"] = snapshot.tokens_uncounted;
-  py::dict result;
+  NamedValues result;
   result["steps"] = steps;
   result["sites"] = sites;
   result["activations"] = values;

@@ -6,6 +6,7 @@
 #include <tuple>
 #include <vector>
 
+#include "bindings/named_values.h"
 #include "bindings/without_gil.h"
 
 namespace pertoken::bindings {
@@ -26,7 +27,7 @@ void arm(Recorder& recorder, const StepTriggers::Times& fixed_ns, const Learned&
 
 // Kinds are numbers.
 py::dict fired(const FiredTrigger& trigger) {
-  py::dict told;
+  NamedValues told;
   if (trigger.cause == TriggerCause::kSignal) {
     told["reason"] = "signal";
     told["signal"] = trigger.signal;

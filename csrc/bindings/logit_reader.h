@@ -8,8 +8,6 @@
 // something wrong where a sampler works in place.
 #pragma once
 
-#include <pybind11/pybind11.h>
-
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -17,6 +15,7 @@
 
 #include "bindings/generation_state.h"
 #include "bindings/owned.h"
+#include "bindings/pybind_names.h"
 #include "bindings/scope.h"
 #include "core/logit_stats.h"
 #include "core/observation_rate.h"
