@@ -198,8 +198,15 @@ def test_a_fault_of_our_own_is_not_hidden(run, failing):
         run("doctor")
 
 
-def test_an_interrupt_exits_with_130_and_without_a_traceback(run, failing):
-    failing(KeyboardInterrupt())
+def _interrupted_import() -> ImportError:
+    error = ImportError("initialization failed")
+    error.__cause__ = KeyboardInterrupt()
+    return error
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt(), _interrupted_import()], ids=repr)
+def test_an_interrupt_exits_with_130_and_without_a_traceback(run, failing, interrupt):
+    failing(interrupt)
     result = run("doctor")
     assert (result.exit_code, result.stderr) == (130, "pertoken: interrupted\n")
 

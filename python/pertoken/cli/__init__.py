@@ -7,7 +7,7 @@ costs no more than click.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import click
 
@@ -59,14 +59,23 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            click.echo("pertoken: interrupted", err=True)
-            ctx.exit(INTERRUPTED)
+            _exit_interrupted(ctx)
         except BrokenPipeError:
             raise
         except (PertokenError, OSError) as error:
             if ctx.params["debug"]:
                 raise
             raise OneLineError(_one_line(error)) from error
+        except ImportError as error:
+            # What an interrupt becomes that hits while a native module is imported.
+            if not isinstance(error.__cause__, KeyboardInterrupt):
+                raise
+            _exit_interrupted(ctx)
+
+
+def _exit_interrupted(ctx: click.Context) -> NoReturn:
+    click.echo("pertoken: interrupted", err=True)
+    ctx.exit(INTERRUPTED)
 
 
 def _one_line(error: Exception) -> str:

@@ -19,6 +19,7 @@ from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
     from pertoken.demo.generation import Generated, TextRequest
+    from pertoken.recording import Recording
     from pertoken.result import Profile
 
 REFRESH_INTERVAL_S = 0.2
@@ -59,7 +60,7 @@ def command(output: Path, tokens: int, prompt: str, threads: int) -> None:
     _check(requests, tokens)
     output.mkdir(parents=True, exist_ok=True)
     model = _ready_model(threads)
-    profile, written = _profiled_run(model, requests, tokens)
+    profile, written = _profiled_run(model, pertoken.profile(model), requests, tokens)
     trace, saved = output / "trace.json", output / "demo.pertoken"
     profile.export_chrome_trace(trace)
     profile.save(saved)
@@ -100,7 +101,7 @@ def _ready_model(threads: int) -> Any:
 
 
 def _profiled_run(
-    model: Any, requests: list[TextRequest], tokens: int
+    model: Any, recording: Recording, requests: list[TextRequest], tokens: int
 ) -> tuple[Profile, list[Generated]]:
     total = tokens * sum(len(request.prompts) for request in requests)
     console = Console(stderr=True)
@@ -129,7 +130,7 @@ def _profiled_run(
                 progress.update(task, completed=done, refresh=True)
                 drawn_at = time.monotonic()
 
-        with pertoken.profile(model) as recording:
+        with recording:
             written = run_requests(model, requests, tokens, on_tokens)
         return recording.result(), written
 
