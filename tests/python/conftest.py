@@ -26,5 +26,5 @@ def fixed_seeds() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The wheels first: they take minutes, most of them on one core, and the rest runs beside them."""
+    """The wheels first: they take minutes, often on one core, and the rest runs beside them."""
     items.sort(key=lambda item: item.get_closest_marker("wheel") is None)
