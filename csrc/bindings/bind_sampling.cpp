@@ -82,7 +82,7 @@ py::object sampling(Recorder& recorder) {
       details.append(detail_row(row.details[detail], report.levels[detail].size()));
     }
     stratum["details"] = details;
-    strata[py::int_(kind)] = stratum;
+    strata[py::int_(kind)] = py::dict(stratum);
   }
   result["strata"] = strata;
   return result;

@@ -7,7 +7,7 @@ namespace py = pybind11;
 // None is inlined, at link time either: that a place only calls is what they are for.
 
 [[gnu::noinline]] void NamedValues::put(const char* name, py::handle value) const {
-  if (PyDict_SetItemString(ptr(), name, value.ptr()) != 0) throw py::error_already_set();
+  if (PyDict_SetItemString(values_.ptr(), name, value.ptr()) != 0) throw py::error_already_set();
 }
 
 [[gnu::noinline]] void NamedValues::put_owned(const char* name, py::handle value) const {

@@ -12,7 +12,7 @@
 
 namespace pertoken::bindings {
 
-class NamedValues : public pybind11::dict {
+class NamedValues {
  public:
   class Place {
    public:
@@ -40,6 +40,8 @@ class NamedValues : public pybind11::dict {
   template <typename Number>
   Number* column(const char* name, pybind11::ssize_t length) const;
 
+  operator pybind11::dict() const { return values_; }
+
  private:
   void put(const char* name, pybind11::handle value) const;
   void put(const char* name, std::string_view text) const;
@@ -48,6 +50,8 @@ class NamedValues : public pybind11::dict {
   void put(const char* name, uint64_t value) const;
   // Takes the reference; null means that making the value has failed.
   void put_owned(const char* name, pybind11::handle value) const;
+
+  pybind11::dict values_;
 };
 
 }  // namespace pertoken::bindings

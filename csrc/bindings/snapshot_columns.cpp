@@ -225,7 +225,7 @@ py::dict snapshot_columns(const RecorderSnapshot& snapshot, uint64_t origin_tick
 
   auto* mark_ns = result.column<int64_t>("marks_ns", marks.size());
   for (py::ssize_t i = 0; i < marks.size(); ++i) {
-    *mark_ns++ = snapshot.clock.to_ns(marks.at(i)) - origin_ns;
+    mark_ns[i] = snapshot.clock.to_ns(marks.at(i)) - origin_ns;
   }
 
   py::list tracks;
