@@ -37,9 +37,12 @@ BENCHMARKS = {
     "instruction_counts": "instructions a call, by valgrind",
     "tensor_stats": "histograms of tensors, beside torch's and numpy's",
     "activations": "observing activations, beside hooks with torch",
+    "logit_pass": "the pass over logits, beside torch's softmax",
     "export_speed": "Chrome export, beside torch.profiler's",
     "peers": "other tools on the same work",
+    "totals_snapshot": "totals of a model that runs",
     "decode_overhead": "overhead in a decode",
+    "long_run": "fifty million spans, ten million steps",
     "sampler_budget": "budgets that are kept",
 }
 
