@@ -6,6 +6,7 @@
 #include <tuple>
 #include <vector>
 
+#include "bindings/named_values.h"
 #include "bindings/without_gil.h"
 #include "core/string_table.h"
 
@@ -40,7 +41,7 @@ void tell_values(py::dict& told, const FiredTrigger& trigger) {
 
 // Kinds are numbers.
 py::dict fired(const FiredTrigger& trigger) {
-  py::dict told;
+  NamedValues told;
   if (trigger.cause == TriggerCause::kSignal) {
     told["reason"] = "signal";
     told["signal"] = trigger.signal;
