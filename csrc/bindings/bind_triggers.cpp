@@ -27,7 +27,7 @@ void arm(Recorder& recorder, const StepTriggers::Times& fixed_ns, const Learned&
   without_gil([&] { recorder.arm_triggers(fixed_ns, std::move(times), {nans, infinities}); });
 }
 
-void tell_values(py::dict& told, const FiredTrigger& trigger) {
+void tell_values(NamedValues& told, const FiredTrigger& trigger) {
   told["reason"] = "non_finite";
   const std::vector<SiteName> sites = site_names();
   told["site"] = trigger.site < sites.size() ? sites[trigger.site].name : "";
