@@ -41,6 +41,7 @@ class Blocks:
 
     step_ns: list[float] = field(default_factory=list)  # mean step of each block
     middle_step_ns: list[float] = field(default_factory=list)  # median step of each block
+    tail_step_ns: list[float] = field(default_factory=list)  # 99th percentile of each block
     leave_ns: list[float] = field(default_factory=list)  # time to leave the variant's context
 
 
@@ -92,7 +93,8 @@ def compare(
     Returns:
         For each variant: ``step_ns``, its mean step; ``ratio`` to the baseline and ``added_ns``,
         both of mean steps, so that time stolen by a collector counts; ``middle_ratio``, of median
-        steps, which ignores it; and ``leave_ns``. Each is an estimate as of `median_interval`.
+        steps, which ignores it; ``tail_ratio``, of the 99th percentiles of blocks; and
+        ``leave_ns``. Each is an estimate as of `median_interval`.
     """
     comparison = Comparison(variants, block)
     run_rounds([comparison], rounds=rounds, advance=advance, seed=seed)
@@ -164,16 +166,19 @@ def _run_block(
     if keep:
         blocks.step_ns.append(statistics.fmean(steps))
         blocks.middle_step_ns.append(statistics.median(steps))
+        blocks.tail_step_ns.append(sorted(steps)[math.ceil(0.99 * len(steps)) - 1])
         blocks.leave_ns.append(leave_ns)
 
 
 def _estimates(blocks: Blocks, baseline: Blocks) -> dict[str, Any]:
     pairs = list(zip(blocks.step_ns, baseline.step_ns, strict=True))
     middles = zip(blocks.middle_step_ns, baseline.middle_step_ns, strict=True)
+    tails = zip(blocks.tail_step_ns, baseline.tail_step_ns, strict=True)
     return {
         "step_ns": median_interval(blocks.step_ns),
         "ratio": median_interval(ours / theirs for ours, theirs in pairs),
         "added_ns": median_interval(ours - theirs for ours, theirs in pairs),
         "middle_ratio": median_interval(ours / theirs for ours, theirs in middles),
+        "tail_ratio": median_interval(ours / theirs for ours, theirs in tails),
         "leave_ns": median_interval(blocks.leave_ns),
     }

@@ -14,8 +14,10 @@ from typing import Any
 import activation_report
 import budget_report
 import logit_report
+import long_run_report
 import peers_report
 import tensor_report
+import totals_report
 from bars import Results, bytes_text, factor_text, ns_text, percent_text, rate_text, verdicts
 from page_parts import Estimate, estimate_text, table
 
@@ -296,8 +298,8 @@ def _limits() -> str:
         '- An overhead below the distance of "nothing again" from 0 is not told from none.\n'
         "- The collector's thread may run on another core than the model. Where there is none,\n"
         "  its time for each record (see the native core) is the model's.\n"
-        "- The store was below its limit in all but the collector's own benchmark: evicting old\n"
-        "  steps is not part of the decode.\n"
+        "- The store was below its limit in all but the collector's own benchmark and the long\n"
+        "  runs: evicting old steps is not part of the decode.\n"
         "- The two exports write different events: pertoken's are module calls and steps,\n"
         "  torch.profiler's are operators, with longer arguments."
     )
@@ -316,6 +318,8 @@ _SECTIONS: tuple[tuple[tuple[str, ...], Callable[..., str]], ...] = (
     (("call_cost", "instruction_counts"), _calls),
     (("native_micro",), _native),
     (("store_memory", "stop_latency"), _store),
+    (("long_run",), long_run_report.section),
+    (("totals_snapshot",), totals_report.section),
     (("tensor_stats",), tensor_report.section),
     (("activations",), activation_report.section),
     (("logit_pass",), logit_report.section),

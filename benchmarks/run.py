@@ -40,7 +40,9 @@ BENCHMARKS = {
     "logit_pass": "the pass over logits, beside torch's softmax",
     "export_speed": "Chrome export, beside torch.profiler's",
     "peers": "other tools on the same work",
+    "totals_snapshot": "totals of a model that runs",
     "decode_overhead": "overhead in a decode",
+    "long_run": "fifty million spans, ten million steps",
     "sampler_budget": "budgets that are kept",
 }
 

@@ -7,6 +7,7 @@ if(CMAKE_CXX_FLAGS_RELEASE STREQUAL "-O3 -DNDEBUG")
 endif()
 
 set_source_files_properties(
+  csrc/bindings/bound_call.cpp
   csrc/bindings/cache_length.cpp
   csrc/bindings/device_calls.cpp
   csrc/bindings/generation_state.cpp

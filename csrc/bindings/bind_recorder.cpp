@@ -129,13 +129,6 @@ void bind_recorder(py::module_& m) {
       "intern_module",
       [](const std::string& name) { return intern_site(SiteCategory::kModule, name); },
       py::arg("name"));
-  m.def("site_names", [] {
-    py::list names;
-    for (const SiteName& site : site_names()) {
-      names.append(py::make_tuple(static_cast<int>(site.category), site.name));
-    }
-    return names;
-  });
   m.def(
       "set_known_cache",
       [](const py::function& cache_function, const py::function& layer_function) {

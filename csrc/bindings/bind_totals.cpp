@@ -2,20 +2,32 @@
 
 #include <pybind11/stl.h>
 
+#include <chrono>
 #include <cmath>
 #include <optional>
+#include <string>
+#include <thread>
 #include <tuple>
 #include <utility>
 #include <vector>
 
 #include "bindings/observation_columns.h"
 #include "bindings/without_gil.h"
+#include "core/string_table.h"
 
 namespace pertoken::bindings {
 
 namespace py = pybind11;
 
 namespace {
+
+// So many rows take about 0.1 ms, for which the threads of the model may have to wait.
+constexpr size_t kRowsAtOnce = 64;
+
+// Lets threads that wait for the GIL have it. Released alone, it would be taken again at once.
+void let_others_run() {
+  without_gil([] { std::this_thread::sleep_for(std::chrono::microseconds(50)); });
+}
 
 py::dict step_totals(const StepTotals& totals) {
   py::dict row;
@@ -49,27 +61,38 @@ py::dict request_totals(const RequestTotals& totals) {
   return row;
 }
 
-// Kinds and sites are numbers, as are label sets; the site of those beyond the bound is -1.
+// The category of a site and its name; -1 and an empty one of those beyond the bound.
+py::tuple site_name(const std::vector<SiteName>& names, uint32_t site) {
+  if (site == kOtherSite) return py::make_tuple(-1, "");
+  return py::make_tuple(static_cast<int>(names[site].category), names[site].name);
+}
+
+// Kinds and label sets are numbers.
 py::dict totals(Recorder& recorder) {
   RecorderTotals snapshot;
-  without_gil([&] { snapshot = recorder.totals(); });
+  std::vector<SiteName> names;
+  without_gil([&] {
+    snapshot = recorder.totals();
+    names = site_names();  // after it: names only come
+  });
   py::dict steps;
   for (size_t kind = 0; kind < snapshot.steps.size(); ++kind) {
     if (snapshot.steps[kind].begun > 0) steps[py::int_(kind)] = step_totals(snapshot.steps[kind]);
   }
   py::list sites;
-  for (const SiteTotals& site : snapshot.sites) {
-    const int64_t code = site.site == kOtherSite ? -1 : int64_t{site.site};
-    sites.append(py::make_tuple(code, static_cast<int>(site.kind),
+  for (SiteTotals& site : snapshot.sites) {
+    sites.append(py::make_tuple(site_name(names, site.site), static_cast<int>(site.kind),
                                 static_cast<uint64_t>(std::llround(site.own_ns)),
-                                py::cast(site.dur_ns)));
+                                py::cast(std::move(site.dur_ns))));
+    if (sites.size() % kRowsAtOnce == 0) let_others_run();
   }
   py::list values;
-  for (const ValueTotals& site : snapshot.values) {
-    const int64_t code = site.site == kOtherSite ? -1 : int64_t{site.site};
-    values.append(py::make_tuple(code, static_cast<int>(site.kind), site.observations, site.weight,
-                                 site.weighted_count, site.weighted_sum, site.weighted_sum_sq,
-                                 py::cast(site.values)));
+  for (ValueTotals& site : snapshot.values) {
+    values.append(py::make_tuple(site_name(names, site.site), static_cast<int>(site.kind),
+                                 site.observations, site.weight, site.weighted_count,
+                                 site.weighted_sum, site.weighted_sum_sq,
+                                 py::cast(std::move(site.values))));
+    if (values.size() % kRowsAtOnce == 0) let_others_run();
   }
   py::list requests;
   for (const RequestTotals& of_labels : snapshot.requests) {

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from pertoken import _native
 from pertoken.histogram import from_native
 from pertoken.schema import SPAN_CATEGORIES, STEP_KINDS
 from pertoken.totals import (
@@ -24,21 +25,17 @@ if TYPE_CHECKING:
     from pertoken.recovered_recording import RecoveredRecording
 
 _KINDS = (*STEP_KINDS, OUTSIDE)
+_ROWS_AT_ONCE = 64  # about 0.1 ms, for which the threads of the model may have to wait
+_PAUSE_S = 50e-6
 
 
 def read_totals(recording: Recording | RecoveredRecording) -> Totals:
     """The totals of a recording at this moment."""
     recording.log.close_ended_runs()
     native = recording.recorder.totals()
-    names = _native.site_names()
-
-    def key_of(code: int, kind: int) -> SiteKey:
-        category, name = names[code] if code >= 0 else (-1, OTHER)
-        return SiteKey(name, _KINDS[kind], SPAN_CATEGORIES[category] if code >= 0 else "")
-
     label_sets = recording.log.label_sets.by_number()
     requests: dict[LabelSet, RequestTotals] = {}
-    for number, of_labels in enumerate(native["requests"]):
+    for number, of_labels in enumerate(_in_turns(native["requests"], _ROWS_AT_ONCE // 8)):
         if of_labels["started"]:
             requests[label_sets[number]] = _request_totals(of_labels)
     on_devices = native["losses"].pop("device_observations")
@@ -47,12 +44,12 @@ def read_totals(recording: Recording | RecoveredRecording) -> Totals:
         recorded_ns=recording.recorded_ns,
         steps={_KINDS[kind]: StepTotals(**_values(row)) for kind, row in native["steps"].items()},
         sites={
-            key_of(code, kind): SiteTotals(own_ns, from_native(dur_ns))
-            for code, kind, own_ns, dur_ns in native["sites"]
+            _site_key(name, kind): SiteTotals(own_ns, from_native(dur_ns))
+            for name, kind, own_ns, dur_ns in _in_turns(native["sites"], _ROWS_AT_ONCE)
         },
         activations={
-            key_of(code, kind): _activation_totals(row)
-            for code, kind, *row in native["activations"]
+            _site_key(name, kind): _activation_totals(row)
+            for name, kind, *row in _in_turns(native["activations"], _ROWS_AT_ONCE)
         },
         requests=requests,
         losses={
@@ -62,6 +59,21 @@ def read_totals(recording: Recording | RecoveredRecording) -> Totals:
             "faults": sum(recording.faults.values()),
         },
     )
+
+
+def _in_turns(rows: Iterable[Any], at_once: int) -> Iterator[Any]:
+    """The rows, with pauses in which threads that wait for the GIL get it."""
+    for number, row in enumerate(rows, 1):
+        yield row
+        if number % at_once == 0:
+            time.sleep(_PAUSE_S)
+
+
+def _site_key(site: tuple[int, str], kind: int) -> SiteKey:
+    category, name = site
+    if category < 0:
+        return SiteKey(OTHER, _KINDS[kind], "")
+    return SiteKey(name, _KINDS[kind], SPAN_CATEGORIES[category])
 
 
 def _activation_totals(row: list[Any]) -> ActivationTotals:

@@ -10,8 +10,9 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ BENCHMARKS = ROOT / "benchmarks"
 # In one process, to load torch once; the first one forks, so it comes before any thread.
 PARTS = (
     "peers", "decode_overhead", "call_cost", "store_memory", "stop_latency", "export_speed",
-    "tensor_stats", "activations", "logit_pass",
+    "tensor_stats", "activations", "logit_pass", "long_run", "totals_snapshot",
 )  # fmt: skip
 RUN = """
 import importlib, json, sys
@@ -141,6 +142,47 @@ def test_the_page_shows_every_budget(module: Any) -> None:
     assert "\n| 1 % | under | 1,200 | any to 0.61 % |" in page
 
 
+def test_the_page_shows_what_long_runs_held_and_lost(measured: dict[str, Any], module: Any) -> None:
+    report = module("report")
+    long = measured["long_run"]
+    page = report.render({**_newest(report), "benchmarks": {"long_run": long}}, "x.json")
+    spans, steps = long["runs"].values()
+    assert f"\n| spans | {spans['spans']:,} | {steps['spans']:,} |" in page
+    for run in (spans, steps):
+        held = run["spans_held"] + run["spans_evicted"]
+        assert run["spans"] - run["records_dropped"] <= held <= run["spans"]
+        assert run["untold"] == 0 and len(run["grown_bytes_by_tenth"]) == 10
+        assert run["last_to_first"]["low"] <= run["last_to_first"]["median"]
+    assert "\n| missing, and `losses` does not say so | 0 | 0 |" in page
+
+
+@pytest.mark.parametrize(
+    ("held", "counted", "begun", "dropped", "untold"),
+    [(30, 50, 10, 0, 0), (30, 48, 9, 3, 0), (30, 48, 9, 2, 1), (29, 50, 10, 0, 1)],
+)
+def test_what_is_missing_without_being_told_is_found(
+    module: Any, held: int, counted: int, begun: int, dropped: int, untold: int
+) -> None:
+    evicted = counted - 30
+    profile = SimpleNamespace(
+        spans=range(held), losses={"spans_evicted": evicted, "records_dropped": dropped}
+    )
+    site = SimpleNamespace(dur_ns=SimpleNamespace(count=counted))
+    totals = SimpleNamespace(sites={"a": site}, steps={"other": SimpleNamespace(begun=begun)})
+    assert module("long_run").losses(profile, totals, 10, 5)["untold"] == untold
+
+
+def test_the_page_shows_what_looking_at_totals_adds(measured: dict[str, Any], module: Any) -> None:
+    report = module("report")
+    totals = measured["totals_snapshot"]
+    page = report.render({**_newest(report), "benchmarks": {"totals_snapshot": totals}}, "x.json")
+    for name in totals["variants"]:
+        assert f"\n| {name} | " in page
+    for state in totals["alone"]:
+        assert f"\n| {state['spans']:,} | " in page
+    assert totals["sites"] > 100
+
+
 def test_a_page_of_a_part_of_the_benchmarks_leaves_out_the_rest(
     measured: dict[str, Any], module: Any
 ) -> None:
@@ -222,6 +264,27 @@ def test_rounds_of_several_comparisons_alternate(module: Any) -> None:
     paired.run_rounds(comparisons, rounds=3, advance=lambda share: None)
     assert "".join(order) == "aabb" * (3 + paired.WARM_UP_ROUNDS)
     assert comparisons[0].estimates()["nothing again"]["ratio"]["count"] == 3
+
+
+def test_means_medians_and_tails_of_blocks_are_compared_apart(module: Any) -> None:
+    paired = module("paired")
+    is_slow = False
+
+    @contextmanager
+    def slow() -> Iterator[None]:
+        nonlocal is_slow
+        is_slow = True
+        yield
+        is_slow = False
+
+    def block() -> list[float]:
+        return [1.0] * 197 + [9.0 if is_slow else 1.0] * 3
+
+    found = paired.compare(
+        [paired.Variant("slow", slow)], block, rounds=2, advance=lambda share: None
+    )
+    ratios = ("ratio", "middle_ratio", "tail_ratio")
+    assert [found["slow"][name]["median"] for name in ratios] == [1.12, 1.0, 9.0]
 
 
 def test_the_table_of_power_has_what_was_simulated(module: Any) -> None:

@@ -33,6 +33,8 @@ def report() -> Iterator[ModuleType]:
             "tensor_report",
             "activation_report",
             "budget_report",
+            "long_run_report",
+            "totals_report",
             "bar_chart",
             "page_parts",
         ):

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ import invariants
 import pertoken
 from models import llama, prompt
 from odd_modules import Stack, numbers, seeded
-from pertoken import Totals, _native
+from pertoken import Totals, _native, totals_reading
 from pertoken.analysis import latency
 from pertoken.totals import OTHER, SiteKey
 
@@ -253,6 +255,42 @@ def test_totals_never_go_down_while_threads_record_and_others_look() -> None:
     dropped = last.losses["records_dropped"]
     assert (last.all_steps.begun, dropped) == (1500, 0)
     assert last.all_requests.finished == 1500
+
+
+def test_other_threads_run_while_many_sites_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By turns, and not only where the interpreter forces a switch, which here it never does."""
+    model = seeded(Stack)
+    pauses: list[float] = []
+    monkeypatch.setattr(totals_reading, "time", SimpleNamespace(sleep=pauses.append))
+    turns = 0
+    done = threading.Event()
+
+    def take_turns() -> None:
+        nonlocal turns
+        while not done.is_set():
+            turns += 1
+            time.sleep(0)  # as an operator of torch: lets go of the GIL, and wants it back
+
+    with pertoken.profile(model) as recording:
+        for number in range(2000):
+            with pertoken.span(f"region {number}"):
+                pass
+        recording.recorder.drain()
+        interval = sys.getswitchinterval()
+        other = threading.Thread(target=take_turns)
+        other.start()
+        try:
+            sys.setswitchinterval(60)
+            before = turns
+            totals = recording.totals()
+            taken = turns - before
+        finally:
+            sys.setswitchinterval(interval)
+            done.set()
+            other.join()
+    assert len(totals.sites) == 2000
+    assert len(pauses) == 2000 // 64
+    assert taken > 8  # of the 31 pauses of the native part; without them one or two
 
 
 def test_a_request_that_raises_counts_as_failed_and_has_no_latency() -> None:
