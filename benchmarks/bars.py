@@ -261,6 +261,30 @@ BUDGET_BARS = (
     ),
 )
 
+
+def _against_hooks(activations: Any) -> dict[str, float]:
+    """How many times as much hooks with torch add to a step, as observing every step does."""
+    variants = activations["variants"]
+    ours = variants["activations, every step"]["added_ns"]
+    hooks = variants["hooks with torch, every step"]["added_ns"]
+    return {
+        "median": hooks["median"] / ours["median"],
+        "low": hooks["low"] / ours["high"],
+        "high": hooks["high"] / ours["low"],
+    }
+
+
+ACTIVATION_BARS = (
+    Bar(
+        "what hooks with torch add to a step, to what observing every step adds",
+        "activations",
+        _against_hooks,
+        1,
+        factor_text,
+        at_least=True,
+    ),
+)
+
 BARS = (
     Bar(
         "ring push with its timestamp, against a bare clock read",
@@ -319,6 +343,7 @@ BARS = (
     ),
     *TENSOR_BARS,
     *BUDGET_BARS,
+    *ACTIVATION_BARS,
 )
 
 
