@@ -24,7 +24,7 @@ PACKAGE := pyproject.toml CMakeLists.txt LICENSE README.md \
 HEADERS := $(shell find csrc -name '*.h')
 SOURCES := $(shell find csrc -name '*.cpp')
 FORMATTED := $(HEADERS) $(SOURCES) $(shell find csrc -name '*.cu') $(shell find tests/cpp benchmarks -name '*.h' -o -name '*.cpp')
-PYTHON_FILES := python tests benchmarks
+PYTHON_FILES := python tests benchmarks .ci
 
 # ThreadSanitizer cannot start under some kernels' address randomisation; setarch switches it off.
 TSAN_RUN := $(shell setarch -R true 2>/dev/null && echo setarch -R)
@@ -40,9 +40,10 @@ help: ## list the targets
 demo: $(VENV)/.installed ## profile a small model; writes demo/
 	$(BIN)/pertoken demo --output demo
 
-# Goes on after a failure, so that one run tells everything; pytest comes last and sums up.
+# Goes on after a failure, so that one run tells everything; pytest comes last and sums up. mypy and
+# stubtest, which use one core, run beside clang-tidy.
 test: $(VENV)/.installed $(VENV)/.dev ## lint, the C++ tests under sanitizers, the Python tests
-	@$(MAKE) -k lint cpp-tests aarch64 fuzz pytest
+	@$(MAKE) -k -j2 -Otarget lint; linted=$$?; $(MAKE) -k cpp-tests aarch64 fuzz pytest && exit $$linted
 
 lint: lint-python lint-types lint-cpp lint-tidy ## ruff, mypy, stubtest, clang-format, clang-tidy
 
@@ -138,8 +139,8 @@ cpp-tests: $(VENV)/.dev ## the C++ tests: optimised, under ASan and UBSan, under
 	@$(MAKE) cpp-test-plain cpp-test-asan cpp-test-tsan
 
 cpp-build-plain: CMAKE_ARGS = -DCMAKE_BUILD_TYPE=Release
-cpp-build-asan: CMAKE_ARGS = -DPERTOKEN_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1
-cpp-build-tsan: CMAKE_ARGS = -DPERTOKEN_SANITIZE=thread -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1
+cpp-build-asan: CMAKE_ARGS = -DPERTOKEN_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-Og
+cpp-build-tsan: CMAKE_ARGS = -DPERTOKEN_SANITIZE=thread -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-Og
 cpp-build-%: FORCE
 	cmake -S . -B build-$* -G Ninja -DPERTOKEN_BUILD_TESTS=ON -DPERTOKEN_BUILD_MODULE=OFF \
 	  -DPERTOKEN_CUDA=OFF $(CMAKE_ARGS)

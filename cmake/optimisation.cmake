@@ -45,6 +45,7 @@ set_source_files_properties(
   csrc/bindings/bind_totals.cpp
   csrc/bindings/bind_triggers.cpp
   csrc/bindings/module.cpp
+  csrc/bindings/named_values.cpp
   csrc/bindings/observation_columns.cpp
   csrc/bindings/root_search.cpp
   csrc/bindings/snapshot_columns.cpp

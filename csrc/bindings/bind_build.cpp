@@ -6,6 +6,7 @@
 
 #include "bindings/build_info.h"
 #include "bindings/module.h"
+#include "bindings/named_values.h"
 #include "cuda/kernel_image.h"
 
 namespace py = pybind11;
@@ -21,7 +22,7 @@ std::string kernels() {
 }
 
 py::dict build_info() {
-  py::dict info;
+  NamedValues info;
   info["pertoken"] = kVersion;
   info["compiler"] = kCompiler;
   info["compiler_version"] = kCompilerVersion;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bindings/module.h"
+#include "bindings/named_values.h"
 #include "core/clock.h"
 #include "core/clock_calibrator.h"
 #include "core/clock_map.h"
@@ -24,7 +25,7 @@ const char* source_name() { return clock_source() == ClockSource::kTsc ? "tsc" :
 
 py::dict clock_info() {
   const ClockMap map = ClockCalibrator().map();
-  py::dict info;
+  NamedValues info;
   info["source"] = source_name();
   info["reason"] = clock_source_reason();
   info["ticks_per_second"] = map.ticks_per_second();

@@ -15,6 +15,7 @@
 #include "bindings/graph_replay.h"
 #include "bindings/logit_reader.h"
 #include "bindings/module.h"
+#include "bindings/named_values.h"
 #include "bindings/request_numbers.h"
 #include "bindings/scope.h"
 #include "bindings/snapshot_columns.h"
@@ -53,11 +54,11 @@ void start(Recorder& recorder) {
 py::dict status(Recorder& recorder) {
   RecorderStatus status;
   without_gil([&] { status = recorder.status(); });
-  py::dict result;
-  result["steps"] = status.activity.steps;
+  NamedValues result;
+  result["steps"] = py::cast(status.activity.steps);
   result["tokens_in"] = status.activity.tokens_in;
   result["spans"] = status.activity.spans;
-  result["step_ns"] = status.step_ns;
+  result["step_ns"] = py::cast(status.step_ns);
   result["drain_cpu_ns"] = status.drain_cpu_ns;
   result["store_bytes"] = status.store_bytes;
   result["records_dropped"] = status.losses.records_dropped;

@@ -6,6 +6,7 @@
 #include <tuple>
 #include <vector>
 
+#include "bindings/named_values.h"
 #include "bindings/without_gil.h"
 #include "core/step_detail.h"
 
@@ -44,7 +45,7 @@ py::dict detail_row(const DetailReport& row, size_t levels) {
     for (size_t level = 0; level < levels; ++level) list.append(values[level]);
     return list;
   };
-  py::dict result;
+  NamedValues result;
   result["detailed"] = first(row.detailed);
   result["rates"] = first(row.rates);
   result["floor"] = row.floor;
@@ -63,7 +64,7 @@ py::object sampling(Recorder& recorder) {
   if (recorder.sampler() == nullptr) return py::none();
   SamplerReport report;
   without_gil([&] { report = recorder.sampling(); });
-  py::dict result;
+  NamedValues result;
   result["budget"] = report.budget;
   const SampleCosts& costs = report.costs;
   result["costs_ns"] = py::make_tuple(costs.step_ns, costs.span_ns, costs.skip_ns, costs.drain_ns);
@@ -72,7 +73,7 @@ py::object sampling(Recorder& recorder) {
   for (size_t kind = 0; kind < report.strata.size(); ++kind) {
     const StratumReport& row = report.strata[kind];
     if (row.steps == 0) continue;
-    py::dict stratum;
+    NamedValues stratum;
     stratum["steps"] = row.steps;
     stratum["step_ns"] = row.step_ns;
     stratum["plain_ns"] = row.plain_ns;
@@ -81,7 +82,7 @@ py::object sampling(Recorder& recorder) {
       details.append(detail_row(row.details[detail], report.levels[detail].size()));
     }
     stratum["details"] = details;
-    strata[py::int_(kind)] = stratum;
+    strata[py::int_(kind)] = py::dict(stratum);
   }
   result["strata"] = strata;
   return result;

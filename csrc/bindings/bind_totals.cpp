@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/named_values.h"
 #include "bindings/observation_columns.h"
 #include "bindings/without_gil.h"
 #include "core/string_table.h"
@@ -30,7 +31,7 @@ void let_others_run() {
 }
 
 py::dict step_totals(const StepTotals& totals) {
-  py::dict row;
+  NamedValues row;
   row["begun"] = totals.begun;
   row["failed"] = totals.failed;
   row["detailed"] = totals.detailed;
@@ -43,7 +44,7 @@ py::dict step_totals(const StepTotals& totals) {
 }
 
 py::dict request_totals(const RequestTotals& totals) {
-  py::dict row;
+  NamedValues row;
   row["started"] = totals.started;
   row["finished"] = totals.finished;
   row["failed"] = totals.failed;
@@ -98,7 +99,7 @@ py::dict totals(Recorder& recorder) {
   for (const RequestTotals& of_labels : snapshot.requests) {
     requests.append(request_totals(of_labels));
   }
-  py::dict losses;
+  NamedValues losses;
   losses["records_dropped"] = snapshot.losses.records_dropped;
   losses["observations_dropped"] = snapshot.losses.observations_dropped;
   losses["device_observations"] = device_observation_losses(snapshot.losses.device_observations);
@@ -109,7 +110,7 @@ py::dict totals(Recorder& recorder) {
   losses["collector_faults"] = snapshot.losses.collector_faults;
   losses["requests_uncounted"] = snapshot.requests_uncounted;
   losses["tokens_uncounted"] = snapshot.tokens_uncounted;
-  py::dict result;
+  NamedValues result;
   result["steps"] = steps;
   result["sites"] = sites;
   result["activations"] = values;

@@ -1,5 +1,6 @@
 #include "bindings/compiled_layers.h"
 
+#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <algorithm>

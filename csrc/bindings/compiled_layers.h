@@ -2,8 +2,7 @@
 // round each of them; the operators come here. Under the GIL, on the model's threads.
 #pragma once
 
-#include <pybind11/pybind11.h>
-
+#include "bindings/pybind_names.h"
 #include "core/recorder.h"
 
 namespace pertoken::bindings {

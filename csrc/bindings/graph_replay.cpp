@@ -1,5 +1,7 @@
 #include "bindings/graph_replay.h"
 
+#include <pybind11/pybind11.h>
+
 #include "bindings/device_calls.h"
 #include "bindings/opener.h"
 #include "bindings/sampled_forward.h"

@@ -3,10 +3,10 @@
 #pragma once
 
 #include <Python.h>
-#include <pybind11/pybind11.h>
 
 #include <memory>
 
+#include "bindings/pybind_names.h"
 #include "core/recorder.h"
 
 namespace pertoken::bindings {

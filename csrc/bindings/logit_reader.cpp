@@ -1,5 +1,7 @@
 #include "bindings/logit_reader.h"
 
+#include <pybind11/pybind11.h>
+
 #include <new>
 #include <span>
 

@@ -8,14 +8,13 @@
 // something wrong where a sampler works in place.
 #pragma once
 
-#include <pybind11/pybind11.h>
-
 #include <cstdint>
 #include <vector>
 
 #include "bindings/generation_state.h"
 #include "bindings/logit_rows.h"
 #include "bindings/owned.h"
+#include "bindings/pybind_names.h"
 #include "core/observation_rate.h"
 #include "core/recorder.h"
 #include "core/tensor_view.h"

@@ -1,7 +1,6 @@
 #include "bindings/observation_columns.h"
 
-#include <pybind11/numpy.h>
-
+#include "bindings/named_values.h"
 namespace pertoken::bindings {
 
 namespace py = pybind11;
@@ -10,14 +9,12 @@ namespace {
 
 py::dict own_columns(const StoreSnapshot& store) {
   const auto length = static_cast<py::ssize_t>(store.observations.size());
-  py::dict columns;
+  NamedValues columns;
   const auto column = [&]<typename Number>(const char* name, Number, auto&& value) {
-    py::array_t<Number> array(length);
-    auto* out = array.mutable_data();
+    auto* out = columns.column<Number>(name, length);
     for (const auto& observation : store.observations) {
       *out++ = static_cast<Number>(value(*observation));
     }
-    columns[name] = array;
   };
   using Stored = StoredObservation;
   column("observation", int64_t{}, [](const Stored& of) { return of.id; });
@@ -43,12 +40,11 @@ py::dict bucket_columns(const StoreSnapshot& store) {
   size_t filled = 0;
   for (const auto& observation : store.observations) filled += observation->filled_buckets();
   const auto length = static_cast<py::ssize_t>(filled);
-  py::array_t<int64_t> ids(length), counts(length);
-  py::array_t<int32_t> signs(length), indices(length);
-  auto* id = ids.mutable_data();
-  auto* count = counts.mutable_data();
-  auto* sign = signs.mutable_data();
-  auto* index = indices.mutable_data();
+  NamedValues columns;
+  auto* id = columns.column<int64_t>("observation", length);
+  auto* sign = columns.column<int32_t>("sign", length);
+  auto* index = columns.column<int32_t>("index", length);
+  auto* count = columns.column<int64_t>("count", length);
   for (const auto& observation : store.observations) {
     for (const StoredObservation::Bucket& bucket : observation->buckets()) {
       *id++ = observation->id;
@@ -57,11 +53,6 @@ py::dict bucket_columns(const StoreSnapshot& store) {
       *count++ = static_cast<int64_t>(bucket.count);
     }
   }
-  py::dict columns;
-  columns["observation"] = ids;
-  columns["sign"] = signs;
-  columns["index"] = indices;
-  columns["count"] = counts;
   return columns;
 }
 
@@ -74,7 +65,7 @@ py::dict device_observation_losses(const ObservationLosses& losses) {
 }
 
 py::dict observation_columns(const StoreSnapshot& store) {
-  py::dict columns;
+  NamedValues columns;
   columns["observations"] = own_columns(store);
   columns["buckets"] = bucket_columns(store);
   return columns;

@@ -1,5 +1,6 @@
 #include "bindings/observer.h"
 
+#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <exception>
@@ -79,10 +80,26 @@ ObservedStep* step_of_scope(const Recorder& recorder, uint32_t& number) {
 
 }  // namespace
 
+struct Observer::Calls {
+  py::object read_elsewhere;
+  py::object current_stream;
+  py::object skip;
+  py::object choose;
+};
+
+Observer::Observer(std::shared_ptr<Recorder> recorder, py::object read_elsewhere,
+                   py::object current_stream, py::object skip, py::object choose, bool by_row)
+    : recorder_(std::move(recorder)),
+      calls_(new Calls{std::move(read_elsewhere), std::move(current_stream), std::move(skip),
+                       std::move(choose)}),
+      by_row_(by_row) {}
+
+Observer::~Observer() = default;
+
 void Observer::observe_output(ThreadBuffer& buffer, uint32_t site, PyObject* output) {
   const uint64_t start_ticks = now_ticks();
-  const bool is_chosen = !choose_.is_none();
-  const Owned value(is_chosen ? PyObject_CallOneArg(choose_.ptr(), output)
+  const bool is_chosen = !calls_->choose.is_none();
+  const Owned value(is_chosen ? PyObject_CallOneArg(calls_->choose.ptr(), output)
                               : first_floating_tensor(output));
   if (value) {
     observe(buffer.observed, buffer.open_step, site, value.get());
@@ -119,7 +136,7 @@ void Observer::observe(const ObservedStep& step, uint32_t number, uint32_t site,
   } else if (view_gpu_tensor(value, view, place.device)) {
     if (!current_stream(place)) return;
   } else {
-    memory.reset(PyObject_CallOneArg(read_elsewhere_.ptr(), value));
+    memory.reset(PyObject_CallOneArg(calls_->read_elsewhere.ptr(), value));
     if (!memory) discard_error();
     if (!memory || memory.get() == Py_None) return;
     void* stream = nullptr;
@@ -195,12 +212,13 @@ void Observer::count_on_gpu(const ObservedStep& step, uint32_t number, uint32_t 
 }
 
 bool Observer::current_stream(cuda::GpuPlace& place) {
-  if (current_stream_.is_none()) {
+  if (calls_->current_stream.is_none()) {
     skip("this torch does not tell its current stream");
     return false;
   }
   const Owned device(PyLong_FromLong(place.device));
-  const Owned handle(device ? PyObject_CallOneArg(current_stream_.ptr(), device.get()) : nullptr);
+  const Owned handle(device ? PyObject_CallOneArg(calls_->current_stream.ptr(), device.get())
+                            : nullptr);
   if (!handle || !PyLong_Check(handle.get())) {
     discard_error();
     recorder_->count_fault();
@@ -227,7 +245,7 @@ void Observer::prepare(int device) {
 }
 
 void Observer::skip(const char* reason) {
-  const Owned result(PyObject_CallFunction(skip_.ptr(), "s", reason));
+  const Owned result(PyObject_CallFunction(calls_->skip.ptr(), "s", reason));
   if (!result) discard_error();
 }
 

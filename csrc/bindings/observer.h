@@ -4,11 +4,12 @@
 // and changes nothing of it.
 #pragma once
 
-#include <pybind11/pybind11.h>
+#include <Python.h>
 
 #include <cstdint>
 #include <memory>
 
+#include "bindings/pybind_names.h"
 #include "core/recorder.h"
 #include "core/tensor_view.h"
 #include "cuda/gpu_observer.h"
@@ -25,13 +26,10 @@ class Observer {
   // observation of its own.
   Observer(std::shared_ptr<Recorder> recorder, pybind11::object read_elsewhere,
            pybind11::object current_stream, pybind11::object skip, pybind11::object choose,
-           bool by_row)
-      : recorder_(std::move(recorder)),
-        read_elsewhere_(std::move(read_elsewhere)),
-        current_stream_(std::move(current_stream)),
-        skip_(std::move(skip)),
-        choose_(std::move(choose)),
-        by_row_(by_row) {}
+           bool by_row);
+  ~Observer();
+  Observer(const Observer&) = delete;
+  Observer& operator=(const Observer&) = delete;
 
   // Called by the wrapper of a site when its module has returned, in an observed step.
   void observe_output(ThreadBuffer& buffer, uint32_t site, PyObject* output);
@@ -41,6 +39,8 @@ class Observer {
   void prepare(int device);
 
  private:
+  struct Calls;
+
   void observe(const ObservedStep& step, uint32_t number, uint32_t site, PyObject* value);
   void count(const ObservedStep& step, uint32_t number, uint32_t site,
              const TensorView& view) noexcept;
@@ -51,10 +51,7 @@ class Observer {
   void skip(const char* reason);
 
   const std::shared_ptr<Recorder> recorder_;
-  const pybind11::object read_elsewhere_;
-  const pybind11::object current_stream_;
-  const pybind11::object skip_;
-  const pybind11::object choose_;
+  const std::unique_ptr<const Calls> calls_;
   const bool by_row_;
   std::shared_ptr<cuda::GpuObserver> gpus_;  // from the first tensor on a GPU on
 };

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <unordered_map>
 
+#include "bindings/named_values.h"
 #include "bindings/observation_columns.h"
 #include "bindings/without_gil.h"
 #include "core/string_table.h"
@@ -30,51 +31,39 @@ py::dict span_columns(const RecorderSnapshot& snapshot, int64_t origin_ns) {
     for (uint32_t i = 0; i < chunk->size(); ++i) count += is_held(chunk->at(i), first_step);
   }
   const auto length = static_cast<py::ssize_t>(count);
-  py::array_t<int64_t> ids(length), parents(length), steps(length), starts(length), durs(length);
-  py::array_t<int32_t> sites(length), tracks(length), devices(length);
   std::unordered_map<int32_t, int32_t> device_of;
   for (const TrackInfo& track : snapshot.tracks) device_of[track.track] = track.device;
-  {
-    auto* id = ids.mutable_data();
-    auto* parent = parents.mutable_data();
-    auto* step = steps.mutable_data();
-    auto* start_ns = starts.mutable_data();
-    auto* dur_ns = durs.mutable_data();
-    auto* site = sites.mutable_data();
-    auto* track = tracks.mutable_data();
-    auto* device = devices.mutable_data();
-    without_gil([&] {
-      size_t at = 0;
-      for (const auto& chunk : snapshot.store.chunks) {
-        const auto known = device_of.find(chunk->track());
-        const int32_t on_device = known == device_of.end() ? -1 : known->second;
-        for (uint32_t i = 0; i < chunk->size(); ++i) {
-          const StoredSpan span = chunk->at(i);
-          if (!is_held(span, first_step)) continue;
-          const int64_t begin_ns = snapshot.clock.to_ns(span.start_ticks);
-          const int64_t end_ns = snapshot.clock.to_ns(span.start_ticks + span.dur_ticks);
-          id[at] = span_id(span.track, span.seq);
-          parent[at] = span.parent_seq == 0 ? -1 : span_id(span.track, span.parent_seq);
-          step[at] = span.step;
-          start_ns[at] = begin_ns - origin_ns;
-          dur_ns[at] = end_ns - begin_ns;
-          site[at] = static_cast<int32_t>(span.site);
-          track[at] = span.track;
-          device[at] = on_device;
-          ++at;
-        }
+  NamedValues columns;
+  auto* id = columns.column<int64_t>("span", length);
+  auto* parent = columns.column<int64_t>("parent", length);
+  auto* step = columns.column<int64_t>("step", length);
+  auto* site = columns.column<int32_t>("site", length);
+  auto* track = columns.column<int32_t>("track", length);
+  auto* device = columns.column<int32_t>("device", length);
+  auto* start_ns = columns.column<int64_t>("start_ns", length);
+  auto* dur_ns = columns.column<int64_t>("dur_ns", length);
+  without_gil([&] {
+    size_t at = 0;
+    for (const auto& chunk : snapshot.store.chunks) {
+      const auto known = device_of.find(chunk->track());
+      const int32_t on_device = known == device_of.end() ? -1 : known->second;
+      for (uint32_t i = 0; i < chunk->size(); ++i) {
+        const StoredSpan span = chunk->at(i);
+        if (!is_held(span, first_step)) continue;
+        const int64_t begin_ns = snapshot.clock.to_ns(span.start_ticks);
+        const int64_t end_ns = snapshot.clock.to_ns(span.start_ticks + span.dur_ticks);
+        id[at] = span_id(span.track, span.seq);
+        parent[at] = span.parent_seq == 0 ? -1 : span_id(span.track, span.parent_seq);
+        step[at] = span.step;
+        start_ns[at] = begin_ns - origin_ns;
+        dur_ns[at] = end_ns - begin_ns;
+        site[at] = static_cast<int32_t>(span.site);
+        track[at] = span.track;
+        device[at] = on_device;
+        ++at;
       }
-    });
-  }
-  py::dict columns;
-  columns["span"] = ids;
-  columns["parent"] = parents;
-  columns["step"] = steps;
-  columns["site"] = sites;
-  columns["track"] = tracks;
-  columns["device"] = devices;
-  columns["start_ns"] = starts;
-  columns["dur_ns"] = durs;
+    }
+  });
   return columns;
 }
 
@@ -82,14 +71,12 @@ py::dict step_columns(const RecorderSnapshot& snapshot, int64_t origin_ns) {
   size_t count = 0;
   for (const StepRow& row : snapshot.store.steps) count += row.begun;
   const auto length = static_cast<py::ssize_t>(count);
-  py::dict columns;
+  NamedValues columns;
   const auto column = [&](const char* name, auto&& value) {
-    py::array_t<int64_t> array(length);
-    auto* out = array.mutable_data();
+    auto* out = columns.column<int64_t>(name, length);
     for (const StepRow& row : snapshot.store.steps) {
       if (row.begun) *out++ = value(row);
     }
-    columns[name] = array;
   };
   const ClockMap& clock = snapshot.clock;
   column("step", [](const StepRow& row) { return row.step; });
@@ -142,41 +129,35 @@ py::dict step_columns(const RecorderSnapshot& snapshot, int64_t origin_ns) {
   column("track", [](const StepRow& row) { return int64_t{row.track}; });
   column("sampled", [](const StepRow& row) { return int64_t{(row.detail & kStepSampled) != 0}; });
   column("inside", [](const StepRow& row) { return int64_t{row.inside}; });
-  py::array_t<double> weights(length);
-  auto* weight = weights.mutable_data();
+  auto* weight = columns.column<double>("weight", length);
   for (const StepRow& row : snapshot.store.steps) {
     if (row.begun) *weight++ = (row.detail & kStepSampled) != 0 ? row.weight : 1.0;
   }
-  columns["weight"] = weights;
   return columns;
 }
 
 py::dict row_valid_columns(const RecorderSnapshot& snapshot) {
   const auto length = static_cast<py::ssize_t>(snapshot.store.row_valid.size());
-  py::array_t<int64_t> steps(length), rows(length), contexts(length), queries(length);
-  for (py::ssize_t i = 0; i < length; ++i) {
-    const RowValid& row = snapshot.store.row_valid[static_cast<size_t>(i)];
-    steps.mutable_at(i) = row.step;
-    rows.mutable_at(i) = row.row;
-    contexts.mutable_at(i) = widened(row.context_tokens);
-    queries.mutable_at(i) = row.query_tokens;
+  NamedValues columns;
+  auto* step = columns.column<int64_t>("step", length);
+  auto* row = columns.column<int64_t>("row", length);
+  auto* context_tokens = columns.column<int64_t>("context_tokens", length);
+  auto* query_tokens = columns.column<int64_t>("query_tokens", length);
+  for (const RowValid& valid : snapshot.store.row_valid) {
+    *step++ = valid.step;
+    *row++ = valid.row;
+    *context_tokens++ = widened(valid.context_tokens);
+    *query_tokens++ = valid.query_tokens;
   }
-  py::dict columns;
-  columns["step"] = steps;
-  columns["row"] = rows;
-  columns["context_tokens"] = contexts;
-  columns["query_tokens"] = queries;
   return columns;
 }
 
 py::dict row_columns(const RecorderSnapshot& snapshot) {
   const auto length = static_cast<py::ssize_t>(snapshot.store.rows.size());
-  py::dict columns;
+  NamedValues columns;
   const auto column = [&](const char* name, auto&& value) {
-    py::array_t<int64_t> array(length);
-    auto* out = array.mutable_data();
+    auto* out = columns.column<int64_t>(name, length);
     for (const StoredRow& row : snapshot.store.rows) *out++ = value(row);
-    columns[name] = array;
   };
   column("step", [](const StoredRow& row) { return row.step; });
   column("row", [](const StoredRow& row) { return int64_t{row.row}; });
@@ -189,12 +170,10 @@ py::dict row_columns(const RecorderSnapshot& snapshot) {
 
 py::dict row_commit_columns(const RecorderSnapshot& snapshot) {
   const auto length = static_cast<py::ssize_t>(snapshot.store.row_commits.size());
-  py::dict columns;
+  NamedValues columns;
   const auto column = [&](const char* name, auto&& value) {
-    py::array_t<int64_t> array(length);
-    auto* out = array.mutable_data();
+    auto* out = columns.column<int64_t>(name, length);
     for (const RowCommit& commit : snapshot.store.row_commits) *out++ = value(commit);
-    columns[name] = array;
   };
   column("step", [](const RowCommit& commit) { return commit.step; });
   column("row", [](const RowCommit& commit) { return int64_t{commit.row}; });
@@ -206,14 +185,12 @@ py::dict row_commit_columns(const RecorderSnapshot& snapshot) {
 
 py::dict token_logit_columns(const RecorderSnapshot& snapshot) {
   const auto length = static_cast<py::ssize_t>(snapshot.store.token_logits.size());
-  py::dict columns;
+  NamedValues columns;
   const auto column = [&]<typename Number>(const char* name, Number, auto member) {
-    py::array_t<Number> array(length);
-    auto* out = array.mutable_data();
+    auto* out = columns.column<Number>(name, length);
     for (const TokenLogits& token : snapshot.store.token_logits) {
       *out++ = static_cast<Number>(token.*member);
     }
-    columns[name] = array;
   };
   column("step", int64_t{}, &TokenLogits::step);
   column("row", int64_t{}, &TokenLogits::row);
@@ -236,7 +213,7 @@ py::object error_bound(const ClockMap& clock) {
 py::dict snapshot_columns(const RecorderSnapshot& snapshot, uint64_t origin_ticks,
                           const py::array_t<uint64_t>& marks) {
   const int64_t origin_ns = snapshot.clock.to_ns(origin_ticks);
-  py::dict result;
+  NamedValues result;
   result["spans"] = span_columns(snapshot, origin_ns);
   result["steps"] = step_columns(snapshot, origin_ns);
   result["row_valid"] = row_valid_columns(snapshot);
@@ -246,11 +223,10 @@ py::dict snapshot_columns(const RecorderSnapshot& snapshot, uint64_t origin_tick
   result["activations"] = observation_columns(snapshot.store);
   result["first_step"] = snapshot.store.first_step;
 
-  py::array_t<int64_t> marks_ns(marks.size());
+  auto* mark_ns = result.column<int64_t>("marks_ns", marks.size());
   for (py::ssize_t i = 0; i < marks.size(); ++i) {
-    marks_ns.mutable_at(i) = snapshot.clock.to_ns(marks.at(i)) - origin_ns;
+    mark_ns[i] = snapshot.clock.to_ns(marks.at(i)) - origin_ns;
   }
-  result["marks_ns"] = marks_ns;
 
   py::list tracks;
   for (const TrackInfo& track : snapshot.tracks) {
@@ -263,7 +239,7 @@ py::dict snapshot_columns(const RecorderSnapshot& snapshot, uint64_t origin_tick
   }
   result["sites"] = sites;
 
-  py::dict losses;
+  NamedValues losses;
   losses["records_dropped"] = snapshot.losses.records_dropped;
   losses["recording_faults"] = snapshot.losses.recording_faults;
   losses["collector_faults"] = snapshot.losses.collector_faults;
@@ -286,7 +262,7 @@ py::dict snapshot_columns(const RecorderSnapshot& snapshot, uint64_t origin_tick
   losses["spool_frames_lost"] = snapshot.losses.spool_frames_lost;
   result["losses"] = losses;
 
-  py::dict clock;
+  NamedValues clock;
   clock["ticks_per_second"] = snapshot.clock.ticks_per_second();
   clock["error_bound_ns"] = error_bound(snapshot.clock);
   clock["boot_origin_ns"] = origin_ns;

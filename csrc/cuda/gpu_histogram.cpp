@@ -15,10 +15,6 @@ constexpr std::chrono::microseconds kPause{20};
 // Looks at the ring once the stream is done: more than the reader's patience with a record before.
 constexpr int kLastLooks = 64;
 
-void check(const DriverApi& api, CUresult result, const char* what) {
-  if (result != CUDA_SUCCESS) throw GpuFailure(std::string(what) + ": " + error_text(api, result));
-}
-
 }  // namespace
 
 StatsDevice& GpuHistograms::device_of(int ordinal) {
@@ -41,16 +37,16 @@ ExpHistogram GpuHistograms::histogram(int device, CUstream stream, const TensorV
   if (!plan) throw UnreadableTensor(reason);
   if (plan->blocks == 0) return none;
   const CurrentContext current(api_, state.context);
-  check(api_, current.result(), "the GPU's context cannot be used");
+  check_call(api_, current.result(), "the GPU's context cannot be used");
   CUstreamCaptureStatus capture = CU_STREAM_CAPTURE_STATUS_NONE;
-  check(api_, api_.cuStreamIsCapturing(stream, &capture), "the stream cannot be used");
+  check_call(api_, api_.cuStreamIsCapturing(stream, &capture), "the stream cannot be used");
   if (capture != CU_STREAM_CAPTURE_STATUS_NONE) {
     throw GpuFailure(
         "the stream is being captured into a CUDA graph, so the values are not there "
         "yet; count them outside the capture");
   }
-  check(api_, state.stats->launch(*plan, view.format, stream, ++launch_),
-        "the kernel was not launched");
+  check_call(api_, state.stats->launch(*plan, view.format, stream, ++launch_),
+             "the kernel was not launched");
   return wait(*state.stats, stream).histogram(scale, plan->repeats);
 }
 
@@ -69,7 +65,7 @@ StatsResult GpuHistograms::wait(GpuStats& stats, CUstream stream) {
     }
     state = api_.cuStreamQuery(stream);
     if (state == CUDA_SUCCESS) continue;
-    if (state != CUDA_ERROR_NOT_READY) check(api_, state, "the GPU failed while it counted");
+    if (state != CUDA_ERROR_NOT_READY) check_call(api_, state, "the GPU failed while it counted");
     std::this_thread::sleep_for(kPause);
   }
   throw GpuFailure("the GPU finished, but its result did not arrive");

@@ -6,27 +6,26 @@
 #include "cuda/driver_scope.h"
 
 namespace pertoken::cuda {
-namespace {
 
-void check(const DriverApi& api, CUresult result, const char* what) {
+void check_call(const DriverApi& api, CUresult result, const char* what) {
   if (result != CUDA_SUCCESS) throw GpuFailure(std::string(what) + ": " + error_text(api, result));
 }
 
-}  // namespace
-
 StatsDevice open_stats_device(const DriverApi& api, std::span<const std::byte> image, int ordinal,
                               uint32_t records_log2) {
-  check(api, api.cuInit(0), "the CUDA driver does not start");
+  check_call(api, api.cuInit(0), "the CUDA driver does not start");
   CUdevice device = 0;
-  check(api, api.cuDeviceGet(&device, ordinal), "there is no such GPU");
+  check_call(api, api.cuDeviceGet(&device, ordinal), "there is no such GPU");
   unsigned flags = 0;
   int is_active = 0;
-  check(api, api.cuDevicePrimaryCtxGetState(device, &flags, &is_active), "the GPU is not there");
+  check_call(api, api.cuDevicePrimaryCtxGetState(device, &flags, &is_active),
+             "the GPU is not there");
   if (is_active == 0) throw GpuFailure("nobody uses this GPU yet, so no tensor can be on it");
   StatsDevice opened{};
-  check(api, api.cuDevicePrimaryCtxRetain(&opened.context, device), "the GPU's context is gone");
+  check_call(api, api.cuDevicePrimaryCtxRetain(&opened.context, device),
+             "the GPU's context is gone");
   const CurrentContext current(api, opened.context);
-  check(api, current.result(), "the GPU's context cannot be used");
+  check_call(api, current.result(), "the GPU's context cannot be used");
   std::string reason;
   opened.stats = GpuStats::make(api, image, reason, records_log2);
   if (opened.stats == nullptr) {

@@ -21,6 +21,9 @@ class GpuFailure : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// Throws GpuFailure, which says `what` and the driver's own words, where a call did not succeed.
+void check_call(const DriverApi& api, CUresult result, const char* what);
+
 struct StatsDevice {
   CUcontext context;
   std::unique_ptr<GpuStats> stats;

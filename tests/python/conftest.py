@@ -23,3 +23,8 @@ def fixed_seeds() -> Iterator[None]:
         torch.manual_seed(0)
         torch.set_num_threads(1)
     yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The wheels first: they take minutes, often on one core, and the rest runs beside them."""
+    items.sort(key=lambda item: item.get_closest_marker("wheel") is None)
