@@ -1,7 +1,5 @@
 #include "bindings/logit_rows.h"
 
-#include <cstring>
-
 #include "core/float_value.h"
 #include "core/token_logits.h"
 
@@ -27,15 +25,13 @@ void LogitCopies::start(const TensorView& view, int64_t rows) {
 void LogitCopies::add(const TensorView& one) {
   const auto bytes = static_cast<size_t>(bytes_of(format_));
   const auto count = static_cast<size_t>(vocabulary_);
-  const size_t at = bytes_.size();
-  bytes_.resize(at + count * bytes);
-  std::byte* const to = bytes_.data() + at;
   if (one.strides_bytes[0] == static_cast<int64_t>(bytes)) {
-    std::memcpy(to, one.data, count * bytes);
+    bytes_.insert(bytes_.end(), one.data, one.data + count * bytes);
     return;
   }
   for (size_t i = 0; i < count; ++i) {
-    std::memcpy(to + i * bytes, one.data + static_cast<int64_t>(i) * one.strides_bytes[0], bytes);
+    const std::byte* from = one.data + static_cast<int64_t>(i) * one.strides_bytes[0];
+    bytes_.insert(bytes_.end(), from, from + bytes);
   }
 }
 

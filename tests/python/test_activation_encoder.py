@@ -71,3 +71,29 @@ def test_layers_of_a_trained_model_differ_in_what_they_put_out(encoder: Any) -> 
     layers = [recording.result().histogram(f"encoder.layer.{i}") for i in range(6)]
     assert all(0.1 < layer.variance < 2 for layer in layers)
     assert all(layer.max > 5 * layer.quantile(0.99) for layer in layers[1:4])
+
+
+@pytest.mark.parametrize(("layer", "call"), [(0, 0), (3, 2), (5, 1)])
+def test_a_nan_planted_in_a_layer_of_the_encoder_is_found_there(
+    encoder: Any, layer: int, call: int
+) -> None:
+    tokenizer, model = encoder
+    model.float()
+    inputs = tokenizer(SENTENCES, padding=True, return_tensors="pt")
+    calls = iter(range(3))
+
+    def spoil(module: nn.Module, args: Any, output: Any) -> Any:
+        if next(calls) == call:
+            (output if isinstance(output, Tensor) else output[0])[1, 2, 3] = float("nan")
+
+    site = f"encoder.layer.{layer}.output"
+    handle = model.get_submodule(site).register_forward_hook(spoil)
+    with torch.inference_mode():
+        recording = pertoken.profile(model, activations="layers", activation_every=1)
+        with recording:
+            for _ in range(3):
+                model(**inputs)
+    handle.remove()
+    found = recording.result().first_nonfinite()
+    assert found is not None
+    assert (found.site, found.step, found.token) == (site, call, -1)  # an encoder has no tokens

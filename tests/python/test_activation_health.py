@@ -152,6 +152,57 @@ def test_large_values_of_wide_formats_are_not_saturated() -> None:
     assert recording.result().summary().as_dict()["activations"]["unhealthy_sites"] == []
 
 
+def demo_text(model: Any) -> pertoken.Profile:
+    ids = torch.tensor([encode("This function ")])
+    with pertoken.profile(model, activations="layers", activation_every=1) as recording:
+        model.generate(ids, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False)
+    return recording.result()
+
+
+def wrong(profile: pertoken.Profile) -> dict[str, str]:
+    """What the summary says is wrong, by site."""
+    sites = profile.summary().as_dict()["activations"]["unhealthy_sites"]
+    names = ("nans", "infs", "saturated", "dead")
+    return {site["site"]: " ".join(name for name in names if site[name]) for site in sites}
+
+
+def test_faults_planted_in_trained_weights_are_found_where_they_are() -> None:
+    """In the demo model: one value at a token, a dead layer, a scaled one and a saturated cast."""
+    model = load_model()
+    mlp = model.model.layers[2].mlp
+    site = "model.layers.2.mlp"
+    clean = demo_text(model)
+    assert wrong(clean) == {}
+    for value, word in ((float("nan"), "nans"), (float("inf"), "infs")):
+        with planted(mlp, one_value(value), call=4):
+            profile = demo_text(model)
+        assert profile.first_nonfinite() == (site, 4, 4)
+        assert wrong(profile)[site] == word
+    with planted(mlp, torch.zeros_like):
+        assert wrong(demo_text(model)) == {site: "dead"}
+    with planted(mlp, lambda output: output * 1.2):
+        scaled = demo_text(model)
+    assert wrong(scaled) == {}
+    before, after = (profile.histogram(site, step=0) for profile in (clean, scaled))
+    assert after.sum_sq / before.sum_sq == pytest.approx(1.44, rel=1e-5)
+    earlier = "model.layers.1.mlp"
+    assert scaled.histogram(earlier, step=0) == clean.histogram(earlier, step=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_a_cast_that_saturates_on_trained_activations_is_named(dtype: torch.dtype) -> None:
+    """Of what the demo model puts out, scaled so that its largest value is or is not cut."""
+    model = load_model()
+    ids = torch.tensor([encode("This function ")])
+    with torch.inference_mode():
+        hidden = model.model(ids).last_hidden_state
+    largest = torch.finfo(dtype).max / hidden.abs().max()
+    for share, found in ((0.9, {}), (1.5, {"cast": "saturated"})):
+        with pertoken.profile(cast := Cast(dtype), activations="cast") as recording:
+            cast(hidden * largest * share)
+        assert wrong(recording.result()) == found
+
+
 def test_no_false_alarm_in_a_thousand_clean_tokens_of_the_demo_model() -> None:
     model = load_model()
     ids = torch.tensor([encode("This function ")]).expand(8, -1)

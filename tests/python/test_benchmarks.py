@@ -130,16 +130,19 @@ def test_the_page_shows_every_budget(module: Any) -> None:
     report = module("report")
     loads = [{"share": share, "step_ns": 1e6, "plain_ns": 700.0} for share in (0.009, 0.01, 0.008)]
     proof = {"verdict": "under", "pairs": 1200, "low": None, "high": 0.0061}
+    by_budget = dict.fromkeys(("0.002", "0.01", "0.05"), loads)
     budgets = {
         "steps": 200,
-        "accounted": {"all": {"0.01": loads}, "layers": {"0.01": loads}},
-        "proved": {"0.01": proof},
+        "accounted": {"all": by_budget, "layers": by_budget},
+        "proved": {"0.01": proof, "0.05": {**proof, "high": None}},
     }
     document = {**_newest(report), "benchmarks": {"sampler_budget": budgets}}
     page = report.render(document, "x.json")
     for selection in budgets["accounted"]:
         assert f"\n| {selection} | 1 % | 0.9 % | 1 % | 0.8 % | 700 ns |" in page
     assert "\n| 1 % | under | 1,200 | any to 0.61 % |" in page
+    outcomes = [verdict.outcome for verdict in module("bars").verdicts(document)]
+    assert outcomes == ["FAIL", "pass", "pass", "pass", "FAIL", "pass"]
 
 
 def test_the_page_shows_what_long_runs_held_and_lost(measured: dict[str, Any], module: Any) -> None:
