@@ -90,10 +90,19 @@ void bind_spool(py::module_& m, py::class_<Recorder, std::shared_ptr<Recorder>>&
            py::arg("records"))
       .def(
           "replay_losses",
-          [](Recorder& recorder, uint64_t dropped, uint64_t recording, uint64_t collector) {
-            recorder.replay_losses({dropped, recording, collector, 0});
+          [](Recorder& recorder, uint64_t dropped, uint64_t recording, uint64_t collector,
+             uint64_t observations) {
+            recorder.replay_losses({dropped, recording, collector, 0}, observations);
           },
-          py::arg("records_dropped"), py::arg("recording_faults"), py::arg("collector_faults"));
+          py::arg("records_dropped"), py::arg("recording_faults"), py::arg("collector_faults"),
+          py::arg("observations_dropped"))
+      .def(
+          "replay_observation",
+          [](Recorder& recorder, const py::bytes& frame, uint32_t site) {
+            const std::string_view bytes = frame;
+            return recorder.replay_observation(bytes_of(bytes), site);
+          },
+          py::arg("frame"), py::arg("site"));
   m.def("intern_site", &intern, py::arg("category"), py::arg("name"));
 }
 

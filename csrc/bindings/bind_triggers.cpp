@@ -8,6 +8,7 @@
 
 #include "bindings/named_values.h"
 #include "bindings/without_gil.h"
+#include "core/string_table.h"
 
 namespace pertoken::bindings {
 
@@ -17,12 +18,25 @@ namespace {
 
 using Learned = std::vector<std::tuple<uint32_t, double, double, uint64_t>>;
 
-void arm(Recorder& recorder, const StepTriggers::Times& fixed_ns, const Learned& learned) {
+void arm(Recorder& recorder, const StepTriggers::Times& fixed_ns, const Learned& learned, bool nans,
+         bool infinities) {
   std::vector<LearnedTime> times;
   for (const auto& [kind, quantile, factor, min_steps] : learned) {
     times.push_back({step_kind(kind), quantile, factor, min_steps});
   }
-  without_gil([&] { recorder.arm_triggers(fixed_ns, std::move(times)); });
+  without_gil([&] { recorder.arm_triggers(fixed_ns, std::move(times), {nans, infinities}); });
+}
+
+void tell_values(py::dict& told, const FiredTrigger& trigger) {
+  told["reason"] = "non_finite";
+  const std::vector<SiteName> sites = site_names();
+  told["site"] = trigger.site < sites.size() ? sites[trigger.site].name : "";
+  told["nans"] = trigger.nans;
+  told["infs"] = trigger.infinities;
+  if (trigger.row != kAllRows) told["row"] = trigger.row;
+  if (trigger.step == kNoStep) return;
+  told["step"] = trigger.step;
+  told["kind"] = static_cast<int>(trigger.kind);
 }
 
 // Kinds are numbers.
@@ -31,6 +45,10 @@ py::dict fired(const FiredTrigger& trigger) {
   if (trigger.cause == TriggerCause::kSignal) {
     told["reason"] = "signal";
     told["signal"] = trigger.signal;
+    return told;
+  }
+  if (trigger.cause == TriggerCause::kNonFinite) {
+    tell_values(told, trigger);
     return told;
   }
   told["reason"] = trigger.cause == TriggerCause::kStepTime ? "step_time" : "slow_step";
@@ -52,7 +70,9 @@ py::list wait(Recorder& recorder, double timeout_s) {
 }  // namespace
 
 void bind_triggers(py::class_<Recorder, std::shared_ptr<Recorder>>& recorder_class) {
-  recorder_class.def("arm_triggers", &arm, py::arg("fixed_ns"), py::arg("learned"))
+  recorder_class
+      .def("arm_triggers", &arm, py::kw_only(), py::arg("fixed_ns"), py::arg("learned"),
+           py::arg("nans"), py::arg("infinities"))
       .def("disarm_triggers",
            [](Recorder& recorder) { without_gil([&] { recorder.disarm_triggers(); }); })
       .def("fire_trigger", &Recorder::fire_trigger, py::arg("signal"))

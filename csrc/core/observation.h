@@ -22,4 +22,9 @@ struct Observation {
   ExpHistogram values;
 };
 
+// The number of its step in 64 bits, kNoStep outside steps; `last_step` is one near to it.
+inline int64_t widened(const Observation& observation, int64_t last_step) noexcept {
+  return observation.step == kNone32 ? kNoStep : widen(last_step, observation.step);
+}
+
 }  // namespace pertoken

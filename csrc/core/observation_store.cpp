@@ -1,30 +1,12 @@
 #include "core/observation_store.h"
 
 #include <algorithm>
+#include <span>
 #include <utility>
 
+#include "core/packed_buckets.h"
+
 namespace pertoken {
-namespace {
-
-// Base 128, the low digits first; the top bit of a byte says that another follows.
-void put_number(std::vector<uint8_t>& bytes, uint64_t number) {
-  while (number >= 0x80) {
-    bytes.push_back(static_cast<uint8_t>(number | 0x80));
-    number >>= 7;
-  }
-  bytes.push_back(static_cast<uint8_t>(number));
-}
-
-uint64_t take_number(const uint8_t*& at) {
-  uint64_t number = 0;
-  for (int shift = 0;; shift += 7) {
-    const uint8_t byte = *at++;
-    number |= static_cast<uint64_t>(byte & 0x7f) << shift;
-    if ((byte & 0x80) == 0) return number;
-  }
-}
-
-}  // namespace
 
 StoredObservation::StoredObservation(int64_t id_number, int64_t step_number,
                                      const Observation& observation)
@@ -44,33 +26,24 @@ StoredObservation::StoredObservation(int64_t id_number, int64_t step_number,
       max(observation.values.max()),
       sum(observation.values.sum()),
       sum_sq(observation.values.sum_sq()) {
-  pack(observation.values.positive());
-  pack(observation.values.negative());
-  packed_.shrink_to_fit();
-}
-
-void StoredObservation::pack(const Buckets& side) {
-  // Of either sign, as an unsigned number that is small where it is.
-  const auto offset = static_cast<uint32_t>(side.offset);
-  put_number(packed_, offset << 1 ^ (side.offset < 0 ? ~uint32_t{0} : 0));
-  put_number(packed_, side.counts.size());
-  for (const uint64_t n : side.counts) {
-    put_number(packed_, n);
-    filled_ += n != 0;
+  for (const Buckets* side : {&observation.values.positive(), &observation.values.negative()}) {
+    pack(*side, packed_);
+    filled_ += static_cast<uint32_t>(
+        std::ranges::count_if(side->counts, [](uint64_t n) { return n != 0; }));
   }
+  packed_.shrink_to_fit();
 }
 
 std::vector<StoredObservation::Bucket> StoredObservation::buckets() const {
   std::vector<Bucket> result;
   result.reserve(filled_);
-  const uint8_t* at = packed_.data();
+  std::span<const uint8_t> packed(packed_);
   for (const int sign : {1, -1}) {
-    const auto folded = static_cast<uint32_t>(take_number(at));
-    const auto offset = static_cast<int32_t>(folded >> 1 ^ -(folded & 1));
-    const uint64_t size = take_number(at);
-    for (uint64_t i = 0; i < size; ++i) {
-      const uint64_t n = take_number(at);
-      if (n != 0) result.push_back({sign, offset + static_cast<int32_t>(i), n});
+    Buckets side;
+    unpack(packed, side);
+    for (size_t i = 0; i < side.counts.size(); ++i) {
+      if (side.counts[i] == 0) continue;
+      result.push_back({sign, side.offset + static_cast<int32_t>(i), side.counts[i]});
     }
   }
   return result;

@@ -39,10 +39,8 @@ class StoredObservation {
   double min, max, sum, sum_sq;
 
  private:
-  void pack(const Buckets& side);
-
   uint32_t filled_ = 0;
-  std::vector<uint8_t> packed_;  // of each side: its offset, how many counts, and these
+  std::vector<uint8_t> packed_;  // both sides, as of packed_buckets.h
 };
 
 class ObservationStore {

@@ -13,7 +13,8 @@ namespace {
 
 // At three million records a second, more than Python can call, a ring of 65,536 fills in 21 ms.
 constexpr std::chrono::milliseconds kLongestWait{20};
-constexpr std::chrono::milliseconds kLongestSampledWait{100};
+// A wake-up takes some 50 us of processor time, and a small budget has little more a second.
+constexpr std::chrono::milliseconds kLongestSampledWait{250};
 constexpr double kLargestWeight = 1e12;
 
 }  // namespace
@@ -110,7 +111,7 @@ void Recorder::run() noexcept {
 std::chrono::milliseconds Recorder::control_sampler_locked() {
   const double now_ns = static_cast<double>(now_ticks()) * ns_per_tick_;
   sampler_->control(now_ns, static_cast<double>(drain_cpu_ns_));
-  return sampler_->is_learning(now_ns) ? kLongestWait : kLongestSampledWait;
+  return sampler_->is_learning() ? kLongestWait : kLongestSampledWait;
 }
 
 void Recorder::drain() {
@@ -184,7 +185,7 @@ size_t Recorder::drain_buffer_locked(ThreadBuffer& buffer) {
     } catch (...) {
       ++collector_faults_;
     }
-    if (spool_ != nullptr) spool_->set_newest_step(newest_step_);
+    if (spool_ != nullptr) spool_->saw_step(newest_step_);
     // A record that could not be stored is lost and counted; the rest of its batch is not.
     buffer.ring.release(std::min(done + 1, records.size()));
     drained += records.size();
@@ -382,7 +383,7 @@ RecorderLosses Recorder::losses_locked() {
   RecorderLosses losses = record_losses_locked();
   losses.spans_evicted = store_.spans_evicted();
   losses.steps_evicted = store_.steps_evicted();
-  losses.observations_dropped = observations_.dropped();
+  losses.observations_dropped += observations_.dropped();
   losses.observations_evicted = store_.observations_evicted();
   for (const auto& source : device_sources_) losses.devices.add(source->losses());
   if (device_observations_ != nullptr) {

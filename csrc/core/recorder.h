@@ -152,8 +152,9 @@ class Recorder {
   size_t store_bytes();
   size_t attached_threads();
 
-  // Has slow steps and fire_trigger() wake the thread that waits, until disarmed.
-  void arm_triggers(const StepTriggers::Times& fixed_ns, std::vector<LearnedTime> learned);
+  // Has slow steps, watched values and fire_trigger() wake the thread that waits, until disarmed.
+  void arm_triggers(const StepTriggers::Times& fixed_ns, std::vector<LearnedTime> learned,
+                    WatchedValues values);
   void disarm_triggers();
   void fire_trigger(int signal);
   // What has fired: none when the time is up, or when nothing is armed.
@@ -166,7 +167,9 @@ class Recorder {
   // `goes_on`: behind the last batch of its track, so that what to widen against is known. False,
   // with a part of it taken, where something in it cannot be.
   bool replay(const RecordBatch& batch, bool goes_on);
-  void replay_losses(const LossesFrame& losses);
+  // The payload of a frame, with the site's code in this process; likewise.
+  bool replay_observation(std::span<const std::byte> frame, uint32_t site);
+  void replay_losses(const LossesFrame& losses, uint64_t observations_dropped);
 
   // Where it stands while it runs. Relaxed: what is found there is checked against uid().
   int slot() const noexcept { return slot_.load(std::memory_order_relaxed); }
@@ -200,6 +203,7 @@ class Recorder {
   size_t drain_locked();
   size_t drain_buffer_locked(ThreadBuffer& buffer);
   size_t collect_observations();
+  void collect_observation(int64_t step, const Observation& observation);
   void collect(const Record& record, ThreadBuffer::Progress& progress, int32_t track);
   void collect_devices_locked();
   void collect_device_span(const DeviceSpan& span);

@@ -14,6 +14,13 @@ void Recorder::set_observation_source(std::shared_ptr<ObservationSource> source)
   device_observations_ = std::move(source);
 }
 
+void Recorder::collect_observation(int64_t step, const Observation& observation) {
+  aggregates_.add_values(observation.site, observation.kind, observation.weight,
+                         observation.values);
+  store_.add_observation(step, last_step_, observation);
+  triggers_.see_values(step, observation);
+}
+
 // One that cannot be stored is lost and counted; the others are not. Returns how many records of a
 // ring are as near to filling it as what devices left is to filling theirs.
 size_t Recorder::collect_observations() {
@@ -28,18 +35,19 @@ size_t Recorder::collect_observations() {
   }
   const auto as_records =
       static_cast<size_t>(std::min(fullness, 1.0) * static_cast<double>(options_.ring_capacity));
-  const std::vector<Observation> taken = observations_.take();
+  const TakenObservations round = observations_.take(last_step_);
+  const std::vector<Observation>& taken = round.observations;
   if (taken.empty()) return as_records;
+  if (spool_ != nullptr) {
+    spool_->add(round);
+    observations_.release(round.frames);
+  }
   const int64_t start_cpu_ns = detail::read_clock_ns(CLOCK_THREAD_CPUTIME_ID);
   std::array<uint64_t, kStepKinds> of_kind{};
   for (const Observation& observation : taken) {
     if (observation.kind < kStepKinds) ++of_kind[observation.kind];
-    const int64_t step =
-        observation.step == kNone32 ? kNoStep : widen(last_step_, observation.step);
     try {
-      aggregates_.add_values(observation.site, observation.kind, observation.weight,
-                             observation.values);
-      store_.add_observation(step, last_step_, observation);
+      collect_observation(widened(observation, last_step_), observation);
     } catch (...) {
       ++collector_faults_;
     }

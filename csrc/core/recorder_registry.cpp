@@ -55,6 +55,7 @@ struct ForkHandlers {
     for (Recorder* recorder : registry().recorders) {
       recorder->active_.store(false, std::memory_order_relaxed);
       recorder->in_forked_child_ = true;
+      recorder->observations_.leave_file();
       recorder->observations_.unlock();
       recorder->leave_spool_in_child();
       recorder->tracker_.events().unlock();

@@ -1,9 +1,11 @@
 // What a recorder leaves in its spool, and how another one takes it in again.
 #include <algorithm>
 #include <array>
+#include <optional>
 #include <utility>
 
 #include "core/recorder.h"
+#include "core/spooled_observation.h"
 #include "core/string_table.h"
 
 namespace pertoken {
@@ -51,6 +53,7 @@ void Recorder::spool_into(const SpoolOptions& options) {
   spool->add(samples);
   const std::lock_guard lock(mutex_);
   spool_ = std::move(spool);
+  observations_.spool_into(options.folder + "/observations");
 }
 
 void Recorder::spool_clock_locked() {
@@ -108,11 +111,22 @@ bool Recorder::replay(const RecordBatch& batch, bool goes_on) {
   return true;
 }
 
-void Recorder::replay_losses(const LossesFrame& losses) {
+bool Recorder::replay_observation(std::span<const std::byte> frame, uint32_t site) {
+  std::optional<SpooledObservation> read = read_observation(frame);
+  if (!read || !is_count(read->last_step) || site >= site_names().size()) return false;
+  read->observation.site = site;
+  const std::lock_guard lock(mutex_);
+  collect_observation(widened(read->observation, read->last_step), read->observation);
+  store_.evict();
+  return true;
+}
+
+void Recorder::replay_losses(const LossesFrame& losses, uint64_t observations_dropped) {
   const std::lock_guard lock(mutex_);
   replayed_losses_.records_dropped = losses.records_dropped;
   replayed_losses_.recording_faults = losses.recording_faults;
   replayed_losses_.collector_faults = losses.collector_faults;
+  replayed_losses_.observations_dropped = observations_dropped;
 }
 
 }  // namespace pertoken

@@ -5,10 +5,11 @@
 
 namespace pertoken {
 
-void Recorder::arm_triggers(const StepTriggers::Times& fixed_ns, std::vector<LearnedTime> learned) {
+void Recorder::arm_triggers(const StepTriggers::Times& fixed_ns, std::vector<LearnedTime> learned,
+                            WatchedValues values) {
   const std::lock_guard lock(mutex_);
   ns_per_tick_ = 1e9 / clock_map_locked().ticks_per_second();
-  triggers_.arm(fixed_ns, std::move(learned));
+  triggers_.arm(fixed_ns, std::move(learned), values);
   triggers_.learn(aggregates_, ns_per_tick_);
 }
 

@@ -56,10 +56,11 @@ Sampler::Sampler(const SamplerOptions& options)
     size_t costly = 0;
     for (size_t detail = 0; detail < kSampleDetails; ++detail) costly += has_cost(detail);
     for (size_t detail = 0; detail < kSampleDetails; ++detail) {
-      // Until steps of the kind were seen the allowance alone decides.
+      // Until steps of the kind were seen the allowance alone decides; and of what may cost
+      // anything there is none that it has not paid for.
       PublishedDetail& published = published_[kind].details[detail];
       for (auto& rate : published.rates) store(rate, kMostProbability);
-      store(published.floor, 1.0 / 64);
+      store(published.floor, detail == kSpansAt ? kFirstFloor : kLeastProbability);
       store(published.share, has_cost(detail) ? 1.0 / static_cast<double>(costly) : 0.0);
     }
     publish(kind, costs);
@@ -81,10 +82,13 @@ SampleChoice Sampler::decide(SampleState& state, SampleDetail detail, StepKind k
   if (state.random == 0) [[unlikely]] {
     uint64_t seed = next_seed_.fetch_add(1, std::memory_order_relaxed);
     state.random = next_random(seed) | 1;
-    // Spans may begin with what they will have: what they cost is known. Other detail may cost
-    // anything, and so begins with nothing.
+    // Spans may begin with what they will have: what they cost is known. Observations may cost
+    // anything, and one of them more than a few hundred steps pay: they begin with the price of
+    // one to pay first.
     for (size_t i = 0; i < published_.size(); ++i) {
-      state.allowance_ns[i][kSpansAt] = load(published_[i].details[kSpansAt].capacity_ns) / 2;
+      const ByDetail<PublishedDetail>& details = published_[i].details;
+      state.allowance_ns[i][kSpansAt] = load(details[kSpansAt].capacity_ns) / 2;
+      state.allowance_ns[i][kObservationsAt] = -load(details[kObservationsAt].capacity_ns) / kBurst;
     }
   }
   const double number = uniform(state.random);
@@ -298,6 +302,10 @@ void Sampler::control(double now_ns, double drain_ns) {
     const bool is_late = stratum.window.steps > 0 && now_ns - stratum.controlled_ns >= kFloorNs;
     if (is_due || is_late) control_stratum(kind, now_ns);
   }
+}
+
+bool Sampler::is_learning() const noexcept {
+  return std::ranges::none_of(strata_, &Stratum::is_controlled);
 }
 
 void Sampler::control_stratum(size_t kind, double now_ns) {

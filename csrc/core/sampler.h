@@ -200,8 +200,8 @@ class Sampler {
   // Moves the probabilities, where the period is over. `now_ns` by any clock that does not go back.
   void control(double now_ns, double drain_ns);
   SamplerReport report() const;
-  // Whether it does not know yet what steps and the drain thread cost here.
-  bool is_learning(double now_ns) const noexcept { return now_ns - started_ns_ < kPeriodNs / 2; }
+  // Whether control() knows nothing yet of what steps and the drain thread take here.
+  bool is_learning() const noexcept;
 
   static constexpr double kDeadBand = 1.25;
   static constexpr double kLargestChange = 1.4142135623730951;
@@ -217,6 +217,8 @@ class Sampler {
   static constexpr double kBurst = 4;         // full steps that an allowance can hold
   static constexpr double kFloorShare = 0.1;  // of the budget, at most, for the floor
   static constexpr double kFloorNs = 1e9;     // one detailed step in so long
+  // Of spans, until steps of the kind were seen.
+  static constexpr double kFirstFloor = 1.0 / 64;
   static constexpr uint64_t kOwnRecords = 4;  // of a step
   static constexpr uint64_t kFirstSteps = 8;
   static constexpr uint64_t kPeriodSteps = 32;

@@ -4,6 +4,8 @@
 #include <cstring>
 #include <vector>
 
+#include "core/spooled_observation.h"
+
 namespace pertoken {
 
 namespace {
@@ -20,7 +22,7 @@ Spool::Spool(const SpoolOptions& options)
     : folder_(options.folder),
       sites_(options.folder + "/sites"),
       segments_(options.folder, options.segment_bytes, options.segments),
-      journal_(options.folder + "/journal") {
+      journal_(options.folder + "/journal", kJournalBytes) {
   watch_sites(*this);  // tells of those that there are, too
 }
 
@@ -105,6 +107,33 @@ void Spool::add(const RecordBatch& batch) noexcept {
     frames_.clear();
     frames_.add(FrameType::kRecords, head, std::as_bytes(batch.records));
     write(frames_.bytes());
+  } catch (...) {
+    count_lost();
+  }
+}
+
+void Spool::add(const TakenObservations& taken) noexcept {
+  if (is_abandoned_) return;
+  std::span<const std::byte> left = taken.frames;
+  int64_t newest_step = kNoStep;
+  try {
+    for (size_t i = 0; i < taken.observations.size(); ++i) {
+      if (i % kObservationsTogether == 0) frames_.clear();
+      newest_step = std::max(newest_step, widened(taken.observations[i], taken.last_step));
+      if (i < taken.framed) {
+        FrameHeader header;
+        std::memcpy(&header, left.data(), sizeof(header));
+        const size_t size = sizeof(header) + header.payload_bytes;
+        frames_.append(left.first(size));
+        left = left.subspan(size);
+      } else {
+        add_observation(frames_, taken.first_number + i, taken.last_step, taken.observations[i]);
+      }
+      const bool is_last = i + 1 == taken.observations.size();
+      if (!is_last && (i + 1) % kObservationsTogether != 0) continue;
+      write(frames_.bytes());
+      saw_step(newest_step);
+    }
   } catch (...) {
     count_lost();
   }

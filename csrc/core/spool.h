@@ -4,6 +4,7 @@
 // What fails here is counted, and the recording goes on.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <deque>
@@ -16,6 +17,7 @@
 
 #include "core/clock_map.h"
 #include "core/mapped_file.h"
+#include "core/observation_intake.h"
 #include "core/record.h"
 #include "core/spool_frame.h"
 #include "core/spool_journal.h"
@@ -70,8 +72,10 @@ class Spool : public SiteWatcher {
   void begin_round() noexcept;
   // Before the records are taken from their ring.
   void add(const RecordBatch& batch) noexcept;
+  // Before what lies in a file of its own is released there.
+  void add(const TakenObservations& taken) noexcept;
   // Behind a batch: the newest step that any record so far belongs to.
-  void set_newest_step(int64_t step) noexcept { newest_step_ = step; }
+  void saw_step(int64_t step) noexcept { newest_step_ = std::max(newest_step_, step); }
   void add(std::span<const ClockSample> samples) noexcept;
   void add(LossesFrame losses) noexcept;
 
@@ -87,6 +91,7 @@ class Spool : public SiteWatcher {
  private:
   static constexpr size_t kMostOpenNotes = size_t{1} << 16;
   static constexpr size_t kSamplesRetold = 32;
+  static constexpr size_t kObservationsTogether = 64;  // in one write
 
   void write(std::span<const std::byte> frames) noexcept;
   bool begin_segment() noexcept;

@@ -3,6 +3,7 @@
 //
 //   ring-N      a mapped file for each thread: RingFileHeader, then the block of its SpscRing
 //   journal     a mapped file: JournalHeader, then notes that are not in a segment yet
+//   observations  likewise, of observations; only where there was one
 //   segment-N   what was taken from both, appended; the oldest segments are deleted, whole
 //   sites       the names of sites, appended
 //
@@ -27,6 +28,7 @@ inline constexpr size_t kFrameRecords = 2048;                   // at most, in o
 inline constexpr size_t kRingFileHeaderBytes = 4096;            // in front of the block
 inline constexpr size_t kJournalHeaderBytes = 64;               // in front of the frames
 inline constexpr size_t kJournalBytes = size_t{1} << 20;        // all together
+inline constexpr size_t kObservationJournalBytes = size_t{4} << 20;
 
 enum class FrameType : uint8_t {
   kSegment = 1,  // SegmentFrame: the first of each segment
@@ -36,6 +38,7 @@ enum class FrameType : uint8_t {
   kClock = 5,    // ClockSamples
   kLosses = 6,   // LossesFrame, of the whole recording so far
   kSite = 7,     // SiteFrame, then the name in UTF-8
+  kObservation = 8,  // ObservationFrame, then its buckets, packed
 };
 
 struct FrameHeader {
@@ -72,6 +75,28 @@ struct LossesFrame {
   uint64_t frames_lost;  // what the spool itself could not write
 };
 static_assert(sizeof(LossesFrame) == 32);
+
+struct ObservationFrame {
+  uint64_t number;    // its place among all, those that were dropped included
+  int64_t last_step;  // what its step is to be widened against
+  uint32_t step;
+  uint32_t site;
+  int32_t row;
+  uint8_t kind;
+  uint8_t format;
+  int8_t scale;
+  uint8_t zero;
+  double weight;
+  uint64_t zeros;
+  uint64_t nans;
+  uint64_t pos_infs;
+  uint64_t neg_infs;
+  double sum;
+  double sum_sq;
+  double min;
+  double max;
+};
+static_assert(sizeof(ObservationFrame) == 104);
 
 struct SiteFrame {
   uint32_t code;

@@ -8,8 +8,8 @@
 
 namespace pertoken {
 
-SpoolJournal::SpoolJournal(std::string path)
-    : file_(std::move(path), kJournalBytes),
+SpoolJournal::SpoolJournal(std::string path, size_t size_bytes)
+    : file_(std::move(path), size_bytes),
       room_(std::span(file_.data(), file_.size_bytes()).subspan(kJournalHeaderBytes)) {
   new (file_.data()) JournalHeader{kJournalMagic, kSpoolVersion, 0, 0};
 }

@@ -1,5 +1,6 @@
-// Notes on their way from the threads that make them to the segments of a spool: frames in a mapped
-// file, so that the end of the process loses none, and no thread of the model's waits for a disk.
+// Notes and observations on their way from the threads that make them to the segments of a spool:
+// frames in a mapped file, so that the end of the process loses none, and no thread of the model's
+// waits for a disk.
 // Under its owner's mutex. See spool_format.h.
 #pragma once
 
@@ -14,7 +15,7 @@ namespace pertoken {
 class SpoolJournal {
  public:
   // Throws std::system_error.
-  explicit SpoolJournal(std::string path);
+  SpoolJournal(std::string path, size_t size_bytes);
 
   // False when there is no room.
   bool append(std::span<const std::byte> frame) noexcept;

@@ -5,11 +5,14 @@
 
 namespace pertoken {
 
-void StepTriggers::arm(const Times& fixed_ns, std::vector<LearnedTime> learned) {
+void StepTriggers::arm(const Times& fixed_ns, std::vector<LearnedTime> learned,
+                       WatchedValues values) {
   is_armed_ = true;
   fixed_ns_ = fixed_ns;
   learned_ = std::move(learned);
   learned_ns_ = {};
+  values_ = values;
+  nonfinite_.forget();
   fired_.clear();
 }
 
@@ -49,6 +52,21 @@ void StepTriggers::step_is_slow(int64_t step, StepKind kind, uint64_t wall_ticks
                     .kind = kind,
                     .wall_ns = to_ns(wall_ticks, ns_per_tick_),
                     .over_ns = is_fixed ? fixed_ns_[at] : learned_ns_[at]});
+}
+
+void StepTriggers::watch_values(int64_t step, const Observation& observation) {
+  const ExpHistogram& values = observation.values;
+  const uint64_t infinities = values.pos_inf_count() + values.neg_inf_count();
+  const bool is_bad =
+      (values_.nans && values.nan_count() != 0) || (values_.infinities && infinities != 0);
+  if (!nonfinite_.begins(observation.site, step, is_bad) || fired_.size() >= kMostFired) return;
+  fired_.push_back({.cause = TriggerCause::kNonFinite,
+                    .step = step,
+                    .kind = step_kind(observation.kind),
+                    .site = observation.site,
+                    .row = observation.row,
+                    .nans = values.nan_count(),
+                    .infinities = infinities});
 }
 
 void StepTriggers::see_signal(int number) {

@@ -1,5 +1,6 @@
-// Which steps are slow enough to be told of at once. Fed by the collector and read by the thread
-// that dumps, both under the recorder's mutex; the model's threads know nothing of it.
+// Which steps are slow enough to be told of at once, and which observations bad enough. Fed by the
+// collector and read by the thread that dumps, both under the recorder's mutex; the model's threads
+// know nothing of it.
 #pragma once
 
 #include <array>
@@ -7,6 +8,8 @@
 #include <vector>
 
 #include "core/aggregates.h"
+#include "core/nonfinite_watch.h"
+#include "core/observation.h"
 #include "core/record.h"
 
 namespace pertoken {
@@ -19,14 +22,24 @@ struct LearnedTime {
   uint64_t min_steps;  // that must have ended before
 };
 
-enum class TriggerCause : uint8_t { kStepTime, kSlowStep, kSignal };
+// Which values fire where they are observed.
+struct WatchedValues {
+  bool nans = false;
+  bool infinities = false;
+};
+
+enum class TriggerCause : uint8_t { kStepTime, kSlowStep, kNonFinite, kSignal };
 
 struct FiredTrigger {
   TriggerCause cause;
-  int64_t step = -1;
-  StepKind kind = StepKind::kOther;
+  int64_t step = kNoStep;
+  StepKind kind = StepKind::kOther;  // of the step, where there is one
   uint64_t wall_ns = 0;
   uint64_t over_ns = 0;  // the time that it passed
+  uint32_t site = 0;
+  int32_t row = kAllRows;
+  uint64_t nans = 0;
+  uint64_t infinities = 0;
   int signal = 0;
 };
 
@@ -34,7 +47,7 @@ class StepTriggers {
  public:
   using Times = std::array<uint64_t, kStepKinds>;  // by kind, 0: none
 
-  void arm(const Times& fixed_ns, std::vector<LearnedTime> learned);
+  void arm(const Times& fixed_ns, std::vector<LearnedTime> learned, WatchedValues values);
   void disarm() noexcept { is_armed_ = false; }
   bool is_armed() const noexcept { return is_armed_; }
   // What was learned so far, and the present rate of the ticks; now and then.
@@ -44,6 +57,10 @@ class StepTriggers {
     if (wall_ticks > over_ticks_[static_cast<size_t>(kind)]) [[unlikely]]
       step_is_slow(step, kind, wall_ticks);
   }
+  // Throws std::bad_alloc. `step` is that of the observation, widened.
+  void see_values(int64_t step, const Observation& observation) {
+    if (is_armed_ && (values_.nans || values_.infinities)) watch_values(step, observation);
+  }
   void see_signal(int number);
   bool has_fired() const noexcept { return !fired_.empty(); }
   std::vector<FiredTrigger> take() noexcept;
@@ -52,12 +69,15 @@ class StepTriggers {
   static constexpr size_t kMostFired = 64;  // that wait for the same dump
 
   void step_is_slow(int64_t step, StepKind kind, uint64_t wall_ticks);
+  void watch_values(int64_t step, const Observation& observation);
 
   bool is_armed_ = false;
   Times fixed_ns_{};
   Times learned_ns_{};
   Times over_ticks_ = no_times();
   std::vector<LearnedTime> learned_;
+  WatchedValues values_;
+  NonfiniteWatch nonfinite_;
   double ns_per_tick_ = 1.0;
   std::vector<FiredTrigger> fired_;
 

@@ -1,6 +1,6 @@
 """Dumps what a recording holds when a trigger fires, from a thread of its own.
 
-The thread waits in the native recorder, which wakes it when a step was slow. What is dumped is a
+The thread waits in the native recorder, which wakes it when something fired. What is dumped is a
 snapshot: the recording goes on, and loses nothing by it.
 """
 
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pertoken.errors import RecordingStateError, SelectionError, system_errors
 from pertoken.result import Profile
 from pertoken.schema import STEP_KINDS
-from pertoken.triggers import Signal, SlowStep, StepTime, Trigger, When
+from pertoken.triggers import NonFinite, Signal, SlowStep, StepTime, Trigger, When
 
 if TYPE_CHECKING:
     from pertoken.recording import Recording
@@ -83,7 +83,13 @@ class Dumps:
         recorder = recording.recorder
         for number in {trigger.number for trigger in self._of(Signal)}:
             self._ending.append(_handle(number, recorder))
-        recorder.arm_triggers(self._fixed_ns(), self._learned())
+        watched = self._of(NonFinite)
+        recorder.arm_triggers(
+            fixed_ns=self._fixed_ns(),
+            learned=self._learned(),
+            nans=bool(watched),
+            infinities=any(trigger.infinities for trigger in watched),
+        )
         ending = _Ending()
         thread = threading.Thread(
             target=_wait_and_dump,

@@ -27,6 +27,7 @@ from pertoken.spool_reader import (
     CLOCK,
     LOSSES,
     NOTE,
+    OBSERVATION,
     RECORDS,
     ROUND,
     Batch,
@@ -38,6 +39,7 @@ from pertoken.spool_reader import (
     clock_samples,
     frames_of_journal,
     losses_of,
+    observation_head,
     segment_head,
     site_of,
 )
@@ -155,8 +157,10 @@ def _read(folder: Path) -> _Spooled:
             spooled.unread[f"segment-{expected}"] = 0
         expected = number + 1
         spooled.frames += frames[1:]
-    journal = folder / "journal"
-    spooled.frames += take(journal, frames_of_journal(_content(journal)))
+    for name in ("journal", "observations"):
+        content = _content(folder / name)
+        spooled.size_bytes += len(content) if name == "observations" else 0
+        spooled.frames += take(folder / name, frames_of_journal(content))
     for path in numbered("ring-"):
         content = _content(path)
         if any(content[:_HEADER_BYTES]):
@@ -195,8 +199,13 @@ def _replay(spooled: _Spooled) -> RecoveredRecording:
         else:
             replay.take_batch(batch)
     recorder.replay_round()
-    dropped, *faults = replay.losses
-    recorder.replay_losses(dropped + replay.missing, *faults)
+    dropped, recording_faults, collector_faults = replay.losses
+    recorder.replay_losses(
+        records_dropped=dropped + replay.missing,
+        recording_faults=recording_faults,
+        collector_faults=collector_faults,
+        observations_dropped=replay.observations_missing,
+    )
     is_whole = not (spooled.first_step or replay.missing or spooled.unread)
     recording.finish(replay.last_ticks, replay.commits, is_whole=is_whole)
     recording.tell(_reasons(spooled, replay, recording))
@@ -209,18 +218,20 @@ class _Replay:
     Attributes:
         taken: for each track, the place behind its last record.
         missing: how many records are not there, between those that are.
+        observations_missing: likewise; they were dropped, or could not be written.
         losses: as counted by the recording itself.
         commits: of the rows that an engine told.
     """
 
     def __init__(self, recording: RecoveredRecording, sites: dict[int, tuple[int, str]]) -> None:
         self.taken: dict[int, int] = {}
-        self.missing = 0
+        self.missing = self.observations_missing = 0
         self.losses = (0, 0, 0)
         self.commits = RowCommits()
         self.frames_lost = 0
         self.last_ticks = 0
         self._recording = recording
+        self._next_observation: int | None = None
         self._rows = self._steps = 0
         self._codes = np.full(max(sites, default=-1) + 2, -1, dtype=np.int64)
         for code, (category, name) in sites.items():
@@ -241,6 +252,8 @@ class _Replay:
         elif frame.type == LOSSES:
             *losses, self.frames_lost = losses_of(frame)
             self.losses = (losses[0], losses[1], losses[2])
+        elif frame.type == OBSERVATION:
+            self.take_observation(frame)
         elif frame.type != CLOCK:
             raise SpoolDamage(f"it holds a frame of type {frame.type}, which this pertoken lacks")
 
@@ -268,6 +281,19 @@ class _Replay:
         )
         if not is_sound:
             raise SpoolDamage("it holds records that cannot be")
+
+    def take_observation(self, frame: Frame) -> None:
+        """Takes an observation."""
+        number, site = observation_head(frame)
+        expected = self._next_observation
+        if expected is not None and number < expected:  # written twice
+            return
+        self.observations_missing += 0 if expected is None else number - expected
+        self._next_observation = number + 1
+        code = int(self._codes[min(site, len(self._codes) - 1)])
+        known = _intern(*_UNNAMED) if code < 0 else code
+        if not self._recording.recorder.replay_observation(bytes(frame.payload), known):
+            raise SpoolDamage("it holds an observation that cannot be")
 
     def _checked(self, records: NDArray[np.void]) -> NDArray[np.void]:
         """With the codes that sites have in this process."""

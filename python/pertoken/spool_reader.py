@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 VERSION = 1
 
-SEGMENT, RECORDS, NOTE, ROUND, CLOCK, LOSSES, SITE = range(1, 8)
+SEGMENT, RECORDS, NOTE, ROUND, CLOCK, LOSSES, SITE, OBSERVATION = range(1, 9)
 
 _FRAME = struct.Struct("<IIII")  # magic, checksum, type, bytes of the payload
 _FRAME_MAGIC = 0x4D465450
@@ -24,6 +24,7 @@ _SEGMENT = struct.Struct("<IIQq")  # version, 0, number, first step
 _RECORDS = struct.Struct("<iIQqqq16s")  # track, count, first index, last step, last seq, tid, name
 _LOSSES = struct.Struct("<QQQQ")
 _SITE = struct.Struct("<II")  # code, category
+_OBSERVATION = struct.Struct("<QqII")  # number, last step, step, site; more behind
 _MOST_SITES = 1 << 20  # more than the string table holds
 _RING = struct.Struct("<QIiQq16s")  # magic, version, track, capacity, tid, name
 _RING_MAGIC = int.from_bytes(b"PTKRING1", "little")
@@ -189,8 +190,22 @@ def site_of(frame: Frame) -> tuple[int, int, str]:
         raise SpoolDamage("the name of a site is no text") from error
 
 
+def observation_head(frame: Frame) -> tuple[int, int]:
+    """The place of an observation among all that were made, and the code of its site.
+
+    Raises:
+        SpoolDamage: it is too short, or has no number.
+    """
+    if len(frame.payload) < _OBSERVATION.size:
+        raise SpoolDamage("an observation is too short")
+    number, _, _, site = _OBSERVATION.unpack_from(frame.payload)
+    if number >= 1 << 62:
+        raise SpoolDamage("the number of an observation is none")
+    return number, site
+
+
 def frames_of_journal(content: bytes) -> Frames:
-    """The notes that had not come into a segment."""
+    """What is in a journal, of notes or of observations: it had not come into a segment."""
     if len(content) < _JOURNAL_HEADER_BYTES:
         return Frames(content)
     magic, version, _, extent = _JOURNAL.unpack_from(content)

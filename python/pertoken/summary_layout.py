@@ -81,6 +81,13 @@ def _why_dumped(data: Mapping[str, Any]) -> list[str]:
             f"Dumped because step {step} ({kind}) took {duration_text(wall_ns)}, over "
             f"{duration_text(over_ns)}."
         ]
+    site, nans, infs = (trigger.get(key) for key in ("site", "nans", "infs"))
+    if isinstance(site, str) and isinstance(nans, int) and isinstance(infs, int):
+        where = f"in step {step}" if isinstance(step, int) else "outside of steps"
+        return [
+            f"Dumped because {name_text(site)} put out {count_text(nans)} NaN and "
+            f"{count_text(infs)} infinite {where}."
+        ]
     told = [trigger.get("reason") or "a trigger", trigger.get("answer")]
     return [f"Dumped: {', '.join(name_text(each) for each in told if each)}."]
 

@@ -1,6 +1,6 @@
-"""What makes a recording dump what it holds: slow steps, a function of one's own, a signal.
+"""What makes a recording dump what it holds: slow steps, bad values, a function, a signal.
 
-Slow steps are seen by the thread that collects the records, so a trigger costs the model nothing.
+Steps and values are seen by the thread that collects them, so a trigger costs the model nothing.
 """
 
 from __future__ import annotations
@@ -70,6 +70,20 @@ class SlowStep:
 
 
 @dataclass(frozen=True)
+class NonFinite:
+    """A site begins to put out values that are no finite numbers, where it is observed.
+
+    What is observed is said by `activations`, or given to `pertoken.observe`. A site fires once,
+    and again when a whole observed step of it was good meanwhile.
+
+    Args:
+        infinities: whether infinite values fire as well, not only NaN.
+    """
+
+    infinities: bool = True
+
+
+@dataclass(frozen=True)
 class When:
     """A function of one's own says so.
 
@@ -115,7 +129,7 @@ class Signal:
             raise SelectionError(f"number={self.number}: give a signal that can be handled")
 
 
-Trigger = StepTime | SlowStep | When | Signal
+Trigger = StepTime | SlowStep | NonFinite | When | Signal
 
 
 def _check_number(name: str, value: float, above: float, most: float) -> None:

@@ -47,7 +47,7 @@ struct Gpu {
   std::vector<Observation> collect(int64_t after_ns = 1'000'000) {
     driver.advance(after_ns);
     observer->collect(kNsPerTick, intake);
-    return intake.take();
+    return intake.take(0).observations;
   }
 };
 
@@ -307,7 +307,7 @@ TEST(every_observation_is_right_or_counted) {
     bool is_broken = false;
     const auto collect = [&] {
       gpu.observer->collect(kNsPerTick, gpu.intake);
-      for (Observation& one : gpu.intake.take()) made.push_back(std::move(one));
+      for (Observation& one : gpu.intake.take(0).observations) made.push_back(std::move(one));
     };
     for (uint32_t step = 0; step < 300; ++step) {
       const GpuPlace& place = places[random() % places.size()];
@@ -397,7 +397,7 @@ TEST(a_thread_that_observes_and_one_that_collects) {
   std::thread collector([&] {
     while (!is_done) {
       gpu.observer->collect(kNsPerTick, gpu.intake);
-      for (Observation& one : gpu.intake.take()) made.push_back(std::move(one));
+      for (Observation& one : gpu.intake.take(0).observations) made.push_back(std::move(one));
       std::this_thread::yield();
     }
   });

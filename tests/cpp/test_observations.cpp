@@ -121,8 +121,8 @@ TEST(a_full_intake_drops_and_counts) {
   ObservationIntake intake;
   for (size_t i = 0; i < ObservationIntake::kMostWaiting + 5; ++i) intake.push(observation_of(0));
   CHECK_EQ(intake.dropped(), uint64_t{5});
-  CHECK_EQ(intake.take().size(), ObservationIntake::kMostWaiting);
-  CHECK_EQ(intake.take().size(), size_t{0});
+  CHECK_EQ(intake.take(0).observations.size(), ObservationIntake::kMostWaiting);
+  CHECK_EQ(intake.take(0).observations.size(), size_t{0});
 }
 
 TEST(threads_observe_while_the_collector_drains) {

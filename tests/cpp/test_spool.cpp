@@ -142,7 +142,7 @@ TEST(a_segment_says_of_which_step_on_it_holds_all) {
              .last_step = 0,
              .last_seq = -1,
              .records = {&record, 1}});
-  spool.set_newest_step(6);
+  spool.saw_step(6);
   spool.add({&sample, 1});  // whatever it is that begins the next segment
   SegmentFrame head{};
   const std::string content = folder.content("segment-2");

@@ -1,6 +1,7 @@
 // Which steps fire: fixed and learned times, by kind, and what the waiting thread is told.
 #include <chrono>
 #include <cstdint>
+#include <limits>
 #include <thread>
 #include <vector>
 
@@ -22,7 +23,7 @@ TEST(a_step_over_the_fixed_time_of_its_kind_fires) {
   StepTriggers triggers;
   triggers.see_step(1, StepKind::kDecode, UINT64_MAX - 1);
   CHECK(!triggers.has_fired());  // nothing is armed
-  triggers.arm(only(StepKind::kDecode, 1000), {});
+  triggers.arm(only(StepKind::kDecode, 1000), {}, {});
   triggers.learn(totals, 0.5);
   triggers.see_step(2, StepKind::kDecode, 2000);
   triggers.see_step(3, StepKind::kPrefill, 5000);
@@ -40,7 +41,7 @@ TEST(a_step_over_the_fixed_time_of_its_kind_fires) {
 TEST(a_time_is_learned_once_enough_steps_have_ended) {
   Aggregates totals;
   StepTriggers triggers;
-  triggers.arm({}, {{StepKind::kDecode, 0.99, 3.0, 100}});
+  triggers.arm({}, {{StepKind::kDecode, 0.99, 3.0, 100}}, {});
   for (int i = 0; i < 99; ++i) totals.steps(StepKind::kDecode).wall_ns.record_ns(1000);
   triggers.learn(totals, 1.0);
   triggers.see_step(1, StepKind::kDecode, 1'000'000);
@@ -55,10 +56,75 @@ TEST(a_time_is_learned_once_enough_steps_have_ended) {
   CHECK(fired[0].over_ns > 2700 && fired[0].over_ns < 3300);
 }
 
+// An observation of two values, the second as given.
+Observation observed(uint32_t site, double value, int32_t row = kAllRows) {
+  Observation observation{3,
+                          static_cast<uint8_t>(StepKind::kDecode),
+                          row,
+                          site,
+                          FloatFormat::kFloat32,
+                          1.0,
+                          ExpHistogram()};
+  observation.values.record(1.0);
+  observation.values.record(value);
+  return observation;
+}
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+TEST(a_site_fires_when_its_values_begin_to_be_bad) {
+  StepTriggers triggers;
+  triggers.see_values(1, observed(7, kNan));
+  CHECK(!triggers.has_fired());  // nothing is armed
+  triggers.arm({}, {}, {.nans = true});
+  triggers.see_values(1, observed(7, 2.0));
+  triggers.see_values(2, observed(7, kInfinity));
+  CHECK(!triggers.has_fired());  // infinities are not watched
+  triggers.see_values(3, observed(7, kNan, 4));
+  const std::vector<FiredTrigger> fired = triggers.take();
+  CHECK_EQ(fired.size(), size_t{1});
+  CHECK(fired[0].cause == TriggerCause::kNonFinite && fired[0].kind == StepKind::kDecode);
+  CHECK(fired[0].step == 3 && fired[0].site == 7 && fired[0].row == 4);
+  CHECK(fired[0].nans == 1 && fired[0].infinities == 0);
+  triggers.see_values(3, observed(7, 2.0, 5));
+  triggers.see_values(4, observed(7, 2.0, 4));
+  triggers.see_values(4, observed(7, kNan, 5));
+  CHECK(!triggers.has_fired());  // one row or another was bad all the time
+  triggers.see_values(5, observed(8, kNan));
+  CHECK_EQ(triggers.take().size(), size_t{1});  // each site by itself
+  triggers.see_values(5, observed(7, 2.0));
+  triggers.see_values(6, observed(7, kNan));
+  CHECK_EQ(triggers.take().size(), size_t{1});  // it was good meanwhile
+}
+
+TEST(outside_of_steps_each_observation_counts) {
+  StepTriggers triggers;
+  triggers.arm({}, {}, {.nans = true, .infinities = true});
+  for (const double value : {-kInfinity, kNan, 1.0, kNan, kNan, 1.0, 1.0, kInfinity}) {
+    triggers.see_values(kNoStep, observed(7, value));
+  }
+  const std::vector<FiredTrigger> fired = triggers.take();
+  CHECK_EQ(fired.size(), size_t{3});
+  CHECK(fired[0].infinities == 1 && fired[1].nans == 1 && fired[2].infinities == 1);
+}
+
+TEST(an_observation_wakes_the_thread_that_waits) {
+  const auto recorder =
+      Recorder::create({.store_limit_bytes = size_t{1} << 20, .ring_capacity = 1 << 8});
+  recorder->start();
+  recorder->arm_triggers({}, {}, {.nans = true});
+  recorder->observations().push(observed(7, kNan));
+  const std::vector<FiredTrigger> fired = recorder->wait_for_trigger(std::chrono::seconds(60));
+  CHECK(fired.size() == 1 && fired[0].step == 3 && fired[0].site == 7);
+  recorder->disarm_triggers();
+  recorder->stop();
+}
+
 TEST(what_fires_while_nobody_waits_is_bounded) {
   const Aggregates totals;
   StepTriggers triggers;
-  triggers.arm(only(StepKind::kOther, 1), {});
+  triggers.arm(only(StepKind::kOther, 1), {}, {});
   triggers.learn(totals, 1.0);
   for (int64_t step = 0; step < 100'000; ++step) triggers.see_step(step, StepKind::kOther, 10);
   triggers.see_signal(12);
@@ -74,7 +140,7 @@ TEST(the_collector_wakes_the_thread_that_waits) {
       Recorder::create({.store_limit_bytes = size_t{1} << 20, .ring_capacity = 1 << 8});
   CHECK(recorder->wait_for_trigger(std::chrono::seconds(0)).empty());
   recorder->start();
-  recorder->arm_triggers(only(StepKind::kOther, 1000), {});
+  recorder->arm_triggers(only(StepKind::kOther, 1000), {}, {});
   std::vector<FiredTrigger> fired;
   std::thread waiting([&] { fired = recorder->wait_for_trigger(std::chrono::seconds(60)); });
   ThreadBuffer& buffer = *recorder->buffer();

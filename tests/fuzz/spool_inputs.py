@@ -14,7 +14,9 @@ from random import Random
 
 CORPUS = Path(__file__).parent / "corpus" / "spool"
 _FRAME = struct.Struct("<IIII")
-_MAPPED = ("ring-", "journal")
+_JOURNALS = ("journal", "observations")
+_MAPPED = ("ring-", *_JOURNALS)
+_JOURNAL_HEADER = struct.Struct("<QIIQ")
 RING_BYTES = 4096 + 128 + 64 * 32
 
 
@@ -24,9 +26,14 @@ def packed(folder: Path) -> bytes:
     for path in sorted(folder.iterdir()):
         data = path.read_bytes()
         if path.name.startswith(_MAPPED):
-            data = data.rstrip(b"\0")
+            data = data[: _end_of(data)] if path.name in _JOURNALS else data.rstrip(b"\0")
         content += f"{path.name} {len(data)}\n".encode() + data
     return content
+
+
+def _end_of(journal: bytes) -> int:
+    """Where what is in a journal ends; there is no telling it from zeros."""
+    return 64 + (_JOURNAL_HEADER.unpack_from(journal)[3] & 0xFFFFFFFF)
 
 
 def parts(content: bytes) -> dict[str, bytes]:
@@ -75,7 +82,7 @@ def mutated(
     name = rng.choice(sorted(files))
     files[name] = change(files[name], largest)
     if rng.random() < 0.8:
-        files[name] = with_checksums(files[name], 64 if name == "journal" else 0)
+        files[name] = with_checksums(files[name], 64 if name in _JOURNALS else 0)
     return joined(files)[:largest]
 
 

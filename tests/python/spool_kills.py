@@ -4,7 +4,8 @@
 
 Each process is forked from this one, runs a tiny model in one or two threads, and logs by itself
 when each call began and ended, by the boot clock. It is killed at a random moment. Then every call
-that had ended must be there, at its time and with all its spans; and nothing that was not called.
+that had ended must be there, at its time, with all its spans and what was observed in it; and
+nothing that was not called.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ SITES = Counter(
     ["Stack", "head"]
     + [f"layers.{i}{part}" for i in range(2) for part in ("", ".attn", ".mlp", ".mlp.0", ".mlp.1")]
 )
+OBSERVED = ["layers.1.mlp", "head"]
 _ENTRY = struct.Struct("<qqq")  # number, before or after, boot clock in ns
 _BEFORE, _AFTER = 0, 1
 
@@ -80,7 +82,14 @@ def kill_one(folder: Path, seed: int) -> Kill:
 def _record(spool: Path, logs: Path, threads: int, told: int) -> None:
     torch.set_num_threads(1)
     model = seeded(Stack)
-    recording = pertoken.profile(model, modules="all", memory_limit_bytes=LIMIT_BYTES, spool=spool)
+    recording = pertoken.profile(
+        model,
+        modules="all",
+        activations=OBSERVED,
+        activation_every=1,
+        memory_limit_bytes=LIMIT_BYTES,
+        spool=spool,
+    )
     with recording:
         others = [threading.Thread(target=_call, args=(model, logs)) for _ in range(threads - 1)]
         for thread in others:
@@ -118,6 +127,13 @@ def _check(profile: pertoken.Profile, logs: Path) -> int:
     ):
         spans[step][site] += 1
     assert set(spans) <= set(profile.steps["step"].tolist()) | {-1}
+    observed: dict[int, list[str]] = defaultdict(list)
+    table = profile.activations
+    for step, site in zip(table["step"].tolist(), table["site"].tolist(), strict=True):
+        observed[step].append(site)
+    assert set(observed) <= set(profile.steps["step"].tolist())
+    put_out = set(zip(table["site"].tolist(), table["sum"].tolist(), strict=True))
+    assert len(put_out) <= len(OBSERVED), "each call does the same"
     is_cut = any("bound has dropped" in reason for reason in profile.losses["reasons"])
     dropped = 0
     for path in logs.iterdir():
@@ -127,7 +143,7 @@ def _check(profile: pertoken.Profile, logs: Path) -> int:
             for index, track in enumerate(profile.steps["thread"].tolist())
             if tids[track] == int(path.name)
         ]
-        dropped += _check_thread(profile, own, calls, spans, is_cut, path.name)
+        dropped += _check_thread(profile, own, calls, spans, observed, is_cut, path.name)
     assert dropped == 0 or is_cut
     return dropped
 
@@ -150,6 +166,7 @@ def _check_thread(
     own: list[int],
     calls: list[tuple[int, int]],
     spans: dict[int, Counter[str]],
+    observed: dict[int, list[str]],
     is_cut: bool,
     tid: str,
 ) -> int:
@@ -168,12 +185,15 @@ def _check_thread(
     )
     for place, (before, after) in enumerate(calls[dropped:begun]):
         assert start_ns[place] >= before - slack_ns
-        names = spans[int(profile.steps["step"][own[place]])]
+        step = int(profile.steps["step"][own[place]])
+        names = spans[step]
         if wall_ns[place] < 0:  # it ran when the process was killed
             assert after == 0 and not names - SITES
+            assert observed[step] == OBSERVED[: len(observed[step])]
             continue
         assert after == 0 or start_ns[place] + wall_ns[place] <= after + slack_ns
         assert names == SITES, names
+        assert observed[step] == OBSERVED, observed[step]
         number = (dropped + place) // STEPS_A_REQUEST
         assert ids[int(requests[place])] == f"{tid}-{number}"
     return dropped

@@ -84,6 +84,24 @@ def test_a_generation_is_recovered_as_it_was_recorded(tmp_path: Path) -> None:
     assert_same(pertoken.load(tmp_path / "file.pertoken"), live)
 
 
+def test_observations_are_recovered_as_they_were_made(tmp_path: Path) -> None:
+    model = llama()
+
+    def run() -> None:
+        with torch.no_grad():
+            pertoken.observe("outside", torch.tensor([1.0, float("inf")]))
+        model.generate(input_ids=IDS, max_new_tokens=4)
+
+    options = {"activations": "*", "activation_every": 1, "activation_rows": True}
+    live = recorded(model, run, tmp_path, **options)
+    recovered = pertoken.recover(tmp_path)
+    assert_same(recovered, live)
+    invariants.check(recovered)
+    assert len(recovered.activations) > 100 and len(recovered.activation_buckets) > 1000
+    assert recovered.totals.activations == live.totals.activations
+    assert "outside" in recovered.activations["site"].tolist()
+
+
 def test_an_engine_of_ones_own_is_recovered(tmp_path: Path) -> None:
     model = seeded(Stack)
     engine = Engine(model=model)

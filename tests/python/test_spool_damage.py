@@ -34,7 +34,7 @@ def recovered(
 
 @cache
 def rows_of(name: str) -> dict[str, set[Any]]:
-    """What a kept input holds: steps, spans and requests, each with all that identifies it."""
+    """What a kept input holds: of each table its rows, each with all that identifies it."""
     with tempfile.TemporaryDirectory() as folder:
         profile = recovered((CORPUS / name).read_bytes(), Path(folder) / "input")
     assert profile is not None and len(profile.steps)
@@ -46,6 +46,7 @@ def identified(profile: pertoken.Profile) -> dict[str, set[Any]]:
         "steps": ("step", "rows", "kind"),
         "spans": ("span", "parent", "step", "site"),
         "requests": ("request", "id"),
+        "activations": ("observation", "step", "row", "site"),
     }
     return {
         table: set(zip(*(profile.tables[table][c].tolist() for c in names), strict=True))

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,9 +18,11 @@ import torch
 
 import invariants
 import pertoken
+import pertoken.dumps
 from odd_modules import Stack, numbers, seeded
+from pertoken.dumps import Dumps
 from pertoken.errors import RecordingStateError, SelectionError
-from pertoken.triggers import Signal, SlowStep, StepTime, When
+from pertoken.triggers import NonFinite, Signal, SlowStep, StepTime, When
 from test_keep import Waits
 
 PATIENCE_S = 20.0
@@ -111,6 +114,54 @@ def test_a_time_is_learned_from_the_steps_before(tmp_path: Path) -> None:
     assert 0.2e9 < told["over_ns"] < 0.9e9 <= told["wall_ns"]
 
 
+def test_a_planted_nan_dumps_with_its_observation_inside(tmp_path: Path) -> None:
+    model = seeded(Stack)
+    recording = pertoken.profile(
+        model,
+        activations="*",
+        activation_every=1,
+        activation_rows=True,
+        triggers=[NonFinite()],
+        dump_folder=tmp_path,
+    )
+    with recording:
+        model(numbers())
+        for _ in range(3):  # and the sites behind it, but each only once
+            with torch.no_grad():
+                model.layers[1].attn.bias[2] = float("nan")
+            model(numbers())
+        wait_for(lambda: recording.dumps)
+    wait_for(lambda: not dump_threads())
+    assert 1 <= len(recording.dumps) <= 2, "the first step may be looked at in two rounds"
+    dumped = pertoken.load(recording.dumps[0])
+    invariants.check(dumped)
+    trigger = dumped.meta["trigger"]
+    assert recording.dumps[0].name.endswith("-non_finite.pertoken")
+    assert (trigger["reason"], trigger["site"]) == ("non_finite", "layers.1.attn")
+    assert (trigger["step"], trigger["kind"], trigger["row"]) == (1, "other", 0)
+    assert (trigger["nans"], trigger["infs"]) == (1, 0)
+    assert dumped.first_nonfinite().site == "layers.1.attn"
+    assert "Dumped because layers.1.attn put out 1 NaN and 0 infinite in step 1." in str(
+        dumped.summary()
+    )
+
+
+def test_infinite_values_by_hand_fire_where_they_are_asked_for(tmp_path: Path) -> None:
+    model = seeded(Stack)
+    value = torch.tensor([float("inf"), 1.0])
+    for infinities in (False, True):
+        triggers = [NonFinite(infinities=infinities)]
+        recording = pertoken.profile(
+            model, activation_every=1, triggers=triggers, dump_folder=tmp_path
+        )
+        with recording:
+            pertoken.observe("mine", value)
+        wait_for(lambda: not dump_threads())
+        assert len(recording.dumps) == infinities
+    trigger = pertoken.load(recording.dumps[0]).meta["trigger"]
+    assert trigger["site"] == "mine" and trigger["infs"] == 1 and "step" not in trigger
+
+
 def test_the_interpreter_ends_with_triggers_armed(tmp_path: Path) -> None:
     script = (
         "import sys; sys.path[:0] = sys.argv[2:]\n"
@@ -157,6 +208,25 @@ def test_dumps_an_hour_are_bounded_and_the_rest_is_counted(tmp_path: Path) -> No
     assert meta["trigger"]["answer"] == "because" and meta["trigger"]["reason"] == "when"
     assert "Dumped: when, because." in str(pertoken.load(recording.dumps[1]).summary())
     assert any("dumps of the hour" in reason for reason in recording.result().losses["reasons"])
+
+
+def test_an_hour_after_the_first_dumps_there_may_be_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 1000.0
+    clock = SimpleNamespace(**{**vars(time), "monotonic": lambda: now_s})
+    monkeypatch.setattr(pertoken.dumps, "time", clock)
+    recording = pertoken.profile(seeded(Stack))
+    dumps = Dumps([StepTime(over_s=1)], tmp_path, dumps_per_hour=2)
+    given = []
+    for minutes in (0, 30, 10, 19, 2, 1, 27, 2):  # from one to the next
+        now_s += minutes * 60
+        before = len(dumps.paths)
+        dumps.dump(recording, {"reason": "when"})
+        given.append(len(dumps.paths) > before)
+    assert given == [True, True, False, False, True, False, False, True]
+    assert dumps.suppressed == 4
+    assert pertoken.load(dumps.paths[-1]).meta["trigger"]["suppressed"] == 4
 
 
 def test_what_a_function_raises_is_counted_and_logged_once(
