@@ -140,7 +140,7 @@ cpp-tests: $(VENV)/.dev ## the C++ tests: optimised, under ASan and UBSan, under
 
 cpp-build-plain: CMAKE_ARGS = -DCMAKE_BUILD_TYPE=Release
 cpp-build-asan: CMAKE_ARGS = -DPERTOKEN_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-Og
-cpp-build-tsan: CMAKE_ARGS = -DPERTOKEN_SANITIZE=thread -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-Og
+cpp-build-tsan: CMAKE_ARGS = -DPERTOKEN_SANITIZE=thread -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1
 cpp-build-%: FORCE
 	cmake -S . -B build-$* -G Ninja -DPERTOKEN_BUILD_TESTS=ON -DPERTOKEN_BUILD_MODULE=OFF \
 	  -DPERTOKEN_CUDA=OFF $(CMAKE_ARGS)
