@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from bars import factor_text, ns_text, percent_text
+from figure_text import factor_text, ns_text, percent_text
 from page_parts import estimate_text, table
 
 

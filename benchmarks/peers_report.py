@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bar_chart import Panel, Row, svg
-from bars import ns_text, percent_text
+from figure_text import ns_text, percent_text
 from page_parts import Estimate, estimate_text, table
 
 PICTURE = "performance-peers.svg"

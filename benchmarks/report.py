@@ -18,7 +18,8 @@ import long_run_report
 import peers_report
 import tensor_report
 import totals_report
-from bars import Results, bytes_text, factor_text, ns_text, percent_text, rate_text, verdicts
+from bars import Results, verdicts
+from figure_text import bytes_text, factor_text, ns_text, percent_text, rate_text
 from page_parts import Estimate, estimate_text, table
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bars import billions_text, factor_text, ns_text
+from figure_text import billions_text, factor_text, ns_text
 from page_parts import estimate_text, table
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bars import ns_text, percent_text
+from figure_text import ns_text, percent_text
 from page_parts import estimate_text, table
 
 

@@ -123,6 +123,7 @@ def test_the_page_shows_what_reading_logits_takes(measured: dict[str, Any], modu
                 assert f"\n| {int(size):,} | {kind} | {name} | " in page
         for name in logits["decode"][size]["variants"]:
             assert f"\n| {int(size):,} | {name} | " in page
+    assert len(list(module("bars").verdicts(document))) == 3 * len(logits["rows"])
 
 
 def test_the_page_shows_every_budget(module: Any) -> None:
@@ -157,6 +158,17 @@ def test_the_page_shows_what_long_runs_held_and_lost(measured: dict[str, Any], m
         assert run["untold"] == 0 and len(run["grown_bytes_by_tenth"]) == 10
         assert run["last_to_first"]["low"] <= run["last_to_first"]["median"]
     assert "\n| missing, and `losses` does not say so | 0 | 0 |" in page
+    for run in (spans, steps):
+        run["grown_bytes"] = round(1.05 * long["memory_limit_bytes"])
+        run["last_to_first"] = run["noise"] = {"median": 1.01, "low": 1.0, "high": 1.02}
+    spans["untold"], steps["last_to_first"] = 1, {"median": 1.03, "low": 1.0, "high": 1.06}
+    document = {**_newest(report), "benchmarks": {"long_run": long}}
+    outcomes = [verdict.outcome for verdict in module("bars").verdicts(document)]
+    assert outcomes == ["pass", "FAIL", "pass", "FAIL"]
+    steps["noise"] = {"median": 0.97, "low": 0.9, "high": 1.0}
+    spans["grown_bytes"] = round(1.2 * long["memory_limit_bytes"])
+    outcomes = [verdict.outcome for verdict in module("bars").verdicts(document)]
+    assert outcomes == ["pass", "noise", "FAIL", "FAIL"]
 
 
 @pytest.mark.parametrize(
@@ -183,6 +195,8 @@ def test_the_page_shows_what_looking_at_totals_adds(measured: dict[str, Any], mo
         assert f"\n| {name} | " in page
     for state in totals["alone"]:
         assert f"\n| {state['spans']:,} | " in page
+    verdicts = list(module("bars").verdicts({"benchmarks": {"totals_snapshot": totals}}))
+    assert [verdict.bar.limit for verdict in verdicts] == [1.1, 1.5]
     assert totals["sites"] > 100
 
 

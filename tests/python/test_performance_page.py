@@ -28,7 +28,13 @@ def report() -> Iterator[ModuleType]:
         sys.path.remove(folder)
         for name in (
             "report",
+            "bar",
             "bars",
+            "budget_bars",
+            "figure_text",
+            "logit_report",
+            "long_run_bars",
+            "tensor_bars",
             "peers_report",
             "tensor_report",
             "activation_report",
