@@ -95,11 +95,11 @@ class _Module:
         return None
 
 
-def _make_wrapped(recorder: Any) -> _Module:
+def _make_wrapped(recorder: Any, weakly: bool = False) -> _Module:
     from pertoken import _native
 
     module = _Module()
-    own = _native.WeakMethod(_Module._call_impl, module)
+    own = _native.WeakMethod(_Module._call_impl, module) if weakly else module._call_impl
     module.slot = _native.SpanCall(own, recorder, _native.intern_module("child"))
     return module
 
@@ -121,11 +121,11 @@ def _call(slot: Any, *args: object, **kwargs: object) -> object:
     return slot(*args, **kwargs)
 
 
-def _wrapped(calls: int, active: bool = True) -> None:
+def _wrapped(calls: int, active: bool = True, weakly: bool = False) -> None:
     from pertoken import _native
 
     recorder = _native.Recorder(STORE_BYTES, RING_RECORDS)
-    child = _make_wrapped(recorder)
+    child = _make_wrapped(recorder, weakly)
 
     def run() -> None:
         for _ in range(calls):
@@ -140,6 +140,11 @@ def _wrapped(calls: int, active: bool = True) -> None:
 
 def _stopped(calls: int) -> None:
     _wrapped(calls, active=False)
+
+
+def _wrapped_weakly(calls: int) -> None:
+    """By a wrapper that does not hold the module, as where a whole program is recorded."""
+    _wrapped(calls, weakly=True)
 
 
 def _sampling_recorder() -> Any:
@@ -226,6 +231,7 @@ KINDS = {
     "bare": _bare,
     "bare root": _bare_root,
     "wrapped": _wrapped,
+    "wrapped, weakly": _wrapped_weakly,
     "wrapped, stopped": _stopped,
     "wrapped, left out": _left_out,
     "root": _root,

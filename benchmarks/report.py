@@ -13,6 +13,7 @@ from typing import Any
 
 import activation_report
 import budget_report
+import logit_report
 import long_run_report
 import peers_report
 import tensor_report
@@ -321,6 +322,7 @@ _SECTIONS: tuple[tuple[tuple[str, ...], Callable[..., str]], ...] = (
     (("totals_snapshot",), totals_report.section),
     (("tensor_stats",), tensor_report.section),
     (("activations",), activation_report.section),
+    (("logit_pass",), logit_report.section),
     (("sampler_budget",), budget_report.section),
     (("export_speed",), _export),
     (("micro",), _micro),

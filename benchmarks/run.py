@@ -37,6 +37,7 @@ BENCHMARKS = {
     "instruction_counts": "instructions a call, by valgrind",
     "tensor_stats": "histograms of tensors, beside torch's and numpy's",
     "activations": "observing activations, beside hooks with torch",
+    "logit_pass": "the pass over logits, beside torch's softmax",
     "export_speed": "Chrome export, beside torch.profiler's",
     "peers": "other tools on the same work",
     "totals_snapshot": "totals of a model that runs",

@@ -46,13 +46,13 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
         if kind in ("float32", "bfloat16"):
             works |= _peers(tensor)
             works |= {"pertoken, constant": _counter(torch.full_like(tensor, 1.2345))}
-        timed = _interleaved(works, rounds, part(advance, number, len(kinds) + 1))
+        timed = interleaved(works, rounds, part(advance, number, len(kinds) + 1))
         result["kinds"][kind] = _rates(timed, tensor.numel())
     decode = {
         name: _repeated(_counters(torch.randn(DECODE_SHAPE).to(dtype))["pertoken"])
         for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
     }
-    timed = _interleaved(decode, rounds, part(advance, len(kinds), len(kinds) + 1))
+    timed = interleaved(decode, rounds, part(advance, len(kinds), len(kinds) + 1))
     result["decode_sized"] = {
         "values": DECODE_SHAPE[0] * DECODE_SHAPE[1],
         "ns": {
@@ -121,8 +121,8 @@ def _repeated(work: Work) -> Work:
     return run
 
 
-def _interleaved(works: dict[str, Work], rounds: int, advance: Advance) -> dict[str, list[float]]:
-    """For each, the nanoseconds of every round."""
+def interleaved(works: dict[str, Work], rounds: int, advance: Advance) -> dict[str, list[float]]:
+    """For each, the nanoseconds of every round: the quickest of a few calls."""
     timed: dict[str, list[float]] = {name: [] for name in works}
     order = random.Random(0)
     for number in range(rounds):

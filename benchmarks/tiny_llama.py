@@ -14,11 +14,11 @@ PROMPT_TOKENS = 16
 WARM_UP_STEPS = 4
 
 
-def tiny_llama() -> LlamaForCausalLM:
+def tiny_llama(vocabulary: int = VOCABULARY) -> LlamaForCausalLM:
     """The model, always with the same weights, which never ends a text by itself."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         hidden_size=256,
         intermediate_size=688,
         num_hidden_layers=4,

@@ -7,6 +7,7 @@ if(CMAKE_CXX_FLAGS_RELEASE STREQUAL "-O3 -DNDEBUG")
 endif()
 
 set_source_files_properties(
+  csrc/bindings/bound_call.cpp
   csrc/bindings/cache_length.cpp
   csrc/bindings/device_calls.cpp
   csrc/bindings/generation_state.cpp
@@ -21,6 +22,7 @@ set_source_files_properties(
   csrc/bindings/weak_method.cpp
   csrc/core/clock.cpp
   csrc/core/exp_histogram.cpp
+  csrc/core/logit_kernels_portable.cpp
   csrc/core/slot_counts.cpp
   csrc/core/slot_kernels_avx2.cpp
   csrc/core/slot_kernels_avx512.cpp

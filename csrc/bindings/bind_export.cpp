@@ -203,6 +203,17 @@ void read_percentiles(ColumnSource& source, size_t processes,
   percentiles.size = source.size();
 }
 
+void read_confidence(ColumnSource& source, size_t processes,
+                     exporting::ConfidenceColumns& confidence) {
+  source.plain("time_ns", confidence.time_ns);
+  source.processes("process", processes, confidence.process);
+  source.plain("top1_prob", confidence.top1_prob);
+  source.plain("margin", confidence.margin);
+  source.plain("entropy", confidence.entropy);
+  source.plain("logprob", confidence.logprob);
+  confidence.size = source.size();
+}
+
 void write_to(const ChromeTrace& trace, const py::object& target) {
   if (PyLong_Check(target.ptr())) {
     exporting::FileDescriptorSink sink(target.cast<int>());
@@ -247,6 +258,8 @@ void write_chrome_trace(const py::dict& tables, const py::sequence& strings,
   read_tracks(tracks, trace.tracks);
   ColumnSource percentiles(tables, "percentiles", escaped);
   read_percentiles(percentiles, processes.size(), trace.percentiles);
+  ColumnSource confidence(tables, "confidence", escaped);
+  read_confidence(confidence, processes.size(), trace.confidence);
   constexpr size_t kMaxRows = std::numeric_limits<uint32_t>::max();
   if (trace.spans.size > kMaxRows || trace.requests.size + trace.steps.size > kMaxRows) {
     throw py::value_error("a trace takes fewer than 2^32 spans, and requests and steps");
@@ -277,7 +290,8 @@ Args:
     tables: columns by name for each of the tables requests, steps, spans and tracks: contiguous
         numpy arrays of the schema's dtypes; codes between -1 and len(strings) - 1. And for
         percentiles, counters of observed sites: time_ns int64, process and site int32, p1, p50
-        and p99 float64.
+        and p99 float64; and confidence, of steps: time_ns int64, process int32, top1_prob,
+        margin, entropy and logprob float64.
     strings: the strings that codes refer to.
     header_json: members of the outermost JSON object, serialised, without its braces.
     processes: the id under which each process is shown, and its name; at least one.

@@ -169,7 +169,7 @@ struct DeviceSpanCall {
   DeviceInterval interval;
   const uint32_t seq = tls_thread_state->next_seq();
   interval.begin(calls, recorder, buffer, call.device, seq);
-  PyObject* result = call_inner(call.base.inner, args, kwargs);
+  PyObject* result = call.base.inner.call(args, kwargs);
   interval.end(calls, recorder, {call.base.site, seq, 0, kNone32, false, call.base.left_out});
   observe_result(call.base, buffer, result);
   return result;

@@ -84,14 +84,14 @@ PyObject* timed_replay(const GraphReplayCall& call, PyObject* args, PyObject* kw
   Recorder& recorder = *call.base.recorder;
   const int device = handle.graph == 0 ? calls.devices.front() : handle.device;
   cuda::EventLane* lane = calls.timer->lane(buffer, device);
-  if (lane == nullptr) return call_inner(call.base.inner, args, kwargs);
+  if (lane == nullptr) return call.base.inner.call(args, kwargs);
   if (handle.graph == 0) calls.stamps->count_bare_replay();
   const uint32_t seq = tls_thread_state->next_seq();
   const uint32_t first_seq = tls_thread_state->next_seqs(handle.calls);
   const AnnouncedReplay replay = announce(calls, recorder, *lane, handle);
   DeviceInterval interval;
   interval.begin(calls, recorder, buffer, device, seq);
-  PyObject* result = call_inner(call.base.inner, args, kwargs);
+  PyObject* result = call.base.inner.call(args, kwargs);
   lane->note_launch();
   if (replay.number != 0 && result != nullptr && interval.has_start()) {
     calls.stamps->await({.ticks = now_ticks(),
@@ -125,7 +125,7 @@ PyObject* replay_in_region(const GraphReplayCall& call, PyObject* args, PyObject
   buffer.open_detail = sampled.open_detail();
   const uint64_t start_ticks = now_ticks();
   PyObject* result = (buffer.open_detail & call.base.left_out) != 0
-                         ? call_inner(call.base.inner, args, kwargs)
+                         ? call.base.inner.call(args, kwargs)
                          : timed_replay(call, args, kwargs, buffer, calls, handle, step);
   sampled.settle(buffer, now_ticks() - start_ticks);
   buffer.open_detail = outer_detail;
@@ -140,7 +140,7 @@ PyObject* graph_replay_call(PyObject* self, PyObject* args, PyObject* kwargs) {
   ThreadBuffer* buffer = recorder.active() ? recorder.buffer() : nullptr;
   if (buffer == nullptr || calls == nullptr || calls->devices.empty() ||
       (buffer->open_detail & call.base.left_out) != 0) {
-    return call_inner(call.base.inner, args, kwargs);
+    return call.base.inner.call(args, kwargs);
   }
   const GraphHandle handle = handle_of(call, args);
   if (buffer->open_seq != 0) {

@@ -1,17 +1,10 @@
 #include "bindings/logit_reader.h"
 
-#include <algorithm>
-#include <cstring>
-#include <exception>
 #include <new>
 #include <span>
 
 #include "bindings/host_tensor.h"
 #include "bindings/step_inputs.h"
-#include "bindings/step_region.h"
-#include "bindings/without_gil.h"
-#include "core/float_value.h"
-#include "core/token_logits.h"
 
 namespace pertoken {
 
@@ -58,16 +51,6 @@ bool shape_logits(TensorView& view, int64_t rows) {
   if (view.dims == 1 && rows == 1) insert(0, 1);
   if (view.dims == 2) insert(rows == 1 ? 0 : 1, 1);
   return view.dims == 3 && view.shape[0] == rows && view.shape[1] > 0 && view.shape[2] > 0;
-}
-
-TensorView logits_at(const TensorView& view, int64_t row, int64_t position) {
-  TensorView one;
-  one.data = view.data + row * view.strides_bytes[0] + position * view.strides_bytes[1];
-  one.format = view.format;
-  one.dims = 1;
-  one.shape[0] = view.shape[2];
-  one.strides_bytes[0] = view.strides_bytes[2];
-  return one;
 }
 
 }  // namespace
@@ -118,74 +101,18 @@ namespace py = pybind11;
 
 namespace {
 
-void copy_logits(const TensorView& one, std::byte* to) noexcept {
-  const auto bytes = static_cast<size_t>(bytes_of(one.format));
-  const auto count = static_cast<size_t>(one.shape[0]);
-  if (one.strides_bytes[0] == static_cast<int64_t>(bytes)) {
-    std::memcpy(to, one.data, count * bytes);
-    return;
-  }
-  for (size_t i = 0; i < count; ++i) {
-    std::memcpy(to + i * bytes, one.data + static_cast<int64_t>(i) * one.strides_bytes[0], bytes);
-  }
-}
-
 // Throws std::bad_alloc.
 void read_places(const TensorView& view, PendingLogits& pending) {
   const LogitStep& of = pending.of;
-  const auto row_bytes = static_cast<size_t>(view.shape[2] * bytes_of(view.format));
-  pending.vocabulary = view.shape[2];
-  pending.format = view.format;
   pending.stats.clear();
-  pending.logits.resize(static_cast<size_t>(of.rows * of.places()) * row_bytes);
-  std::byte* to = pending.logits.data();
+  pending.logits.start(view, of.rows * of.places());
   for (int64_t row = 0; row < of.rows; ++row) {
-    for (int64_t place = 0; place < of.places(); ++place, to += row_bytes) {
+    for (int64_t place = 0; place < of.places(); ++place) {
       const TensorView one = logits_at(view, row, view.shape[1] - of.places() + place);
       pending.stats.push_back(logit_stats(one));
-      copy_logits(one, to);
+      pending.logits.add(one);
     }
   }
-}
-
-// Without the GIL where there are many; counts what fails.
-template <typename Read>
-bool read_many(Recorder& recorder, int64_t places, int64_t vocabulary, Read&& read) {
-  bool is_read = false;
-  const auto guarded = [&]() noexcept {
-    try {
-      read();
-      is_read = true;
-    } catch (const std::exception&) {
-      recorder.count_fault();
-    }
-  };
-  if (static_cast<uint64_t>(places * vocabulary) < kValuesWithoutGil) {
-    guarded();
-  } else {
-    without_gil(guarded);
-  }
-  return is_read;
-}
-
-void push(ThreadBuffer& buffer, const LogitStep& of, int64_t row, int64_t place,
-          const LogitStats& stats, double logprob) noexcept {
-  buffer.push(record_of({.step = of.step,
-                         .row = static_cast<uint32_t>(row),
-                         .place = static_cast<uint32_t>(place),
-                         .top1_prob = static_cast<float>(stats.top1_prob),
-                         .margin = static_cast<float>(stats.margin),
-                         .entropy = static_cast<float>(stats.entropy),
-                         .logprob = static_cast<float>(logprob),
-                         .weight = of.weight}));
-}
-
-double logprob_of(const PendingLogits& pending, size_t at, int64_t token) noexcept {
-  if (token < 0 || token >= pending.vocabulary) return LogitStats::kUnknown;
-  const auto index = at * static_cast<size_t>(pending.vocabulary) + static_cast<size_t>(token);
-  const auto bytes = static_cast<size_t>(bytes_of(pending.format));
-  return value_at(pending.logits.data() + index * bytes, pending.format) -
-         pending.stats[at].log_sum;
 }
 
 // `last` are the tokens that the step committed last, one a row; empty: unknown.
@@ -202,8 +129,8 @@ void tell(ThreadBuffer& buffer, const PendingLogits& pending, int64_t committed,
       } else if (!pending.drafts.empty()) {
         token = pending.drafts[row * (places - 1) + place];
       }
-      push(buffer, of, static_cast<int64_t>(row), static_cast<int64_t>(place), pending.stats[at],
-           logprob_of(pending, at, token));
+      push_logits(buffer, of, static_cast<int64_t>(row), static_cast<int64_t>(place),
+                  pending.stats[at], pending.logits.logprob(at, token, pending.stats[at]));
     }
   }
 }
@@ -294,87 +221,6 @@ void tell_last_logits(GenerationState& state, ThreadBuffer& buffer, PyObject* re
   int64_t sizes[2] = {};
   const bool is_batch = returned != Py_None && read_shape(returned, sizes, 2) == 2;
   tell_pending(state, buffer, is_batch ? returned : nullptr, sizes[1] - 1);
-}
-
-std::unique_ptr<DeclaredLogits> begin_declared_logits(LogitReader& reader, const Scope* region,
-                                                      const LogitStep& step, PyObject* mask,
-                                                      PyObject* keep) {
-  if (region->step_kind == StepKind::kDraft) return nullptr;
-  const float weight = reader.weight(region->step_kind);
-  if (weight == 0 || is_being_traced()) return nullptr;
-  try {
-    auto declared = std::make_unique<DeclaredLogits>();
-    declared->of = step;
-    declared->of.kind = region->step_kind;
-    declared->of.weight = weight;
-    ObservedStep& rows = declared->rows;
-    rows.rows = rows.batch_rows = step.rows;
-    rows.positions = step.positions;
-    if (mask != nullptr && step.rows > 0 &&
-        valid_runs(mask, step.rows, step.past, step.positions, declared->runs)) {
-      rows.valid = &declared->runs;
-    }
-    place_told_rows(region, rows, declared->runs);
-    if (keep != nullptr && !PyLong_Check(keep)) read_tokens(keep, 1, 0, -1, declared->kept);
-    const bool fits = region->step_rows == kNone32 || rows.rows == int64_t{region->step_rows};
-    if (rows.rows > 0 && fits && step.positions > 0) return declared;
-    reader.skip("the rows of a declared step are not those of its forward");
-  } catch (const std::bad_alloc&) {
-    reader.skip("no memory");
-  }
-  return nullptr;
-}
-
-namespace {
-
-// Where the logits of a position that was fed stand among those that were put out; -1 nowhere.
-int64_t kept_position(const DeclaredLogits& declared, int64_t positions_out, int64_t position) {
-  if (declared.kept.empty()) {
-    const bool is_packed = declared.rows.rows != declared.rows.batch_rows;
-    const int64_t left_out = declared.rows.positions - positions_out;
-    return is_packed && left_out != 0 ? -1 : position - left_out;  // the last ones are kept
-  }
-  if (static_cast<int64_t>(declared.kept.size()) != positions_out) return -1;
-  const auto found = std::find(declared.kept.begin(), declared.kept.end(), position);
-  return found == declared.kept.end() ? -1 : found - declared.kept.begin();
-}
-
-}  // namespace
-
-void end_declared_logits(LogitReader& reader, const DeclaredLogits& declared, Recorder& recorder,
-                         ThreadBuffer& buffer, PyObject* output) {
-  TensorView view;
-  Owned memory(nullptr);
-  if (output == nullptr || !reader.view(output, declared.rows.batch_rows, view, memory)) return;
-  const LogitStep& of = declared.of;
-  bool has_told = false;
-  // Of a run of positions, the last chooses a token; where candidates are verified, each does.
-  const auto read_run = [&](const ValidRun& run) {
-    const int64_t places = of.kind != StepKind::kVerify ? 1
-                           : of.keep > 1                ? of.keep
-                                                        : run.end - run.begin;
-    for (int64_t place = 0; place < places; ++place) {
-      const int64_t position = kept_position(declared, view.shape[1], run.end - places + place);
-      if (position < 0 || position >= view.shape[1]) continue;
-      has_told = true;
-      push(buffer, of, run.row, place, logit_stats(logits_at(view, run.batch_row, position)),
-           LogitStats::kUnknown);
-    }
-  };
-  const bool is_read = read_many(recorder, declared.rows.rows, view.shape[2], [&] {
-    if (declared.rows.valid == nullptr) {
-      for (int64_t row = 0; row < declared.rows.rows; ++row) {
-        read_run({row, row, 0, declared.rows.positions});
-      }
-      return;
-    }
-    const std::vector<ValidRun>& runs = *declared.rows.valid;
-    for (size_t i = 0; i < runs.size(); ++i) {
-      // What a mask leaves valid may be several runs, of which the last one ends the row.
-      if (i + 1 == runs.size() || runs[i + 1].row != runs[i].row) read_run(runs[i]);
-    }
-  });
-  if (is_read && !has_told) reader.skip("the positions of the rows are not known");
 }
 
 void bind_logit_reader(py::class_<Recorder, std::shared_ptr<Recorder>>& recorder_class) {

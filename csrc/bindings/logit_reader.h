@@ -10,17 +10,13 @@
 
 #include <pybind11/pybind11.h>
 
-#include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 #include "bindings/generation_state.h"
+#include "bindings/logit_rows.h"
 #include "bindings/owned.h"
-#include "bindings/scope.h"
-#include "core/logit_stats.h"
 #include "core/observation_rate.h"
-#include "core/observed_step.h"
 #include "core/recorder.h"
 #include "core/tensor_view.h"
 
@@ -54,22 +50,6 @@ class LogitReader {
 
 namespace bindings {
 
-// A step whose logits are read, as its forward tells it; -1 unknown.
-struct LogitStep {
-  uint32_t step = kNone32;
-  StepKind kind = StepKind::kOther;
-  int64_t rows = -1;
-  int64_t positions = -1;  // that are fed, padding included
-  int64_t past = -1;       // tokens in the cache
-  int64_t keep = 0;        // positions whose logits it is told to keep, the last ones; 0: all
-  float weight = 0;
-
-  // The last so many positions each choose a token.
-  int64_t places() const noexcept {
-    return keep > 1 ? keep : kind == StepKind::kVerify ? positions : 1;
-  }
-};
-
 // Of one step of a generate(), until its tokens are known.
 struct PendingLogits {
   LogitStep of;
@@ -77,10 +57,8 @@ struct PendingLogits {
   uint32_t tokens_before = 0;     // of each row
   std::vector<int64_t> drafts;    // (rows, places - 1): the candidates that it verifies
   std::vector<LogitStats> stats;  // (rows, places)
-  std::vector<std::byte> logits;  // (rows, places, vocabulary)
-  int64_t vocabulary = 0;
-  FloatFormat format = FloatFormat::kFloat32;
-  bool is_read = false;  // else only its room is kept, for the next ones
+  LogitCopies logits;             // (rows, places)
+  bool is_read = false;           // else only its room is kept, for the next ones
 };
 
 // Before a forward of generate(), which is fed `ids`, or null: tells what the forward before has
@@ -92,22 +70,6 @@ void end_logits(LogitReader& reader, GenerationState& state, PyObject* output);
 // When generate() has returned ids; whatever else it returned, the last log-probability stays
 // unknown.
 void tell_last_logits(GenerationState& state, ThreadBuffer& buffer, PyObject* returned);
-
-// A forward in a step that the user or an engine declares, whose tokens are not seen here.
-struct DeclaredLogits {
-  LogitStep of;
-  ObservedStep rows;
-  std::vector<ValidRun> runs;
-  std::vector<int64_t> kept;  // the positions whose logits are kept, where a tensor says which
-};
-// Before it: null where its logits are not to be read. `mask` and `keep` are what it is told, or
-// null.
-std::unique_ptr<DeclaredLogits> begin_declared_logits(LogitReader& reader, const Scope* region,
-                                                      const LogitStep& step, PyObject* mask,
-                                                      PyObject* keep);
-// After it.
-void end_declared_logits(LogitReader& reader, const DeclaredLogits& declared, Recorder& recorder,
-                         ThreadBuffer& buffer, PyObject* output);
 
 // Recorder.read_logits().
 void bind_logit_reader(pybind11::class_<Recorder, std::shared_ptr<Recorder>>& recorder_class);

@@ -10,6 +10,7 @@
 
 #include "bindings/cache_length.h"
 #include "bindings/compiled_layers.h"
+#include "bindings/declared_logits.h"
 #include "bindings/device_calls.h"
 #include "bindings/generation_state.h"
 #include "bindings/host_tensor.h"
@@ -185,7 +186,7 @@ LogitStep logit_step(const StepPlan& plan, uint32_t step) {
                                                  ThreadBuffer& buffer, uint32_t seq,
                                                  uint32_t step) {
   DeviceIntervals devices(*call.base.recorder, buffer, seq);
-  PyObject* result = call_inner(call.base.inner, args, kwargs);
+  PyObject* result = call.base.inner.call(args, kwargs);
   devices.end({call.base.site, seq, 0, step, true});
   return result;
 }
@@ -219,8 +220,9 @@ PyObject* call_in_region(RootCall& call, const StepPlan& plan, PyObject* args, P
   LogitReader* const logits = entry.forwards == 1 ? recorder.logit_reader() : nullptr;
   std::unique_ptr<DeclaredLogits> declared;
   if (logits != nullptr) {
-    declared = begin_declared_logits(*logits, region, logit_step(plan, step), mask,
-                                     call.signature->find(ArgumentRole::kKeep, args, kwargs));
+    declared = begin_declared_logits(*logits, recorder, buffer, region, logit_step(plan, step),
+                                     {call.signature->find(ArgumentRole::kIds, args, kwargs), mask,
+                                      call.signature->find(ArgumentRole::kKeep, args, kwargs)});
   }
   const uint64_t observed_before = buffer.observed.ticks;
   const uint64_t start_ticks = now_ticks();
@@ -292,7 +294,7 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
   buffer.open_seq = seq;
   buffer.open_step = step;
   PyObject* result = recorder.device_calls() == nullptr
-                         ? call_inner(call.base.inner, args, kwargs)
+                         ? call.base.inner.call(args, kwargs)
                          : call_step_on_devices(call, args, kwargs, buffer, seq, step);
   const uint64_t end_ticks = now_ticks();
   sampled.settle(buffer, end_ticks - start_ticks - buffer.observed.ticks);
@@ -323,7 +325,7 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
 // A root inside a root's forward, by recursion or as the model in a wrapper: the outermost is the
 // step.
 PyObject* call_nested(RootCall& call, PyObject* args, PyObject* kwargs) {
-  if (!call.is_span_when_nested) return call_inner(call.base.inner, args, kwargs);
+  if (!call.is_span_when_nested) return call.base.inner.call(args, kwargs);
   return span_call(reinterpret_cast<PyObject*>(&call), args, kwargs);
 }
 
@@ -331,7 +333,7 @@ PyObject* root_call(PyObject* self, PyObject* args, PyObject* kwargs) {
   auto& call = *reinterpret_cast<RootCall*>(self);
   Recorder& recorder = *call.base.recorder;
   ThreadBuffer* buffer = recorder.active() ? recorder.buffer() : nullptr;
-  if (buffer == nullptr) return call_inner(call.base.inner, args, kwargs);
+  if (buffer == nullptr) return call.base.inner.call(args, kwargs);
   if (buffer->open_step != kNone32) return call_nested(call, args, kwargs);
 
   PyObject* value = nullptr;
@@ -415,8 +417,6 @@ void root_dealloc(PyObject* self) {
 }
 
 PyMemberDef members[] = {
-    {"inner", T_OBJECT, offsetof(RootCall, base.inner), 0, nullptr},
-    {"__wrapped__", T_OBJECT, offsetof(RootCall, base.inner), READONLY, nullptr},
     {"__weaklistoffset__", T_PYSSIZET, offsetof(RootCall, base.weakrefs), READONLY, nullptr},
     {"site", T_UINT, offsetof(RootCall, base.site), READONLY, nullptr},
     {nullptr, 0, 0, 0, nullptr}};
@@ -431,6 +431,7 @@ PyType_Slot slots[] = {{Py_tp_init, reinterpret_cast<void*>(root_init)},
                        {Py_tp_clear, reinterpret_cast<void*>(root_clear)},
                        {Py_tp_call, reinterpret_cast<void*>(root_call)},
                        {Py_tp_members, members},
+                       {Py_tp_getset, span_call_attributes},
                        {Py_tp_methods, methods},
                        {0, nullptr}};
 PyType_Spec spec = {"pertoken._native.RootCall", sizeof(RootCall), 0,

@@ -5,6 +5,7 @@
 #include <new>
 #include <string_view>
 
+#include "bindings/declared_logits.h"
 #include "bindings/device_calls.h"
 #include "bindings/opener.h"
 #include "bindings/scope_links.h"
@@ -22,7 +23,10 @@ int64_t scopes_entered = 0;  // 0 for as long as the user opened none, which spa
 void scope_dealloc(PyObject* self) {
   auto* scope = reinterpret_cast<Scope*>(self);
   Py_XDECREF(scope->owner);
-  for (const ScopeEntry& entry : scope->entries) delete entry.device;
+  for (const ScopeEntry& entry : scope->entries) {
+    delete entry.device;
+    delete entry.logits;
+  }
   for (const ScopeLink link : kScopeLinks) set_link(scope, link, nullptr);
   PyTypeObject* type = Py_TYPE(self);
   type->tp_free(self);

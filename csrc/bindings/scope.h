@@ -15,6 +15,7 @@ namespace pertoken::bindings {
 enum class ScopeKind : uint8_t { kRegion, kStep, kRequest };
 
 class DeviceInterval;
+struct KeptLogits;
 
 // How one scope stands in one recorder. `uid` 0: it has no part in it.
 struct ScopeEntry {
@@ -31,6 +32,7 @@ struct ScopeEntry {
   uint32_t tokens;        // request: what its step regions have committed so far
   // Region and step: what times it on the model's device; owned, may be null.
   DeviceInterval* device;
+  KeptLogits* logits;  // request: of its last step, until it is known what they chose; likewise
 };
 
 struct Scope {

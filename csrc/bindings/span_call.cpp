@@ -13,9 +13,9 @@ PyObject* span_call(PyObject* self, PyObject* args, PyObject* kwargs) {
   auto* call = reinterpret_cast<SpanCall*>(self);
   Recorder& recorder = *call->recorder;
   ThreadBuffer* buffer = recorder.active() ? recorder.buffer() : nullptr;
-  if (buffer == nullptr) return call_inner(call->inner, args, kwargs);
+  if (buffer == nullptr) return call->inner.call(args, kwargs);
   if ((buffer->open_detail & call->left_out) != 0) {
-    PyObject* result = call_inner(call->inner, args, kwargs);
+    PyObject* result = call->inner.call(args, kwargs);
     observe_result(*call, *buffer, result);
     return result;
   }
@@ -43,7 +43,7 @@ int span_call_init(SpanCall* self, PyObject* inner, PyObject* recorder, unsigned
     if (self->observer == nullptr) return -1;
     self->observer_owner = Py_NewRef(observer);
   }
-  self->inner = Py_NewRef(inner);
+  self->inner.set(inner);
   self->owner = Py_NewRef(recorder);
   self->site = site;
   self->left_out = left_out(span_detail);
@@ -52,7 +52,7 @@ int span_call_init(SpanCall* self, PyObject* inner, PyObject* recorder, unsigned
 
 int span_call_traverse(PyObject* self, visitproc visit, void* arg) {
   auto* call = reinterpret_cast<SpanCall*>(self);
-  Py_VISIT(call->inner);
+  Py_VISIT(call->inner.callable);
   Py_VISIT(call->owner);
   Py_VISIT(call->observer_owner);
   Py_VISIT(Py_TYPE(self));
@@ -61,12 +61,12 @@ int span_call_traverse(PyObject* self, visitproc visit, void* arg) {
 
 // The owners stay until the end: they keep the recorder and the observer that a call may still use.
 int span_call_clear(PyObject* self) {
-  Py_CLEAR(reinterpret_cast<SpanCall*>(self)->inner);
+  reinterpret_cast<SpanCall*>(self)->inner.set(nullptr);
   return 0;
 }
 
 void span_call_release(SpanCall* self) {
-  Py_CLEAR(self->inner);
+  self->inner.set(nullptr);
   Py_CLEAR(self->owner);
   Py_CLEAR(self->observer_owner);
 }
@@ -74,6 +74,28 @@ void span_call_release(SpanCall* self) {
 PyObject* span_call_reduce(PyObject*, PyObject*) {
   return Py_BuildValue("(O())", reinterpret_cast<PyObject*>(Py_TYPE(Py_None)));
 }
+
+namespace {
+
+PyObject* get_inner(PyObject* self, void*) {
+  PyObject* callable = reinterpret_cast<SpanCall*>(self)->inner.callable;
+  return Py_NewRef(callable == nullptr ? Py_None : callable);
+}
+
+int set_inner(PyObject* self, PyObject* value, void*) {
+  if (value == nullptr || !PyCallable_Check(value)) {
+    PyErr_SetString(PyExc_TypeError, "inner must be callable");
+    return -1;
+  }
+  reinterpret_cast<SpanCall*>(self)->inner.set(value);
+  return 0;
+}
+
+}  // namespace
+
+PyGetSetDef span_call_attributes[] = {{"inner", get_inner, set_inner, nullptr, nullptr},
+                                      {"__wrapped__", get_inner, nullptr, nullptr, nullptr},
+                                      {nullptr, nullptr, nullptr, nullptr, nullptr}};
 
 namespace {
 
@@ -102,8 +124,6 @@ void dealloc(PyObject* self) {
 }
 
 PyMemberDef members[] = {
-    {"inner", T_OBJECT, offsetof(SpanCall, inner), 0, nullptr},
-    {"__wrapped__", T_OBJECT, offsetof(SpanCall, inner), READONLY, nullptr},
     {"__weaklistoffset__", T_PYSSIZET, offsetof(SpanCall, weakrefs), READONLY, nullptr},
     {"site", T_UINT, offsetof(SpanCall, site), READONLY, nullptr},
     {nullptr, 0, 0, 0, nullptr}};
@@ -118,6 +138,7 @@ PyType_Slot slots[] = {{Py_tp_init, reinterpret_cast<void*>(init)},
                        {Py_tp_clear, reinterpret_cast<void*>(span_call_clear)},
                        {Py_tp_call, reinterpret_cast<void*>(span_call)},
                        {Py_tp_members, members},
+                       {Py_tp_getset, span_call_attributes},
                        {Py_tp_methods, methods},
                        {0, nullptr}};
 PyType_Spec spec = {"pertoken._native.SpanCall", sizeof(SpanCall), 0,

@@ -7,9 +7,9 @@
 
 #include <cstdint>
 
+#include "bindings/inner_callable.h"
 #include "bindings/observer.h"
 #include "bindings/scope.h"
-#include "bindings/weak_method.h"
 #include "core/recorder.h"
 #include "core/step_detail.h"
 
@@ -19,7 +19,7 @@ namespace pertoken::bindings {
 // the processor's near caches.
 struct SpanCall {
   PyObject_HEAD
-  PyObject* inner;  // what stood in the slot, or the module's own _call_impl
+  InnerCallable inner;  // what stood in the slot, or the module's own _call_impl
   Recorder* recorder;
   Observer* observer;
   uint32_t site;
@@ -33,23 +33,8 @@ struct SpanCall {
 // for, the outermost call of any module. Initial-exec as tls_thread_state is.
 extern thread_local constinit uint32_t tls_open_roots PERTOKEN_TLS_MODEL;
 
-// Calls `inner`, which may be replaced while it runs: another recording starts or stops.
-inline PyObject* call_inner(PyObject* inner, PyObject* args, PyObject* kwargs) {
-  if (inner == nullptr) [[unlikely]] {  // the collector has cleared the wrapper
-    PyErr_SetString(PyExc_ReferenceError, "the wrapped callable is gone");
-    return nullptr;
-  }
-  if (Py_IS_TYPE(inner, weak_method_type)) {
-    return call_weak_method(*reinterpret_cast<WeakMethod*>(inner), args, kwargs);
-  }
-  Py_INCREF(inner);
-  PyObject* result = PyObject_Call(inner, args, kwargs);
-  Py_DECREF(inner);
-  return result;
-}
-
 // Calls `inner` inside a span of `site`. `step` is what the span and those inside it belong to.
-[[gnu::always_inline]] inline PyObject* timed_call(PyObject* inner, PyObject* args,
+[[gnu::always_inline]] inline PyObject* timed_call(const InnerCallable& inner, PyObject* args,
                                                    PyObject* kwargs, const Recorder& recorder,
                                                    ThreadBuffer& buffer, uint32_t site,
                                                    uint32_t parent_seq, uint32_t step) {
@@ -59,7 +44,7 @@ inline PyObject* call_inner(PyObject* inner, PyObject* args, PyObject* kwargs) {
   buffer.open_seq = seq;
   buffer.open_step = step;
   const uint64_t start_ticks = now_ticks();
-  PyObject* result = call_inner(inner, args, kwargs);
+  PyObject* result = inner.call(args, kwargs);
   const uint64_t end_ticks = now_ticks();
   buffer.open_seq = outer_seq;
   buffer.open_step = outer_step;
@@ -103,6 +88,8 @@ int span_call_init(SpanCall* self, PyObject* inner, PyObject* recorder, unsigned
 int span_call_traverse(PyObject* self, visitproc visit, void* arg);
 int span_call_clear(PyObject* self);
 void span_call_release(SpanCall* self);
+// Its attributes `inner`, which can be set, and `__wrapped__`.
+extern PyGetSetDef span_call_attributes[];
 // As __reduce_ex__: copies and pickles of a wrapper are None, which an empty call slot holds.
 PyObject* span_call_reduce(PyObject* self, PyObject* protocol);
 

@@ -6,8 +6,10 @@
 
 #include "bindings/device_calls.h"
 #include "bindings/opener.h"
+#include "bindings/owned.h"
 #include "bindings/request_numbers.h"
 #include "bindings/sampled_forward.h"
+#include "bindings/step_inputs.h"
 #include "bindings/step_rows.h"
 
 namespace pertoken::bindings {
@@ -26,6 +28,7 @@ struct StepOpener {
     uint32_t step;
   } ended[kMaxRecorders];
   std::vector<uint32_t>* committed;  // by row, told before the end; null when it was not
+  std::vector<KeptLogits>* logits;   // until it is told what was chosen; null where none are read
 };
 
 const StepOpener& step_opener(const Scope* scope) {
@@ -109,15 +112,68 @@ void step_dealloc(PyObject* self) {
   auto* opener = reinterpret_cast<StepOpener*>(self);
   delete opener->rows;
   delete opener->committed;
+  delete opener->logits;
   PyTypeObject* type = Py_TYPE(self);
   type->tp_free(self);
   Py_DECREF(type);
 }
 
-// commit(counts): tokens that the step has committed to each row, told inside it or afterwards.
-PyObject* step_commit(PyObject* self, PyObject* counts) {
+// One list of ids a row; what is none is unknown. Throws std::bad_alloc.
+ChosenTokens read_chosen(PyObject* rows) {
+  ChosenTokens chosen;
+  const Owned listed(PySequence_Fast(rows, "give the tokens of each row"));
+  if (!listed) discard_error();
+  if (!listed) return chosen;
+  for (Py_ssize_t row = 0; row < PySequence_Fast_GET_SIZE(listed.get()); ++row) {
+    std::vector<int64_t>& tokens = chosen.emplace_back();
+    const Owned ids(PySequence_Fast(PySequence_Fast_GET_ITEM(listed.get(), row), "give tokens"));
+    for (Py_ssize_t i = 0; ids && i < PySequence_Fast_GET_SIZE(ids.get()); ++i) {
+      tokens.push_back(integer_argument(PySequence_Fast_GET_ITEM(ids.get(), i), -1));
+    }
+    if (!ids) discard_error();
+  }
+  return chosen;
+}
+
+void forget_logits(StepOpener& opener) {
+  delete opener.logits;
+  opener.logits = nullptr;
+}
+
+// Throws std::bad_alloc.
+void tell_chosen_rows(StepOpener& opener, PyObject* chosen) {
+  if (opener.logits == nullptr) return;
+  const std::vector<KeptLogits> told = std::move(*opener.logits);
+  const ChosenTokens tokens = read_chosen(chosen);
+  for (const KeptLogits& kept : told) {
+    for_each_active([&](int, Recorder& recorder) {
+      if (recorder.uid() != kept.recorder_uid) return;
+      if (ThreadBuffer* buffer = recorder.buffer()) tell_chosen(*buffer, kept, tokens);
+    });
+  }
+}
+
+// keeps_logits(): whether it is worth saying what was chosen.
+PyObject* step_keeps_logits(PyObject* self, PyObject*) {
+  const auto* opener = reinterpret_cast<StepOpener*>(self);
+  return PyBool_FromLong(opener->logits != nullptr && !opener->logits->empty());
+}
+
+// forget_logits(): nobody will say what was chosen, or only much later.
+PyObject* step_forget_logits(PyObject* self, PyObject*) {
+  forget_logits(*reinterpret_cast<StepOpener*>(self));
+  Py_RETURN_NONE;
+}
+
+// commit(counts[, chosen]): tokens that the step has committed to each row, told inside it or
+// afterwards, and their ids.
+PyObject* step_commit(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+  if (count < 1 || count > 2) {
+    PyErr_SetString(PyExc_TypeError, "commit() takes counts, and what was chosen");
+    return nullptr;
+  }
   auto* opener = reinterpret_cast<StepOpener*>(self);
-  PyObject* items = PySequence_Fast(counts, "give the tokens of each row");
+  PyObject* items = PySequence_Fast(args[0], "give the tokens of each row");
   if (items == nullptr) return nullptr;
   std::vector<uint32_t> committed;
   bool is_read = true;
@@ -137,6 +193,8 @@ PyObject* step_commit(PyObject* self, PyObject* counts) {
       if (opener->committed == nullptr) opener->committed = new std::vector<uint32_t>;
       *opener->committed = std::move(committed);
     }
+    if (is_read && count == 2) tell_chosen_rows(*opener, args[1]);
+    forget_logits(*opener);
   } catch (const std::bad_alloc&) {
     PyErr_NoMemory();
     is_read = false;
@@ -150,7 +208,10 @@ PyMethodDef step_methods[] = {
     {"__enter__", opener_enter, METH_NOARGS, nullptr},
     {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(opener_exit)),
      METH_FASTCALL, nullptr},
-    {"commit", step_commit, METH_O, nullptr},
+    {"commit", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step_commit)),
+     METH_FASTCALL, nullptr},
+    {"keeps_logits", step_keeps_logits, METH_NOARGS, nullptr},
+    {"forget_logits", step_forget_logits, METH_NOARGS, nullptr},
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace
@@ -197,6 +258,20 @@ void place_told_rows(const Scope* step, ObservedStep& observed, std::vector<Vali
   if (observed.batch_rows != 1 || !told->packed_runs(observed.positions, runs)) return;
   observed.rows = told->size();
   observed.valid = &runs;
+}
+
+bool has_told_rows(const Scope* step) noexcept { return step_opener(step).rows != nullptr; }
+
+bool awaits_commit(const Scope* step) noexcept { return step_opener(step).awaits_commits; }
+
+void keep_until_commit(const Scope* step, KeptLogits&& logits) {
+  auto& opener = *reinterpret_cast<StepOpener*>(step->owner);
+  if (opener.logits == nullptr) opener.logits = new std::vector<KeptLogits>;
+  // Of the same step entered once more.
+  std::erase_if(*opener.logits, [&](const KeptLogits& before) {
+    return before.recorder_uid == logits.recorder_uid;
+  });
+  opener.logits->push_back(std::move(logits));
 }
 
 void end_step_region(Scope* scope, bool failed) {

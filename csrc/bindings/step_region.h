@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "bindings/declared_logits.h"
 #include "bindings/scope.h"
 #include "core/recorder.h"
 
@@ -32,6 +33,12 @@ uint32_t begin_replayed_step(Scope* step, Recorder& recorder, ThreadBuffer& buff
 // forward's own lengths: one each, or one after the other in a packed batch, which fills `runs`.
 // Unknown where neither fits.
 void place_told_rows(const Scope* step, ObservedStep& observed, std::vector<ValidRun>& runs);
+
+bool has_told_rows(const Scope* step) noexcept;
+// Whether commit() tells what it committed, and may say which tokens; from which logits they were
+// chosen is kept until then. Throws std::bad_alloc.
+bool awaits_commit(const Scope* step) noexcept;
+void keep_until_commit(const Scope* step, KeptLogits&& logits);
 
 // Called when the scope has just been closed.
 void end_step_region(Scope* step, bool failed);

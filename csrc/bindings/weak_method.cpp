@@ -2,6 +2,7 @@
 
 #include <structmember.h>
 
+#include "bindings/bound_call.h"
 #include "bindings/span_call.h"
 
 namespace pertoken::bindings {
@@ -9,21 +10,6 @@ namespace pertoken::bindings {
 PyTypeObject* weak_method_type = nullptr;
 
 namespace {
-
-// With the arguments in a tuple, however many they are.
-PyObject* call_with_tuple(PyObject* function, PyObject* instance, PyObject* args,
-                          PyObject* kwargs) {
-  const Py_ssize_t count = PyTuple_GET_SIZE(args);
-  PyObject* all_args = PyTuple_New(count + 1);
-  if (all_args == nullptr) return nullptr;
-  PyTuple_SET_ITEM(all_args, 0, Py_NewRef(instance));
-  for (Py_ssize_t i = 0; i < count; ++i) {
-    PyTuple_SET_ITEM(all_args, i + 1, Py_NewRef(PyTuple_GET_ITEM(args, i)));
-  }
-  PyObject* result = PyObject_Call(function, all_args, kwargs);
-  Py_DECREF(all_args);
-  return result;
-}
 
 PyObject* weak_method_call(PyObject* self, PyObject* args, PyObject* kwargs) {
   return call_weak_method(*reinterpret_cast<WeakMethod*>(self), args, kwargs);
@@ -71,27 +57,12 @@ PyType_Spec spec = {"pertoken._native.WeakMethod", sizeof(WeakMethod), 0,
 }  // namespace
 
 PyObject* call_weak_method(const WeakMethod& method, PyObject* args, PyObject* kwargs) {
-  constexpr Py_ssize_t kFewArguments = 7;
-  PyObject* function = method.function;
   PyObject* instance = referent(method.ref);
   if (instance == nullptr) {
     PyErr_SetString(PyExc_ReferenceError, "the object of this method is gone");
     return nullptr;
   }
-  const Py_ssize_t count = PyTuple_GET_SIZE(args);
-  PyObject* result = nullptr;
-  Py_INCREF(function);  // what holds it may be replaced while it runs
-  if (count <= kFewArguments && (kwargs == nullptr || PyDict_GET_SIZE(kwargs) == 0)) {
-    // The caller's tuple holds them. The first place is the callee's to use.
-    PyObject* all_args[kFewArguments + 2] = {nullptr, instance};
-    for (Py_ssize_t i = 0; i < count; ++i) all_args[i + 2] = PyTuple_GET_ITEM(args, i);
-    result = PyObject_Vectorcall(function, all_args + 1,
-                                 static_cast<size_t>(count + 1) | PY_VECTORCALL_ARGUMENTS_OFFSET,
-                                 nullptr);
-  } else {
-    result = call_with_tuple(function, instance, args, kwargs);
-  }
-  Py_DECREF(function);
+  PyObject* result = call_bound(method.function, instance, args, kwargs);
   Py_DECREF(instance);
   return result;
 }

@@ -88,6 +88,17 @@ struct PercentileColumns {
   const double* p99 = nullptr;
 };
 
+// What logits said of the least confident token of a step: likewise.
+struct ConfidenceColumns {
+  size_t size = 0;
+  const int64_t* time_ns = nullptr;
+  const int32_t* process = nullptr;
+  const double* top1_prob = nullptr;
+  const double* margin = nullptr;
+  const double* entropy = nullptr;
+  const double* logprob = nullptr;
+};
+
 // A process as it is shown: ids of processes on several hosts may be equal, those shown are not.
 struct TraceProcess {
   int64_t pid;
@@ -100,6 +111,7 @@ struct ChromeTrace {
   SpanColumns spans;
   TrackColumns tracks;
   PercentileColumns percentiles;
+  ConfidenceColumns confidence;
   const EscapedStrings* strings = nullptr;
   std::string_view header_json;  // members of the outermost object: `"schemaVersion": 1, ...`
   // At least one. The processes of requests and steps are numbers of these; tracks whose pid is

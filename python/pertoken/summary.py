@@ -22,6 +22,7 @@ from pertoken.analysis.since_start import since_start
 from pertoken.analysis.site_times import hottest_sites, site_times
 from pertoken.analysis.slow_tokens import SlowToken, slowest_tokens
 from pertoken.analysis.stragglers import find_stragglers
+from pertoken.analysis.token_confidence import UnsureToken, least_confident_tokens
 from pertoken.processes import names_of_processes
 from pertoken.summary_cost import stated_costs
 
@@ -51,7 +52,7 @@ class Summary:
 
         Args:
             profile: what was recorded.
-            tokens: how many of the slowest tokens to give.
+            tokens: how many of the slowest tokens to give, and of the least confident ones.
             sites: how many of the hottest sites to give for each kind of step.
         """
         times = site_times(profile)
@@ -105,6 +106,7 @@ class Summary:
                 for times in device_times(profile)
             },
             "slowest_tokens": _slowest(profile, slowest_tokens(profile, tokens, times=times)),
+            "confidence": _confidence(profile, tokens),
             "hottest_sites": {
                 kind: [
                     {
@@ -141,7 +143,9 @@ class Summary:
         {count, time, tokens_in_per_s, tokens_committed_per_s}; ``device_times`` by kind, for steps
         timed on a GPU: {count, gpu, launch_lag, idle_share}; ``slowest_tokens``, a list of
         {step, request, request_id, row, position, kind, tokens, itl_ns, median_itl_ns, extra_ns,
-        contributors: [{site, category, own_ns, median_ns, extra_ns}]}; ``hottest_sites`` by kind, a
+        contributors: [{site, category, own_ns, median_ns, extra_ns}]}; ``confidence``, None where
+        no logits were read: {tokens, least_confident_tokens: [{step, request, request_id, row,
+        position, kind, top1_prob, margin, entropy, logprob}]}; ``hottest_sites`` by kind, a
         list of {site, category, share, share_low, share_high (the interval of 95 %, where steps
         were sampled), self_ns_per_step, calls_per_step}; ``activations``, None where nothing was
         observed: {observations, sites, first_nonfinite: None or {site, step, token},
@@ -238,12 +242,24 @@ def _kinds_of_tokens(profile: Profile) -> list[str]:
 
 
 def _slowest(profile: Profile, found: tuple[SlowToken, ...]) -> list[dict[str, Any]]:
+    data = _named(profile, found)
+    for token in data:
+        token["contributors"] = list(token["contributors"])
+    return data
+
+
+def _confidence(profile: Profile, count: int) -> dict[str, Any] | None:
+    tokens = int(np.isfinite(profile.tokens["top1_prob"]).sum())
+    if tokens == 0:
+        return None
+    found = _named(profile, least_confident_tokens(profile, count))
+    return {"tokens": tokens, "least_confident_tokens": found}
+
+
+def _named(
+    profile: Profile, found: tuple[SlowToken, ...] | tuple[UnsureToken, ...]
+) -> list[dict[str, Any]]:
+    """Tokens as plain data, with the name of their request."""
     requests = profile.requests
     names = dict(zip(requests["request"].tolist(), requests["id"].tolist(), strict=True))
-    result = []
-    for token in found:
-        data = asdict(token)
-        data["request_id"] = names.get(token.request, "")
-        data["contributors"] = [asdict(contributor) for contributor in token.contributors]
-        result.append(data)
-    return result
+    return [{**asdict(token), "request_id": names.get(token.request, "")} for token in found]

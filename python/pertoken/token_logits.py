@@ -28,7 +28,8 @@ def with_logits(tokens: Columns, told: Columns, steps: Columns) -> Columns:
     Args:
         tokens: columns of ``tokens``, ascending by step, row and position.
         told: native columns ``step``, ``row``, ``place`` and float32 signals; ``place`` counts the
-            tokens that a step commits to a row.
+            tokens that a step commits to a row. A token may be told twice, the second time with
+            its log-probability.
         steps: native columns of the steps; of one with several forwards it is not known which of
             them chose.
     """
@@ -52,7 +53,11 @@ def _find(tokens: Columns, told: Columns) -> tuple[NDArray[np.int64], NDArray[np
     rows = 1 + max(int(tokens["row"].max()), int(told["row"].max()))
     own = tokens["step"] * rows + tokens["row"]
     all_told = told["step"] * rows + told["row"]
-    order = np.lexsort((told["place"], all_told))
+    order = np.lexsort((np.isnan(told["logprob"]), told["place"], all_told))
+    again = (np.diff(all_told[order], prepend=-1) == 0) & (
+        np.diff(told["place"][order], prepend=-1) == 0
+    )
+    order = order[~again]
     all_told, place_told = all_told[order], told["place"][order]
 
     _, begin, of_row, committed = np.unique(

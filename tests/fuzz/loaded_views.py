@@ -17,6 +17,7 @@ import numpy as np
 
 import pertoken
 from pertoken.analysis.activation_values import site_percentiles
+from pertoken.analysis.token_confidence import confidence_by_step
 from pertoken.errors import HistogramError, MergeError, PertokenError
 from pertoken.result import Profile
 from pertoken.summary_layout import summary_blocks
@@ -145,6 +146,7 @@ def check_trace(profile: Profile, trace: bytes) -> None:
     counters = int((steps["context_len"] != -1).sum())
     counters += int((finished & (steps["tokens_committed"] != -1)).sum())
     counters += len(site_percentiles(profile)["time_ns"])
+    counters += len(confidence_by_step(profile)["time_ns"])
     phases = [event["ph"] for event in content["traceEvents"]]
     assert (phases.count("X"), phases.count("C")) == (slices, counters)
     assert set(phases) <= {"X", "C", "M"}

@@ -73,6 +73,7 @@ class FuzzedProfile {
     read_spans(rows());
     read_tracks(rows());
     read_percentiles(rows());
+    read_confidence(rows());
   }
 
   const ChromeTrace& trace() const { return trace_; }
@@ -86,7 +87,7 @@ class FuzzedProfile {
       if (finished && trace_.steps.tokens_committed[i] != -1) ++expected.counters;
       if (trace_.steps.context_len[i] != -1) ++expected.counters;
     }
-    expected.counters += trace_.percentiles.size;
+    expected.counters += trace_.percentiles.size + trace_.confidence.size;
     return expected;
   }
 
@@ -207,6 +208,17 @@ class FuzzedProfile {
     percentiles.p1 = numbers(size);
     percentiles.p50 = numbers(size);
     percentiles.p99 = numbers(size);
+  }
+
+  void read_confidence(size_t size) {
+    ConfidenceColumns& confidence = trace_.confidence;
+    confidence.size = size;
+    confidence.time_ns = integers(size);
+    confidence.process = processes(size);
+    confidence.top1_prob = numbers(size);
+    confidence.margin = numbers(size);
+    confidence.entropy = numbers(size);
+    confidence.logprob = numbers(size);
   }
 
   Input in_;

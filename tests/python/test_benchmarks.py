@@ -25,7 +25,7 @@ BENCHMARKS = ROOT / "benchmarks"
 # In one process, to load torch once; the first one forks, so it comes before any thread.
 PARTS = (
     "peers", "decode_overhead", "call_cost", "store_memory", "stop_latency", "export_speed",
-    "tensor_stats", "activations", "long_run", "totals_snapshot",
+    "tensor_stats", "activations", "logit_pass", "long_run", "totals_snapshot",
 )  # fmt: skip
 RUN = """
 import importlib, json, sys
@@ -109,6 +109,20 @@ def test_the_page_shows_what_observing_adds(measured: dict[str, Any], module: An
     for name in activations["variants"]:
         assert f"\n| {name} | " in page
     assert activations["sites"] == 14 and activations["observe_ns_a_site"] > 0
+
+
+def test_the_page_shows_what_reading_logits_takes(measured: dict[str, Any], module: Any) -> None:
+    report = module("report")
+    logits = measured["logit_pass"]
+    document = {**_newest(report), "benchmarks": {"logit_pass": logits}}
+    page = report.render(document, "x.json")
+    for size, kinds in logits["rows"].items():
+        for kind, works in kinds.items():
+            assert len(works) == len(logits["instruction_sets"]) + 1
+            for name in works:
+                assert f"\n| {int(size):,} | {kind} | {name} | " in page
+        for name in logits["decode"][size]["variants"]:
+            assert f"\n| {int(size):,} | {name} | " in page
 
 
 def test_the_page_shows_every_budget(module: Any) -> None:

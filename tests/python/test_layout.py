@@ -38,8 +38,8 @@ RESULT_SIDE = {
     "_native", "analysis", "clock_alignment", "errors", "experiment", "export", "histogram",
     "histogram_exchange", "manifest", "merging", "older_formats", "processes", "quantity", "result",
     "schema", "storage", "strings", "summary", "summary_activations", "summary_block",
-    "summary_cost", "summary_html", "summary_layout", "summary_processes", "summary_text", "table",
-    "tensor_memory", "totals", "totals_json", "version", "whole_file",
+    "summary_confidence", "summary_cost", "summary_html", "summary_layout", "summary_processes",
+    "summary_text", "table", "tensor_memory", "totals", "totals_json", "version", "whole_file",
 }  # fmt: skip
 # An experiment compares anything: it knows nothing of profiles.
 EXPERIMENT_MAY_IMPORT = {"errors", "experiment", "quantity", "summary_block", "summary_text"}

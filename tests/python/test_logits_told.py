@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextvars
 import math
+import threading
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,9 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 
 import models
 import pertoken
-from logit_reference import sharp, signals
+from logit_reference import SIGNALS, sharp, signals
 from pertoken import Profile
-from pertoken.engines.engine import manual
+from pertoken.engines.engine import Engine, manual
 from pertoken.engines.row import Row
 
 
@@ -207,7 +209,176 @@ def test_the_packed_rows_of_generate_batch() -> None:
         right = signals(logits, whole[0, len(result.prompt_ids) :])
         own = np.array([names[number] == name for number in table["request"].tolist()])
         at = table["position"][own]
-        for signal in ("top1_prob", "margin", "entropy"):
+        for signal in SIGNALS:
             np.testing.assert_allclose(
                 table[signal][own], right[signal].numpy()[at], rtol=1e-4, atol=1e-4
             )
+
+
+def by_hand(model: Any, ids: Tensor, tokens: int, **mask: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """A loop as users write it, greedy; the logits and the tokens of each step."""
+    logits, chosen = [], []
+    cache = None
+    for number in range(tokens):
+        kind = "prefill" if number == 0 else "decode"
+        with pertoken.step(kind=kind, rows=len(ids), tokens_committed=len(ids)):
+            output = model(input_ids=ids, past_key_values=cache, use_cache=True, **mask)
+        cache = output.past_key_values
+        logits.append(output.logits[:, -1])
+        chosen.append(logits[-1].argmax(-1))
+        ids = chosen[-1][:, None]
+        if mask:
+            one = torch.ones(len(ids), 1, dtype=torch.int64)
+            mask = {"attention_mask": torch.cat([mask["attention_mask"], one], 1)}
+    return logits, chosen
+
+
+def check_loop(profile: Profile, loop: tuple[list[Tensor], list[Tensor]]) -> None:
+    """All signals of each token, the log-probability of the last one, of which none says, aside."""
+    right = signals(torch.stack(loop[0], 1), torch.stack(loop[1], 1))
+    table = profile.tokens
+    rows, positions = torch.tensor(table["row"].copy()), torch.tensor(table["position"].copy())
+    for name in SIGNALS:
+        known = np.isfinite(table[name])
+        expected = right[name].detach()[rows, positions].numpy()
+        np.testing.assert_allclose(table[name][known], expected[known], rtol=2e-5, atol=2e-5)
+        last = table["position"] == len(loop[0]) - 1
+        assert (known == (~last if name == "logprob" else True)).all(), name
+
+
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_a_loop_by_hand_is_fed_what_was_chosen(is_padded: bool) -> None:
+    model = sharp(models.llama())
+    ids, mask = models.left_padded([3, 7, 5])
+    given = {"attention_mask": mask} if is_padded else {}
+    with pertoken.profile(model, logits=True) as recording, pertoken.request():
+        loop = by_hand(model, ids, 5, **given)
+    profile = recording.result()
+    assert len(profile.tokens) == 15
+    check_loop(profile, loop)
+    assert profile.losses["observations_skipped"] == {}
+
+
+def test_a_loop_without_a_cache_feeds_all_again() -> None:
+    model = sharp(models.llama())
+    ids = models.prompt(2)
+    logits, chosen = [], []
+    with pertoken.profile(model, logits=True) as recording, pertoken.request():
+        for _ in range(4):
+            with pertoken.step(kind="decode", rows=2, tokens_committed=2):
+                logits.append(model(input_ids=ids, use_cache=False).logits[:, -1])
+            chosen.append(logits[-1].argmax(-1))
+            ids = torch.cat([ids, chosen[-1][:, None]], 1)
+    check_loop(recording.result(), (logits, chosen))
+
+
+def test_loops_of_two_requests_in_turns_each_have_their_own() -> None:
+    model = sharp(models.llama())
+    ids = [models.prompt(2, 5, seed=1), models.prompt(2, 5, seed=2)]
+    caches: list[Any] = [None, None]
+    logits: list[list[Tensor]] = [[], []]
+    chosen: list[list[Tensor]] = [[], []]
+    requests = [pertoken.request(id="a"), pertoken.request(id="b")]
+    scopes = [contextvars.copy_context() for _ in requests]
+
+    def advance(which: int) -> None:
+        with pertoken.step(kind="decode", rows=2, tokens_committed=2):
+            output = model(input_ids=ids[which], past_key_values=caches[which], use_cache=True)
+        caches[which] = output.past_key_values
+        logits[which].append(output.logits[:, -1])
+        chosen[which].append(logits[which][-1].argmax(-1))
+        ids[which] = chosen[which][-1][:, None]
+
+    with pertoken.profile(model, logits=True) as recording:
+        for scope, request in zip(scopes, requests, strict=True):
+            scope.run(request.__enter__)
+        for _ in range(4):
+            for which, scope in enumerate(scopes):
+                scope.run(advance, which)
+        for scope, request in zip(scopes, requests, strict=True):
+            scope.run(request.__exit__, None, None, None)
+    profile = recording.result()
+    names = profile.requests.to_pandas().set_index("request")["id"]
+    for which, name in enumerate("ab"):
+        own = names[profile.tokens["request"]].to_numpy() == name
+        right = signals(torch.stack(logits[which], 1), torch.stack(chosen[which], 1))
+        rows, positions = profile.tokens["row"][own], profile.tokens["position"][own]
+        found, last = profile.tokens["logprob"][own], positions == 3
+        assert np.isnan(found).tolist() == last.tolist()
+        expected = right["logprob"].detach().numpy()[rows, positions]
+        np.testing.assert_allclose(found[~last], expected[~last], rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("next_rows", [2, 3])
+def test_a_forward_that_does_not_go_on_behind_it_tells_nothing(next_rows: int) -> None:
+    """Another batch, or a prompt of its own, in the same request."""
+    model = sharp(models.llama())
+    with pertoken.profile(model, logits=True) as recording, pertoken.request():
+        for rows in (2, next_rows):
+            with pertoken.step(kind="prefill", rows=rows, tokens_committed=rows):
+                model(input_ids=models.prompt(rows), use_cache=True)
+    table = recording.result().tokens
+    assert np.isfinite(table["entropy"]).all()
+    assert np.isnan(table["logprob"]).all()
+
+
+def engine_step(logits: Tensor, chosen: Any, counts: Any, *, late: bool, **options: Any) -> Profile:
+    model = Fixed()
+    model.output = logits
+    engine = Engine(model=model)
+    phase = "verify" if logits.shape[1] > 1 else "decode"
+    with pertoken.profile(model, logits=True, **options) as recording:
+        rows = [Row(name, phase, logits.shape[1], 9) for name in counts]
+        with engine.step(rows) as step:
+            model(torch.ones(logits.shape[:2], dtype=torch.int64))
+        assert step.keeps_logits()
+        if late:
+            thread = threading.Thread(target=step.committed, args=(counts, chosen))
+            thread.start()
+            thread.join()
+        else:
+            step.committed(counts, chosen)
+        assert not step.keeps_logits()
+        for name in counts:
+            engine.request_finished(name)
+    assert not engine.faults
+    return recording.result()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_an_engine_may_say_what_was_chosen(late: bool) -> None:
+    """At once or from another thread; of several places of a row, and of some rows only."""
+    logits = random(3, 1, 50)
+    profile = engine_step(logits, {"a": [7], "c": [49]}, {"a": 1, "b": 1, "c": 1}, late=late)
+    right = signals(logits[:, 0], torch.tensor([7, 0, 49]))
+    found = profile.tokens["logprob"]
+    assert np.isnan(found).tolist() == [False, True, False]
+    np.testing.assert_allclose(found[[0, 2]], right["logprob"][[0, 2]], rtol=2e-5)
+    np.testing.assert_allclose(profile.tokens["entropy"], right["entropy"], rtol=2e-5)
+
+    verified = random(2, 3, 50)
+    ids = {"a": [4, 5, 6], "b": [9]}
+    profile = engine_step(verified, ids, {"a": 3, "b": 1}, late=late)
+    right = signals(verified[[0, 0, 0, 1], [0, 1, 2, 0]], torch.tensor([4, 5, 6, 9]))
+    np.testing.assert_allclose(profile.tokens["logprob"], right["logprob"], rtol=2e-5)
+
+
+@pytest.mark.parametrize("chosen", [{"a": ["x"]}, {"a": [50]}, {"a": [-1]}, {"a": 5}, {}, None])
+def test_what_is_no_token_leaves_the_log_probability_unknown(chosen: Any) -> None:
+    profile = engine_step(random(1, 1, 50), chosen, {"a": 1}, late=False)
+    assert np.isnan(profile.tokens["logprob"]).tolist() == [True]
+    assert np.isfinite(profile.tokens["entropy"]).all()
+    assert profile.losses["faults"] == {}
+
+
+def test_logits_of_steps_that_are_never_told_are_not_kept() -> None:
+    model = Fixed()
+    model.output = random(1, 1, 50)
+    engine = Engine(model=model)
+    steps = []
+    with pertoken.profile(model, logits=True):
+        for _ in range(12):
+            with engine.step([Row("a", "decode", 1, 9)]) as step:
+                model(torch.ones(1, 1, dtype=torch.int64))
+            steps.append(step)
+    assert [step.keeps_logits() for step in steps] == [False] * 4 + [True] * 8

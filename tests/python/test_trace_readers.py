@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from parallel_ranks import parallel_ranks
@@ -79,6 +80,9 @@ def expected_counters(profile: Profile) -> dict[str, int]:
         for percentile in ("p1", "p50", "p99"):
             series = f"values of {site} {percentile}"
             counts[series] = counts.get(series, 0) + 1
+    read = len(np.unique(profile.tokens["step"]))
+    for signal in ("top1_prob", "margin", "entropy", "logprob") if read else ():
+        counts[f"confidence {signal}"] = read
     return counts
 
 
@@ -206,10 +210,9 @@ def test_catapult_loads_every_slice_and_counter(tmp_path: Path, name: str) -> No
     profile = PROFILES[name]()
     profile.export_chrome_trace(tmp_path / "trace.json")
     model = import_in_catapult(tmp_path / "trace.json", tmp_path / "browser")
-    steps = len(profile.steps)
     assert model.warnings == ()
     assert sum(model.slices.values()) == expected_slices(profile)
-    assert model.events == expected_slices(profile) + 2 * steps + 3 * len(profile.activations)
+    assert model.events == expected_slices(profile) + sum(expected_counters(profile).values())
     assert model.flows == 0
     counted = {name: len(values) for name, values in model.counters.items()}
     assert counted == expected_counters(profile)

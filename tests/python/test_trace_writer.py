@@ -11,6 +11,7 @@ import pytest
 
 from pertoken import _native
 from pertoken.analysis.activation_values import site_percentiles
+from pertoken.analysis.token_confidence import confidence_by_step
 from synthetic import synthetic_profile
 
 
@@ -21,6 +22,7 @@ def native_arguments(target: object) -> dict[str, Any]:
         for name, t in profile.tables.items()
     }
     tables["percentiles"] = site_percentiles(profile)
+    tables["confidence"] = confidence_by_step(profile)
     return {
         "tables": tables,
         "strings": profile.requests.strings,

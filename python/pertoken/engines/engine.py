@@ -7,7 +7,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pertoken import _native
@@ -21,6 +21,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 MAX_OPEN_REQUESTS = 1 << 16
 MAX_UNTOLD_STEPS = 64
+MAX_STEPS_WITH_LOGITS = 8  # of the untold ones; a step may take rows times vocabulary
 
 _SWITCHED_OFF = os.environ.get("PERTOKEN") == "0"  # the native side reads the same when loaded
 
@@ -212,6 +213,8 @@ class Engine:
         with self._lock:
             self._untold.append(step)
             late = self._untold.popleft() if len(self._untold) > MAX_UNTOLD_STEPS else None
+            if len(self._untold) > MAX_STEPS_WITH_LOGITS:
+                self._untold[-1 - MAX_STEPS_WITH_LOGITS].forget_logits()
         if late is not None:
             late.commit([-1] * len(late.rows))
 
@@ -268,7 +271,9 @@ class EngineStep(_native.StepRegion):
             if exc_type is not None:
                 self._engine.take_untold(self)
 
-    def committed(self, tokens: Mapping[Any, int]) -> None:
+    def committed(
+        self, tokens: Mapping[Any, int], chosen: Mapping[Any, Sequence[int]] | None = None
+    ) -> None:
         """Tells what the step committed, inside its context or afterwards; once, and never raises.
 
         Engines that overlap their steps tell them in the order in which they ran. What is not
@@ -278,6 +283,9 @@ class EngineStep(_native.StepRegion):
         Args:
             tokens: how many, by id of the request; rows of other requests committed what the row
                 itself says, else nothing.
+            chosen: the ids of these tokens, by id of the request. Where the recording reads logits
+                (``keeps_logits()`` says so) it takes their log-probabilities, and keeps no ids. Up
+                to 8 steps whose tokens are still to be told have their logits kept.
         """
         engine = self._engine
         if engine is None or not self.awaits_commits:
@@ -285,7 +293,11 @@ class EngineStep(_native.StepRegion):
         try:
             if not engine.take_untold(self):
                 raise LookupError("the tokens of this step were told already, or too late")
-            self.commit([tokens.get(row[0], max(row.committed, 0)) for row in self.rows])
+            counts = [tokens.get(row[0], max(row.committed, 0)) for row in self.rows]
+            if chosen is None:
+                self.commit(counts)
+            else:
+                self.commit(counts, [chosen.get(row[0], ()) for row in self.rows])
         except Exception as error:
             engine.note_fault("committed", error)
 

@@ -87,9 +87,9 @@ class _Manager:
 
     def end_update(self, step: EngineStep, before: list[tuple[Any, int]]) -> None:
         """Tells what was handed out, and which requests that ended."""
-        step.committed(
-            {state.request_id: len(state.generated_tokens) - count for state, count in before}
-        )
+        told = {state.request_id: state.generated_tokens[count:] for state, count in before}
+        counts = {request: len(tokens) for request, tokens in told.items()}
+        step.committed(counts, told if step.keeps_logits() else None)
         for state, _ in before:
             if state.status.name == "FINISHED":
                 self.engine.request_finished(state.request_id)

@@ -19,6 +19,8 @@ What a trace holds, so that a reader can count on it:
   in this profile, at the end of each finished step for which they are known.
 - A counter ``values of <site>`` for each observed site, with the series ``p1``, ``p50`` and
   ``p99`` of what it put out in a step, all rows together, at the start of the step.
+- A counter ``confidence``, with the series ``top1_prob``, ``margin``, ``entropy`` and ``logprob``
+  of the least confident token that a step committed, when it was, where logits were read.
 - What was still running is shown up to the profile's last moment, with ``unfinished`` in its args.
 - ``pertoken`` on the outermost level holds the profile's meta and losses.
 """
@@ -36,6 +38,7 @@ import numpy as np
 
 from pertoken import _native
 from pertoken.analysis.activation_values import site_percentiles
+from pertoken.analysis.token_confidence import confidence_by_step
 from pertoken.errors import system_errors
 from pertoken.processes import names_of_processes
 from pertoken.whole_file import written_aside
@@ -83,6 +86,7 @@ def _write(profile: Profile, name: str, target: object) -> None:
         table: _columns(profile.tables[table]) for table in ("requests", "steps", "spans", "tracks")
     }
     tables["percentiles"] = site_percentiles(profile)
+    tables["confidence"] = confidence_by_step(profile)
     processes = [(_integer(meta, "pid"), "python")]
     if len(profile.processes) > 1:
         processes = _shown_processes(profile)
