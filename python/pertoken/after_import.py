@@ -15,12 +15,17 @@ Action = Callable[[ModuleType], None]
 
 
 def after_import(name: str, action: Action) -> None:
-    """Calls ``action(module)`` once, when the module is there: now, or right after its import."""
+    """Calls ``action(module)`` once, when the module is there: now, or right after its import.
+
+    The same action may be given several times.
+    """
     module = sys.modules.get(name)
     if module is not None:
         action(module)
         return
-    _waiting.actions[name] = action
+    actions = _waiting.actions.setdefault(name, [])
+    if action not in actions:
+        actions.append(action)
     if _waiting not in sys.meta_path:
         sys.meta_path.insert(0, _waiting)
 
@@ -29,7 +34,7 @@ class _Waiting:
     """Stands among the finders of modules until the last module that is waited for is there."""
 
     def __init__(self) -> None:
-        self.actions: dict[str, Action] = {}
+        self.actions: dict[str, list[Action]] = {}
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -49,11 +54,11 @@ class _Waiting:
         return None
 
     def done(self, module: ModuleType) -> None:
-        """Calls the action of a module that was just imported."""
-        action = self.actions.pop(module.__name__, None)
+        """Calls the actions of a module that was just imported."""
+        actions = self.actions.pop(module.__name__, [])
         if not self.actions and self in sys.meta_path:
             sys.meta_path.remove(self)
-        if action is not None:
+        for action in actions:
             action(module)
 
 

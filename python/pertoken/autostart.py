@@ -20,6 +20,8 @@ from pertoken.errors import PertokenError
 if TYPE_CHECKING:
     from pertoken.model_search import ModelSearch
 
+_VLLM_WORKER = "vllm.v1.worker.worker_base"
+
 _search: ModelSearch | None = None
 _options: AutostartOptions | None = None
 _was_called = False
@@ -47,6 +49,8 @@ def start() -> None:
 def start_in_vllm() -> None:
     """The same, as vLLM's plugin: each of its processes calls it before it loads anything."""
     start()
+    if _options is not None:
+        after_import(_VLLM_WORKER, _worker_is_there)
     adapter = sys.modules.get("pertoken.engines.vllm_worker")
     if adapter is not None:  # something is recorded since before vLLM was imported, perhaps
         adapter.look_again()
@@ -66,6 +70,10 @@ def _torch_is_there(module: ModuleType) -> None:
 
 def _transformers_is_there(module: ModuleType) -> None:
     _watch(lambda search: search.watch_generate(module.GenerationMixin))
+
+
+def _worker_is_there(module: ModuleType) -> None:
+    _watch(lambda search: search.watch_workers(module.WorkerWrapperBase))
 
 
 def _watch(begin: Callable[[ModelSearch], None]) -> None:

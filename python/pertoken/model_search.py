@@ -2,7 +2,7 @@
 
 A model is what the program calls from outside any other module: the outermost module whose call
 runs, or one whose `generate` is called, or that is to be batched continuously. It is found at its
-first call, before that proceeds.
+first call, before that proceeds, or when a worker of vLLM has loaded it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ MOST_PLAIN_MODELS = 4
 MOST_FILES = 64
 
 MAKES_MANAGER = "init_continuous_batching"  # what transformers makes every manager with
+MAKES_CACHE = "initialize_from_config"  # what each worker of vLLM does once its model is loaded
 
 
 class ModelSearch:
@@ -87,7 +88,22 @@ class ModelSearch:
                 owner,
                 MAKES_MANAGER,
                 owner.__dict__[MAKES_MANAGER],
-                lambda below: _native.MethodCall(below, self._before_manager, _after_manager),
+                lambda below: _native.MethodCall(below, self._before_manager, _nothing_after),
+            )
+
+    def watch_workers(self, wrapper_class: Any) -> None:
+        """Looks at workers of vLLM from now on: not all of them call their model before they serve.
+
+        Args:
+            wrapper_class: ``vllm.v1.worker.worker_base.WorkerWrapperBase``.
+        """
+        method = wrapper_class.__dict__.get(MAKES_CACHE)
+        if callable(method):
+            patch.put(
+                wrapper_class,
+                MAKES_CACHE,
+                method,
+                lambda below: _native.MethodCall(below, self._before_cache, _nothing_after),
             )
 
     def _consider(self, module: Any) -> Any:
@@ -132,6 +148,9 @@ class ModelSearch:
 
     def _before_manager(self, args: tuple[Any, ...], kwargs: Any) -> None:
         self._record_generating(args)
+
+    def _before_cache(self, args: tuple[Any, ...], kwargs: Any) -> None:
+        self._record_generating((args[0].worker.get_model(),))
 
     def _record_generating(self, args: tuple[Any, ...]) -> Recording | None:
         if not args or id(args[0]) in self._decided:
@@ -211,8 +230,8 @@ def _after_generate(token: Any, result: Any, error: Any) -> None:
     watch.close_running(opened, result, error)
 
 
-def _after_manager(token: Any, result: Any, error: Any) -> None:
-    """Nothing: what counts is that the model is recorded before its manager is made."""
+def _nothing_after(token: Any, result: Any, error: Any) -> None:
+    """What counts is that the model is recorded before its manager, or its cache, is made."""
 
 
 def _is_model(module: Any) -> bool:

@@ -36,12 +36,15 @@ class Script:
         seed: of what is sampled.
         accepts: the share of drafts that are accepted.
         returns_later: whether outputs are handed out by `get_output`.
+        fails_at: the step that raises, once.
+        warms_up: whether the model is called before there are requests.
     """
 
     seed: int = 0
     accepts: float = 0.5
     returns_later: bool = False
     fails_at: int = -1
+    warms_up: bool = True
 
 
 script = Script()
@@ -122,8 +125,9 @@ class ScriptedWorker(WorkerBase):
         pass
 
     def compile_or_warm_up_model(self) -> CompilationTimes:
-        with torch.inference_mode():  # as vLLM's workers do, by which the model is found
-            self.model(torch.zeros(1, 4, dtype=torch.long))
+        if script.warms_up:
+            with torch.inference_mode():
+                self.model(torch.zeros(1, 4, dtype=torch.long))
         return CompilationTimes(0.0, 0.0)
 
     def get_supported_tasks(self) -> tuple[str, ...]:

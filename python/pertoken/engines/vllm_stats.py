@@ -7,6 +7,7 @@ but the times are those that a client sees.
 from __future__ import annotations
 
 import atexit
+import itertools
 import json
 import logging
 import os
@@ -34,6 +35,7 @@ logger = logging.getLogger("pertoken")
 
 _MOST_VALUES = 4096  # that wait to be counted into a histogram
 _FAILURES = frozenset({"ABORT", "ERROR"})
+_numbers = itertools.count(1)  # of the front ends of this process that have written
 
 
 class _Latencies:
@@ -173,7 +175,7 @@ class FrontEndTotals(AggregateStatLoggerBase):  # type: ignore[misc]
         totals = self.totals()
         if options is None or not totals.all_requests.started:
             return
-        path = options.file(script_name(), os.getpid(), 1)
+        path = options.file(script_name(), os.getpid(), next(_numbers))
         path = path.with_name(f"{path.name.removesuffix(SUFFIX)}-frontend.json")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -172,7 +172,7 @@ class _Watch:
             return
         for module in (_WORKER, _SCHEDULER):
             if module not in sys.modules:
-                after_import(module, lambda module: look_again())
+                after_import(module, _imported)
         self._wrap(_WORKER, "WorkerWrapperBase", "execute_model", self._begin, self._executed)
         self._wrap(_SCHEDULER, "Scheduler", "add_request", self._request_of, self._added)
         self._wrap(_SCHEDULER, "Scheduler", "schedule", _scheduler_of, self._schedule)
@@ -354,6 +354,10 @@ _watch = _Watch()
 def install() -> None:
     """Begins to tell of vLLM's workers in this process. Under the change lock."""
     _watch.install()
+
+
+def _imported(module: Any) -> None:
+    look_again()
 
 
 def look_again() -> None:
