@@ -17,6 +17,7 @@ set_source_files_properties(
   csrc/bindings/scope.cpp
   csrc/bindings/span_call.cpp
   csrc/bindings/step_inputs.cpp
+  csrc/bindings/step_plan.cpp
   csrc/bindings/step_region.cpp
   csrc/bindings/step_rows.cpp
   csrc/bindings/weak_method.cpp

@@ -8,7 +8,6 @@
 #include <new>
 #include <vector>
 
-#include "bindings/cache_length.h"
 #include "bindings/compiled_layers.h"
 #include "bindings/declared_logits.h"
 #include "bindings/device_calls.h"
@@ -19,6 +18,7 @@
 #include "bindings/sampled_forward.h"
 #include "bindings/span_call.h"
 #include "bindings/step_inputs.h"
+#include "bindings/step_plan.h"
 #include "bindings/step_region.h"
 
 namespace pertoken::bindings {
@@ -35,117 +35,6 @@ struct RootCall {
 
 // The first steps of a generate(): its prefill, and what comes next.
 inline constexpr uint32_t kFavouredSteps = 2;
-
-struct StepPlan {
-  StepKind kind = StepKind::kOther;
-  int64_t rows = -1;
-  int64_t query_len = -1;
-  int64_t past = -1;
-  int64_t keep = 0;
-  PyObject* cache = nullptr;  // borrowed from the arguments
-  bool is_new_cache = false;  // not that of the step before
-  bool asks_for_cache = false;
-  uint32_t generation = kNone32;
-  uint32_t flags = 0;
-};
-
-uint32_t narrow(int64_t value) {
-  return value < 0 || value >= static_cast<int64_t>(kNone32) ? kNone32
-                                                             : static_cast<uint32_t>(value);
-}
-
-// By the cache and the shapes alone, and only where they leave no doubt.
-StepKind kind_by_cache(const StepPlan& plan) {
-  if (plan.cache == nullptr) return plan.asks_for_cache ? StepKind::kPrefill : StepKind::kOther;
-  if (plan.past == 0) return StepKind::kPrefill;
-  if (plan.past < 0) return StepKind::kOther;
-  if (plan.query_len == 1) return StepKind::kDecode;
-  return plan.keep > 1 && plan.keep == plan.query_len ? StepKind::kVerify : StepKind::kOther;
-}
-
-// Inside generate() its progress tells what the shapes do not: a chunk of the prefill that looks
-// like a decode, a draft on the root itself, a decode without a cache.
-StepKind kind_in_generation(const GenerationState& state, const StepPlan& plan, bool keep_known) {
-  if (state.depth > 0) return StepKind::kDraft;
-  if (state.commits == 0 && (state.steps == 0 || state.is_chunked)) return StepKind::kPrefill;
-  if (plan.is_new_cache && plan.past == 0) return StepKind::kPrefill;
-  if (state.commits == 0) return kind_by_cache(plan);
-  if (plan.cache == nullptr) return state.had_cache ? kind_by_cache(plan) : StepKind::kDecode;
-  if (plan.query_len == 1) return StepKind::kDecode;
-  return keep_known ? kind_by_cache(plan) : StepKind::kVerify;
-}
-
-// Tokens in the cache before a step of generate(), asked of the cache only where they were not
-// followed.
-int64_t past_in_generation(const GenerationState& state, const StepPlan& plan, bool& failed) {
-  if (plan.cache == nullptr || (state.steps == 0 && state.fresh_cache)) return 0;
-  const bool is_followed = state.steps > 0 && (state.commits > 0 || state.is_chunked) &&
-                           !plan.is_new_cache && state.past != kPastUntold;
-  return is_followed ? state.past : cache_length(plan.cache, failed);
-}
-
-StepPlan plan_step(const RootCall& call, const GenerationState* state, PyObject* args,
-                   PyObject* kwargs) {
-  StepPlan plan;
-  bool failed = false;
-  const ForwardSignature& signature = *call.signature;
-  const InputShape shape = input_shape(signature, args, kwargs, failed);
-  plan.rows = shape.rows;
-  plan.query_len = shape.query_len;
-  plan.keep = integer_argument(signature.find(ArgumentRole::kKeep, args, kwargs), 0);
-  plan.cache = signature.find(ArgumentRole::kCache, args, kwargs);
-  plan.asks_for_cache = signature.find(ArgumentRole::kUseCache, args, kwargs) == Py_True;
-  if (state != nullptr) {
-    plan.generation = state->generation;
-    // Models that make their cache themselves pass none at first.
-    plan.is_new_cache = plan.cache != nullptr && plan.cache != state->last_cache &&
-                        (state->steps == 0 || state->had_cache);
-    plan.past = past_in_generation(*state, plan, failed);
-    plan.kind = kind_in_generation(*state, plan, signature.knows(ArgumentRole::kKeep));
-  } else {
-    if (plan.cache != nullptr) {
-      plan.past = cache_length(plan.cache, failed);
-    } else if (!signature.takes_first_positional) {
-      plan.past = 0;
-    }
-    plan.kind = kind_by_cache(plan);
-  }
-  if (failed) call.base.recorder->count_fault();
-  return plan;
-}
-
-// What the padding mask says of each row. Inside generate() only the prefill is asked: padding
-// stays what it was.
-void push_padding(StepPlan& plan, PyObject* mask, ThreadBuffer& buffer, uint32_t step) {
-  std::vector<RowTokens> valid;
-  if (!valid_tokens(mask, plan.rows, plan.past, plan.query_len, valid)) {
-    plan.flags |= kStepMaskUnread;
-    return;
-  }
-  for (uint32_t row = 0; row < valid.size(); ++row) {
-    buffer.push({row, uint64_t{valid[row].context} << 32 | valid[row].query,
-                 make_tag(RecordType::kRowValid, 0), 0, 0, step});
-  }
-}
-
-// Before the forward: the arguments, and with them the cache, may go while it runs.
-void note_step(GenerationState& state, const StepPlan& plan, bool keep_known, uint32_t step) {
-  ++state.steps;
-  state.last_step = step;
-  state.last_past = plan.past;
-  state.last_query_len = plan.query_len;
-  state.last_keep = plan.keep;
-  state.last_kind = plan.kind;
-  state.keep_known = keep_known;
-  state.had_cache = state.had_cache || plan.cache != nullptr;
-  if (state.last_cache != plan.cache) {
-    PyObject* before = state.last_cache;
-    state.last_cache = Py_XNewRef(plan.cache);
-    Py_XDECREF(before);
-  }
-  const bool known = plan.past >= 0 && plan.query_len >= 0;
-  state.past = known ? plan.past + plan.query_len : kPastUnknown;
-}
 
 PyObject* mask_of(const RootCall& call, PyObject* args, PyObject* kwargs) {
   return call.signature->find(ArgumentRole::kMask, args, kwargs);
@@ -243,7 +132,7 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
                     ThreadBuffer& buffer) {
   Recorder& recorder = *call.base.recorder;
   Scope* scope = current_scope();
-  StepPlan plan = plan_step(call, state, args, kwargs);
+  StepPlan plan = plan_step(*call.signature, recorder, state, args, kwargs);
   const bool keep_known = call.signature->knows(ArgumentRole::kKeep);
   Scope* request = scope == nullptr ? nullptr : scope->nearest_open(&Scope::request);
   if (state == nullptr && request != nullptr) {

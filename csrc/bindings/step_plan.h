@@ -1,0 +1,45 @@
+// What a step is, told before its forward runs: by the shapes of its arguments, by its cache, and
+// inside generate() by how far that is. Under the GIL, on the model's thread, once a step.
+#pragma once
+
+#include <Python.h>
+
+#include <cstdint>
+
+#include "bindings/generation_state.h"
+#include "bindings/step_inputs.h"
+#include "core/recorder.h"
+
+namespace pertoken::bindings {
+
+struct StepPlan {
+  StepKind kind = StepKind::kOther;
+  int64_t rows = -1;
+  int64_t query_len = -1;
+  int64_t past = -1;
+  int64_t keep = 0;
+  PyObject* cache = nullptr;  // borrowed from the arguments
+  bool is_new_cache = false;  // not that of the step before
+  bool asks_for_cache = false;
+  uint32_t generation = kNone32;
+  uint32_t flags = 0;
+};
+
+// As records hold it; kNone32 for what is unknown.
+inline uint32_t narrow(int64_t value) {
+  return value < 0 || value >= static_cast<int64_t>(kNone32) ? kNone32
+                                                             : static_cast<uint32_t>(value);
+}
+
+// `state` is that of the generate() it runs in, or null. What fails is counted as a fault.
+StepPlan plan_step(const ForwardSignature& signature, Recorder& recorder,
+                   const GenerationState* state, PyObject* args, PyObject* kwargs);
+
+// What the padding mask says of each row. Inside generate() only the prefill is asked: padding
+// stays what it was.
+void push_padding(StepPlan& plan, PyObject* mask, ThreadBuffer& buffer, uint32_t step);
+
+// Before the forward: the arguments, and with them the cache, may go while it runs.
+void note_step(GenerationState& state, const StepPlan& plan, bool keep_known, uint32_t step);
+
+}  // namespace pertoken::bindings
