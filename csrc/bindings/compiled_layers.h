@@ -2,6 +2,8 @@
 // round each of them; the operators come here. Under the GIL, on the model's threads.
 #pragma once
 
+#include <Python.h>
+
 #include "bindings/pybind_names.h"
 #include "core/recorder.h"
 

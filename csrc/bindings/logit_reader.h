@@ -8,6 +8,8 @@
 // something wrong where a sampler works in place.
 #pragma once
 
+#include <Python.h>
+
 #include <cstdint>
 #include <vector>
 

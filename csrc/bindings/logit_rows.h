@@ -2,6 +2,8 @@
 // tell what they say. Under the GIL, or where that was given up for a while.
 #pragma once
 
+#include <Python.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <exception>

@@ -2,6 +2,8 @@
 // recorder's sampler chose. Hot, under the GIL, on the model's thread.
 #pragma once
 
+#include <Python.h>
+
 #include <cstdint>
 
 #include "bindings/scope.h"

@@ -24,8 +24,11 @@ void scope_dealloc(PyObject* self) {
   auto* scope = reinterpret_cast<Scope*>(self);
   Py_XDECREF(scope->owner);
   for (const ScopeEntry& entry : scope->entries) {
-    delete entry.device;
-    delete entry.logits;
+    if (scope->kind == ScopeKind::kRequest) {
+      delete entry.logits;
+    } else {
+      delete entry.device;
+    }
   }
   for (const ScopeLink link : kScopeLinks) set_link(scope, link, nullptr);
   PyTypeObject* type = Py_TYPE(self);

@@ -20,19 +20,20 @@ struct KeptLogits;
 // How one scope stands in one recorder. `uid` 0: it has no part in it.
 struct ScopeEntry {
   uint64_t uid;
-  uint32_t parent_seq;    // region: the enclosing span
-  uint32_t saved_seq;     // region: what was open on the thread, when `on_thread`
-  bool on_thread;         // region: opened inside a synchronous call
-  uint32_t step;          // step: its number here
-  uint32_t forwards;      // step: that ran in it
-  int level;              // step: its detail, where the recorder samples
-  PackedChoices choices;  // step: likewise
-  ObservedStep observed;  // step
-  uint32_t generation;    // request: its number here
-  uint32_t tokens;        // request: what its step regions have committed so far
-  // Region and step: what times it on the model's device; owned, may be null.
-  DeviceInterval* device;
-  KeptLogits* logits;  // request: of its last step, until it is known what they chose; likewise
+  uint32_t parent_seq;       // region: the enclosing span
+  uint32_t saved_seq;        // region: what was open on the thread, when `on_thread`
+  bool on_thread;            // region: opened inside a synchronous call
+  uint32_t step;             // step: its number here
+  uint32_t forwards;         // step: that ran in it
+  int level;                 // step: its detail, where the recorder samples
+  PackedChoices choices;     // step: likewise
+  ObservedStep observed;     // step
+  uint32_t generation;       // request: its number here
+  uint32_t tokens;           // request: what its step regions have committed so far
+  union {                    // owned, may be null
+    DeviceInterval* device;  // region and step: what times it on the model's device
+    KeptLogits* logits;      // request: of its last step, until it is known what they chose
+  };
 };
 
 struct Scope {
