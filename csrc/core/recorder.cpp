@@ -15,7 +15,6 @@ namespace {
 constexpr std::chrono::milliseconds kLongestWait{20};
 // A wake-up takes some 50 us of processor time, and a small budget has little more a second.
 constexpr std::chrono::milliseconds kLongestSampledWait{250};
-constexpr double kLargestWeight = 1e12;
 
 }  // namespace
 
@@ -250,8 +249,7 @@ void Recorder::collect(const Record& record, ThreadBuffer::Progress& progress, i
     }
     case RecordType::kStepDetail: {
       auto weight = std::bit_cast<double>(record.start_ticks);
-      if (!(weight >= 1 && weight < kLargestWeight))
-        weight = 0;  // a damaged spool may say anything
+      if (!(weight >= 1 && weight < kLargestWeight)) weight = 0;
       const int level = static_cast<int>(record.seq);
       if (step == progress.step) {
         const bool is_full = record.parent_seq != 0;

@@ -29,6 +29,8 @@ inline constexpr size_t kRingFileHeaderBytes = 4096;            // in front of t
 inline constexpr size_t kJournalHeaderBytes = 64;               // in front of the frames
 inline constexpr size_t kJournalBytes = size_t{1} << 20;        // all together
 inline constexpr size_t kObservationJournalBytes = size_t{4} << 20;
+// Of what a sample stands for: a damaged spool may say anything.
+inline constexpr double kLargestWeight = 1e12;
 
 enum class FrameType : uint8_t {
   kSegment = 1,  // SegmentFrame: the first of each segment

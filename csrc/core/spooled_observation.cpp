@@ -12,7 +12,6 @@ namespace {
 
 // Columns of tables are signed; and a sum of some such counts stays inside.
 constexpr uint64_t kLargestCount = uint64_t{1} << 61;
-constexpr double kLargestWeight = 1e12;
 
 bool is_sound(const ObservationFrame& head) {
   const bool has_counts = head.zeros < kLargestCount && head.nans < kLargestCount &&

@@ -1,6 +1,5 @@
 // Observations keep what they were given, go with their steps, and are of the steps that the rate
 // chooses, with weights that make sums unbiased.
-#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <memory>
@@ -14,34 +13,20 @@
 #include "core/observation_rate.h"
 #include "core/observation_store.h"
 #include "core/recorder.h"
+#include "observed_values.h"
 
 namespace pertoken {
 namespace {
 
 constexpr double kInf = std::numeric_limits<double>::infinity();
 
-Observation observation_of(uint32_t step, ExpHistogram values = ExpHistogram()) {
-  return {step,
-          static_cast<uint8_t>(StepKind::kDecode),
-          kAllRows,
-          3,
-          FloatFormat::kFloat32,
-          16,
-          std::move(values)};
-}
+using testing::observation_of;
+using testing::random_values;
 
 TEST(packing_keeps_every_count) {
   std::mt19937_64 random(1);
   for (int round = 0; round < 200; ++round) {
-    ExpHistogram values(static_cast<int>(random() % 19) - 10);
-    for (uint64_t i = random() % 50; i > 0; --i) {
-      const double size = std::ldexp(1 + static_cast<double>(random() % 1000) / 1000,
-                                     static_cast<int>(random() % 2098) - 1074);
-      values.record(random() % 2 == 0 ? size : -size, uint64_t{1} << random() % 50);
-    }
-    values.record(0.0, random() % 3);
-    values.record(std::nan(""), random() % 3);
-    values.record(-kInf, random() % 3);
+    const ExpHistogram values = random_values(random);
     const StoredObservation stored(7, 5, observation_of(5, values));
     Buckets sides[2];
     for (const StoredObservation::Bucket& bucket : stored.buckets()) {

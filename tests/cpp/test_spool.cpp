@@ -6,8 +6,6 @@
 #include <array>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -18,31 +16,13 @@
 #include "core/recorder.h"
 #include "core/spool_frame.h"
 #include "core/spsc_ring.h"
+#include "temporary_folder.h"
 
 namespace pertoken {
 namespace {
 
 namespace fs = std::filesystem;
-
-// A folder of its own for each test.
-class Folder {
- public:
-  Folder() : path_((fs::temp_directory_path() / "pertoken-spool-XXXXXX").string()) {
-    CHECK(mkdtemp(path_.data()) != nullptr);
-  }
-  ~Folder() { fs::remove_all(path_); }
-  Folder(const Folder&) = delete;
-  Folder& operator=(const Folder&) = delete;
-
-  const std::string& path() const { return path_; }
-  std::string content(const std::string& name) const {
-    std::ifstream file(path_ + "/" + name, std::ios::binary);
-    return {std::istreambuf_iterator<char>(file), {}};
-  }
-
- private:
-  std::string path_;
-};
+using testing::TemporaryFolder;
 
 // The types of the frames in a file, each of which must bear its checksum.
 std::vector<FrameType> frames_in(const std::string& content) {
@@ -98,7 +78,7 @@ TEST(a_ring_in_a_block_of_anothers_keeps_its_indices_there) {
 }
 
 TEST(segments_stay_within_their_bound_and_tell_again_what_holds) {
-  const Folder folder;
+  const TemporaryFolder folder;
   const auto recorder =
       Recorder::create({.store_limit_bytes = size_t{1} << 20, .ring_capacity = 1 << 12});
   constexpr size_t kSegmentBytes = size_t{64} << 10;
@@ -131,7 +111,7 @@ TEST(segments_stay_within_their_bound_and_tell_again_what_holds) {
 }
 
 TEST(a_segment_says_of_which_step_on_it_holds_all) {
-  const Folder folder;
+  const TemporaryFolder folder;
   Spool spool({folder.path(), /*segment_bytes=*/1, 100});
   const Record record{1, 0, make_tag(RecordType::kStepBegin, 1), kNone32, kNone32, 6};
   const ClockSample sample{1, 1, 1};
@@ -153,7 +133,7 @@ TEST(a_segment_says_of_which_step_on_it_holds_all) {
 }
 
 TEST(a_thread_that_ends_takes_its_ring_file_along) {
-  const Folder folder;
+  const TemporaryFolder folder;
   const auto recorder =
       Recorder::create({.store_limit_bytes = size_t{1} << 20, .ring_capacity = 1 << 6});
   recorder->spool_into({folder.path(), size_t{1} << 20, 3});

@@ -8,13 +8,9 @@
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
-#include <limits>
 #include <random>
 #include <string>
 #include <thread>
-#include <utility>
 #include <vector>
 
 #include "check.h"
@@ -22,53 +18,16 @@
 #include "core/recorder.h"
 #include "core/spooled_observation.h"
 #include "core/string_table.h"
+#include "observed_values.h"
+#include "temporary_folder.h"
 
 namespace pertoken {
 namespace {
 
 namespace fs = std::filesystem;
-
-class Folder {
- public:
-  Folder() : path_((fs::temp_directory_path() / "pertoken-observed-XXXXXX").string()) {
-    CHECK(mkdtemp(path_.data()) != nullptr);
-  }
-  ~Folder() { fs::remove_all(path_); }
-  Folder(const Folder&) = delete;
-  Folder& operator=(const Folder&) = delete;
-
-  const std::string& path() const { return path_; }
-  std::string content(const std::string& name) const {
-    std::ifstream file(path_ + "/" + name, std::ios::binary);
-    return {std::istreambuf_iterator<char>(file), {}};
-  }
-
- private:
-  std::string path_;
-};
-
-Observation observation_of(uint32_t step, ExpHistogram values = ExpHistogram()) {
-  return {step,
-          static_cast<uint8_t>(StepKind::kDecode),
-          kAllRows,
-          0,
-          FloatFormat::kFloat32,
-          16,
-          std::move(values)};
-}
-
-ExpHistogram random_values(std::mt19937_64& random) {
-  ExpHistogram values(static_cast<int>(random() % 19) - 10);
-  for (uint64_t i = random() % 50; i > 0; --i) {
-    const double size = std::ldexp(1 + static_cast<double>(random() % 1000) / 1000,
-                                   static_cast<int>(random() % 2098) - 1074);
-    values.record(random() % 2 == 0 ? size : -size, uint64_t{1} << random() % 50);
-  }
-  values.record(0.0, random() % 3);
-  values.record(std::nan(""), random() % 3);
-  values.record(-std::numeric_limits<double>::infinity(), random() % 3);
-  return values;
-}
+using testing::observation_of;
+using testing::random_values;
+using testing::TemporaryFolder;
 
 // The numbers of the observations in a file of frames, from `begin` on.
 std::vector<uint64_t> numbers_in(const std::string& content, size_t begin = 0) {
@@ -88,7 +47,7 @@ std::vector<uint64_t> numbers_in(const std::string& content, size_t begin = 0) {
   return numbers;
 }
 
-std::vector<uint64_t> waiting_in(const Folder& folder) {
+std::vector<uint64_t> waiting_in(const TemporaryFolder& folder) {
   const std::string content = folder.content("observations");
   if (content.empty()) return {};
   JournalHeader header{};
@@ -149,7 +108,7 @@ TEST(what_cannot_be_an_observation_is_refused) {
 }
 
 TEST(pushed_observations_lie_in_the_file_until_they_are_in_a_segment) {
-  const Folder folder;
+  const TemporaryFolder folder;
   const auto recorder =
       Recorder::create({.store_limit_bytes = size_t{1} << 20, .ring_capacity = 1 << 6});
   recorder->spool_into({folder.path(), size_t{1} << 20, 3});
@@ -165,7 +124,7 @@ TEST(pushed_observations_lie_in_the_file_until_they_are_in_a_segment) {
 }
 
 TEST(what_finds_no_room_in_the_file_comes_into_a_segment_in_its_order) {
-  const Folder folder;
+  const TemporaryFolder folder;
   const auto recorder =
       Recorder::create({.store_limit_bytes = size_t{64} << 20, .ring_capacity = 1 << 6});
   recorder->spool_into({folder.path(), size_t{64} << 20, 3});
@@ -182,7 +141,7 @@ TEST(what_finds_no_room_in_the_file_comes_into_a_segment_in_its_order) {
 }
 
 TEST(threads_that_push_while_others_are_collected_lose_none_and_have_one_order) {
-  const Folder folder;
+  const TemporaryFolder folder;
   const auto recorder =
       Recorder::create({.store_limit_bytes = size_t{1} << 20, .ring_capacity = 1 << 6});
   recorder->spool_into({folder.path(), size_t{64} << 20, 3});
@@ -199,7 +158,7 @@ TEST(threads_that_push_while_others_are_collected_lose_none_and_have_one_order) 
 }
 
 TEST(segments_of_observations_stay_within_their_bound) {
-  const Folder folder;
+  const TemporaryFolder folder;
   const auto recorder =
       Recorder::create({.store_limit_bytes = size_t{1} << 20, .ring_capacity = 1 << 6});
   constexpr size_t kSegmentBytes = size_t{32} << 10;
@@ -244,7 +203,7 @@ TEST(a_replayed_observation_is_stored_and_counted) {
 }
 
 TEST(a_forked_child_writes_nothing_into_its_parents_file) {
-  const Folder folder;
+  const TemporaryFolder folder;
   const auto recorder =
       Recorder::create({.store_limit_bytes = size_t{1} << 20, .ring_capacity = 1 << 6});
   recorder->spool_into({folder.path(), size_t{1} << 20, 3});
