@@ -304,6 +304,19 @@ def test_means_medians_and_tails_of_blocks_are_compared_apart(module: Any) -> No
     assert [found["slow"][name]["median"] for name in ratios] == [1.12, 1.0, 9.0]
 
 
+def test_what_one_block_of_nothing_is_off_by_weighs_half(module: Any) -> None:
+    paired = module("paired")
+    steps = iter([[10.0], [30.0], [50.0]])
+    comparison = paired.Comparison([paired.Variant("slow")], lambda: next(steps))
+    in_turn = SimpleNamespace(sample=lambda variants, count: variants)
+    comparison.run_round(in_turn, keep=True)
+    found = {
+        name: (of["added_ns"]["median"], of["ratio"]["median"])
+        for name, of in comparison.estimates().items()
+    }
+    assert found == {"nothing": (0.0, 1.0), "nothing again": (20.0, 3.0), "slow": (30.0, 2.5)}
+
+
 def test_the_table_of_power_has_what_was_simulated(module: Any) -> None:
     power = module("experiment_power")
     needed = power.power(runs=20, longest=400)
