@@ -1,5 +1,4 @@
-"""Layers inside compiled models on a GPU: eager calls and replays of CUDA graphs, by a driver that
-is not one."""
+"""Layers inside compiled models on a GPU, called and replayed, by a driver that is not one."""
 
 from __future__ import annotations
 
@@ -163,7 +162,6 @@ def test_inlined_layers_are_timed_on_the_gpu(gpu: FakeGpu) -> None:
         assert on_host["step"].tolist() == [0, 1, 2, 3]
     assert profile.losses["device_spans_lost"] == {}
     assert profile.losses["inlined_modules"] == []
-
 
 
 @needs_kernels
