@@ -16,6 +16,7 @@ void DeviceLosses::add(const DeviceLosses& other) {
   late += other.late;
   failed += other.failed;
   overwritten += other.overwritten;
+  pending += other.pending;
   bare_replays += other.bare_replays;
   clock_error_ns = std::max(clock_error_ns, other.clock_error_ns);
   if (failure.empty()) failure = other.failure;

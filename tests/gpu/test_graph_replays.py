@@ -122,8 +122,10 @@ def test_graphed_callables_have_layers_in_every_call() -> None:
     assert len(_on_gpu(profile, "layers.3")) >= len(replays)
 
 
-def test_a_compiled_decode_with_a_static_cache_has_the_time_of_its_replays() -> None:
+@pytest.mark.parametrize("layers", [False, True], ids=["whole", "layers"])
+def test_a_compiled_decode_with_a_static_cache_has_the_times_of_its_replays(layers: bool) -> None:
     transformers = pytest.importorskip("transformers")
+    torch._dynamo.reset()
     config = transformers.LlamaConfig(
         hidden_size=256,
         intermediate_size=512,
@@ -137,16 +139,22 @@ def test_a_compiled_decode_with_a_static_cache_has_the_time_of_its_replays() -> 
     model.generation_config.cache_implementation = "static"
     ids = torch.randint(1, 1024, (1, 16), device="cuda")
     options = {"max_new_tokens": 32, "min_new_tokens": 32, "do_sample": False}
-    with pertoken.profile(model, device="cuda") as prof:
+    with pertoken.profile(model, device="cuda", compiled_layers=layers) as prof:
         model.forward = torch.compile(model.forward, mode="reduce-overhead", fullgraph=True)
         for _ in range(4):
             model.generate(ids, **options)
-        torch.cuda.synchronize()
-        time.sleep(0.2)
-    time.sleep(0.1)
     profile = prof.result()
+    assert profile.losses["device_spans_lost"] == {}
     steps = profile.steps
-    decodes = steps.where(steps["kind"] == "decode")
+    decodes = steps.where(np.flatnonzero(steps["kind"] == "decode")[-31:])
     replays = _on_gpu(profile, REPLAY)
-    assert np.isin(decodes["step"][-31:], replays["step"]).all()
-    assert (decodes["gpu_ns"][-31:] > 0).all()
+    assert np.isin(decodes["step"], replays["step"]).all()
+    assert (decodes["gpu_ns"] > 0).all()
+    in_order = [f"model.layers.{i}" for i in range(4)] if layers else []
+    last_end = decodes["start_ns"]
+    for name in in_order:
+        layer = _on_gpu(profile, name)
+        layer = layer.where(np.isin(layer["step"], decodes["step"]))
+        assert layer["step"].tolist() == decodes["step"].tolist()
+        assert (layer["start_ns"] >= last_end - profile.losses["device_clock_error_ns"]).all()
+        last_end = layer["start_ns"] + layer["dur_ns"]

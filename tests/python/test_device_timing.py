@@ -113,6 +113,22 @@ def test_regions_and_declared_steps_are_timed_too(gpu: FakeGpu) -> None:
     assert profile.steps["gpu_ns"][0] >= 0.99 * KERNEL_NS
 
 
+def test_a_result_says_what_the_gpu_has_not_come_to(gpu: FakeGpu) -> None:
+    model = Model(gpu)
+    with pertoken.profile(model, modules=["layers.*"]) as prof:
+        gpu.library.fake_hold(None, 0)
+        model(IDS)
+        early = prof.result()
+        gpu.library.fake_release(None, 0)
+    assert early.losses["device_spans_pending"] == 4
+    assert early.losses["device_spans_lost"] == {}
+    assert "4 spans on the GPU were still under way" in " ".join(early.losses["reasons"])
+    profile = prof.result()
+    assert profile.losses["device_spans_pending"] == 0
+    assert profile.losses["device_spans_lost"] == {}
+    assert pertoken.merge([early]).losses["device_spans_pending"] == 4
+
+
 def test_a_capture_is_left_alone_and_said(gpu: FakeGpu) -> None:
     model = Model(gpu)
     stream = gpu.library.fake_new_stream(0)
