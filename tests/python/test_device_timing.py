@@ -150,9 +150,8 @@ def test_an_exception_in_a_module_passes_through_with_its_times(gpu: FakeGpu) ->
 
     model = Model(gpu)
     model.layers[1] = Failing(gpu, 0)
-    with pertoken.profile(model, modules=["layers.*"]) as prof:
-        with pytest.raises(ZeroDivisionError):
-            model(IDS)
+    with pertoken.profile(model, modules=["layers.*"]) as prof, pytest.raises(ZeroDivisionError):
+        model(IDS)
     profile = prof.result()
     assert profile.spans.where(profile.spans["device"] == 0)["site"].tolist() == [
         "layers.0",
