@@ -145,7 +145,7 @@ def test_the_share_of_wrong_outputs_is_weighted() -> None:
     )
     (site,) = unhealthy_sites(changed)
     assert site.share == pytest.approx(0.5)
-    assert "50 %" in str(changed.summary())
+    assert "50 %" in " ".join(str(changed.summary()).split())
 
 
 def test_the_rates_of_both_are_stated(tmp_path: Path) -> None:
