@@ -17,6 +17,7 @@ import pertoken
 from compiler import compilations, fresh_compiler
 from fake_gpu import FakeGpu, FakeGraph, fake_gpu, put_on
 from pertoken import _native
+from waiting import wait_for
 
 KERNEL_NS = 2_000_000
 LAYERS = ["layers.0", "layers.1", "layers.2"]
@@ -135,11 +136,8 @@ def run(model: Any, steps: int) -> None:
 
 def drained(recording: pertoken.Recording, site: str, count: int) -> pertoken.Profile:
     """Once as many spans of a site have come in from the GPU."""
-    deadline = time.monotonic() + 60
+    wait_for(lambda: len(on_gpu(recording.result(), site)) >= count)
     profile = recording.result()
-    while len(on_gpu(profile, site)) < count and time.monotonic() < deadline:
-        time.sleep(0.01)
-        profile = recording.result()
     assert len(on_gpu(profile, site)) == count, str(profile.losses)
     invariants.check_spans(profile)
     return profile
