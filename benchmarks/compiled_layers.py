@@ -1,12 +1,14 @@
-"""A compiled step without operators, with operators while nothing is recorded, and recorded.
+"""What layers inside a compiled model add to its step: operators that idle, and that are recorded.
 
 Two copies of one model are compiled, one of them while a recording asks for its layers; they share
-no code, as each has a class of its own. Blocks of steps run interleaved; figures are medians.
+no code, as each has a class of its own. The one without operators is what the others are compared
+with, in interleaved blocks.
 """
 
 from __future__ import annotations
 
-from statistics import median
+from collections.abc import Iterator
+from contextlib import contextmanager
 from time import perf_counter_ns
 from typing import Any
 
@@ -14,9 +16,12 @@ import torch
 from torch import Tensor, nn
 
 import pertoken
+from decode_overhead import recorded, require_complete
+from paired import Variant, compare
 from script import Advance, run_script
 
 WIDTH, BLOCKS = 256, 4
+WARM_UP_STEPS = 4
 
 
 class Block(nn.Module):
@@ -59,41 +64,55 @@ class Told(Plain):
 
 
 def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
-    """Median nanoseconds of a step of each variant, and how many spans a recorded one has."""
-    rounds, steps = (3, 5) if smoke else (40, 200)
+    """Compares a compiled step with the same with operators, idle and recorded."""
+    rounds, steps = (3, 5) if smoke else (100, 100)
     backend = "eager" if smoke else "inductor"
+    torch.manual_seed(0)
     x = torch.randn(1, WIDTH)
     plain, told = Plain().eval(), Told().eval()
     told.load_state_dict(plain.state_dict())
     run_plain = torch.compile(plain, fullgraph=True, backend=backend)
     run_told = torch.compile(told, fullgraph=True, backend=backend)
-    times: dict[str, list[float]] = {"plain": [], "idle": [], "recorded": []}
+    recording = pertoken.profile(told, compiled_layers=True)
+    runs = [run_plain]
+
+    @contextmanager
+    def idle() -> Iterator[None]:
+        runs[0] = run_told
+        yield
+        runs[0] = run_plain
+
+    @contextmanager
+    def in_recording() -> Iterator[None]:
+        with idle(), recorded(recording):
+            yield
+
+    def block() -> list[int]:
+        run = runs[0]
+        durations_ns = []
+        for _ in range(WARM_UP_STEPS + steps):
+            start_ns = perf_counter_ns()
+            run(x)
+            durations_ns.append(perf_counter_ns() - start_ns)
+        return durations_ns[WARM_UP_STEPS:]
+
     with torch.no_grad():
         expected = run_plain(x)
-        with pertoken.profile(told, compiled_layers=True) as recording:
-            equal = bool(torch.equal(run_told(x), expected))
+        with recording:
+            difference = float((run_told(x) - expected).abs().max())
         spans = len(recording.result().spans)
-        for number in range(rounds):
-            times["plain"].append(_block(run_plain, x, steps))
-            times["idle"].append(_block(run_told, x, steps))
-            with pertoken.profile(told, compiled_layers=True):
-                times["recorded"].append(_block(run_told, x, steps))
-            advance((number + 1) / rounds)
+        variants = [Variant("operators, idle", idle), Variant("operators, recorded", in_recording)]
+        estimates = compare(variants, block, rounds=rounds, advance=advance)
+    require_complete(recording)
     return {
         "rounds": rounds,
-        "spans_a_step": spans,
-        "outputs_equal": equal,
-        "step_ns": {name: median(values) for name, values in times.items()},
+        "steps_a_block": steps,
+        "width": WIDTH,
+        "blocks": BLOCKS,
+        "operators_a_step": 2 * (spans - 1),
+        "largest_difference": difference,
+        "variants": estimates,
     }
-
-
-def _block(run: Any, x: Tensor, steps: int) -> float:
-    durations = []
-    for _ in range(steps):
-        start_ns = perf_counter_ns()
-        run(x)
-        durations.append(perf_counter_ns() - start_ns)
-    return median(durations)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from bar import Verdict
+
 Estimate = dict[str, float]
 
 
@@ -18,3 +20,15 @@ def estimate_text(estimate: Estimate, text: Callable[[float], str]) -> str:
     if estimate["low"] == estimate["high"]:
         return text(estimate["median"])
     return f"{text(estimate['median'])} ({text(estimate['low'])} to {text(estimate['high'])})"
+
+
+def bars_table(verdicts: Iterable[Verdict]) -> str:
+    """What each bar is, and how it was met."""
+    rows = []
+    for verdict in verdicts:
+        bar = verdict.bar
+        limit = f"{'≥' if bar.at_least else '≤'} {bar.text(bar.limit).removeprefix('+')}"
+        measured = estimate_text(verdict.measured, bar.text)
+        outcome = verdict.outcome
+        rows.append((bar.what, limit, measured, "pass" if outcome == "pass" else f"**{outcome}**"))
+    return table(("what", "bar", "measured", ""), rows)

@@ -13,6 +13,8 @@ from typing import Any
 
 import activation_report
 import budget_report
+import compiled_report
+import gpu_report
 import logit_report
 import long_run_report
 import peers_report
@@ -20,7 +22,7 @@ import tensor_report
 import totals_report
 from bars import Results, verdicts
 from figure_text import bytes_text, factor_text, ns_text, percent_text, rate_text
-from page_parts import Estimate, estimate_text, table
+from page_parts import Estimate, bars_table, estimate_text, table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -64,16 +66,24 @@ def newest_results(folder: Path = RESULTS) -> Path:
     return files[-1]
 
 
-def render(results: Results, source: str) -> str:
+def newest_gpu_results(folder: Path = RESULTS / "gpu") -> Results | None:
+    """The run on a GPU that finished last; None where there is none."""
+    found = [_load(path) for path in folder.glob("*.json")]
+    return max(found, key=lambda results: str(results["finished"]), default=None)
+
+
+def render(results: Results, source: str, gpu: Results | None = None) -> str:
     """The page as markdown, from results and the name of the file that holds them.
 
-    What the run did not measure is left out.
+    What the run did not measure is left out. `gpu` is what a run on a GPU gave.
     """
     parts = results["benchmarks"]
     sections = [_head(source), _bars(results), _machine(results)]
     for names, section in _SECTIONS:
         if all(name in parts for name in names):
             sections.append(section(*(parts[name] for name in names)))
+    if gpu is not None:
+        sections.append(gpu_report.section(gpu))
     sections.append(_limits())
     return "\n\n".join(sections) + "\n"
 
@@ -88,16 +98,9 @@ def _head(source: str) -> str:
 
 
 def _bars(results: Results) -> str:
-    rows = []
-    for verdict in verdicts(results):
-        bar = verdict.bar
-        limit = f"{'≥' if bar.at_least else '≤'} {bar.text(bar.limit).removeprefix('+')}"
-        measured = estimate_text(verdict.measured, bar.text)
-        outcome = verdict.outcome
-        rows.append((bar.what, limit, measured, "pass" if outcome == "pass" else f"**{outcome}**"))
     return (
         "## Bars\n\n"
-        + table(("what", "bar", "measured", ""), rows)
+        + bars_table(verdicts(results))
         + "\n\nThe median decides. Where the control of the same run misses the limit as well, the "
         'outcome is\n"noise", whatever was measured.'
     )
@@ -321,6 +324,7 @@ _SECTIONS: tuple[tuple[tuple[str, ...], Callable[..., str]], ...] = (
     (("native_micro",), _native),
     (("store_memory", "stop_latency"), _store),
     (("long_run",), long_run_report.section),
+    (("compiled_layers",), compiled_report.section),
     (("totals_snapshot",), totals_report.section),
     (("tensor_stats",), tensor_report.section),
     (("activations",), activation_report.section),
@@ -340,7 +344,7 @@ def main() -> None:
     """Writes the page, and the picture on it."""
     source = newest_results()
     results = _load(source)
-    PAGE.write_text(render(results, source.name))
+    PAGE.write_text(render(results, source.name, newest_gpu_results()))
     peers = results["benchmarks"].get("peers")
     if peers is None:
         PICTURE.unlink(missing_ok=True)

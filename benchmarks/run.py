@@ -2,7 +2,8 @@
 
 ``python benchmarks/run.py`` runs all and writes ``benchmarks/results/<date>-<cpu>.json``, of which
 ``report.py`` makes the performance page. Part of them, or a smoke run with tiny sizes, goes where
-``--output`` says, so that a committed file always is one whole run.
+``--output`` says, so that a committed file always is one whole run. ``--gpu`` runs those that need
+a GPU, into ``benchmarks/results/gpu/``.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from bars import verdicts
+from bar import Bar
+from bars import BARS, verdicts
+from gpu_bars import GPU_BARS
 from machine import cpu_model, describe_machine, stolen_ticks
 from script import quiet_environment, rounded
 
@@ -40,23 +44,31 @@ BENCHMARKS = {
     "logit_pass": "the pass over logits, beside torch's softmax",
     "export_speed": "Chrome export, beside torch.profiler's",
     "peers": "other tools on the same work",
+    "compiled_layers": "layers inside a compiled model",
     "totals_snapshot": "totals of a model that runs",
     "decode_overhead": "overhead in a decode",
     "long_run": "fifty million spans, ten million steps",
     "sampler_budget": "budgets that are kept",
+}
+# With --gpu, into a file of their own.
+GPU_BENCHMARKS = {
+    "gpu_stats": "histograms of tensors on a GPU",
+    "gpu_overhead": "overhead in a decode on a GPU",
 }
 
 
 def main() -> int:
     """Runs what the command line names; 1 when a benchmark failed."""
     arguments = _arguments()
-    output = arguments.output or RESULTS / file_name(datetime.now(timezone.utc))
+    known = GPU_BENCHMARKS if arguments.gpu else BENCHMARKS
+    folder = RESULTS / "gpu" if arguments.gpu else RESULTS
+    output = arguments.output or folder / file_name(datetime.now(timezone.utc))
     load_before, stolen_before, start = os.getloadavg()[0], stolen_ticks(), time.monotonic()
     results: dict[str, Any] = {}
     failed = []
-    names = arguments.benchmarks or list(BENCHMARKS)
+    names = arguments.benchmarks or list(known)
     for number, name in enumerate(names, 1):
-        print(f"[{number}/{len(names)}] {name}: {BENCHMARKS[name]}", flush=True)
+        print(f"[{number}/{len(names)}] {name}: {known[name]}", flush=True)
         begun = time.monotonic()
         measured = run_benchmark(name, smoke=arguments.smoke)
         if measured is None:
@@ -82,7 +94,7 @@ def main() -> int:
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(rounded(document), indent=1) + "\n")
-    print_bars(document)
+    print_bars(document, GPU_BARS if arguments.gpu else BARS)
     print(f"Written: {output}")
     return 0
 
@@ -109,13 +121,13 @@ def file_name(now: datetime) -> str:
     return f"{now:%Y-%m-%d}-{cpu}.json"
 
 
-def print_bars(document: dict[str, Any]) -> None:
+def print_bars(document: dict[str, Any], bars: Sequence[Bar]) -> None:
     """Prints how each bar was met."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table("bar", "limit", "measured", "")
-    for verdict in verdicts(document):
+    for verdict in verdicts(document, bars):
         bar = verdict.bar
         table.add_row(
             bar.what,
@@ -129,14 +141,14 @@ def print_bars(document: dict[str, Any]) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Runs the benchmarks.")
     parser.add_argument("benchmarks", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
+    parser.add_argument("--gpu", action="store_true", help=", ".join(GPU_BENCHMARKS) + " instead")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that all works")
     parser.add_argument("--output", type=Path, help="the file to write, instead of one in results/")
     arguments = parser.parse_args()
-    unknown = set(arguments.benchmarks) - set(BENCHMARKS)
+    known = GPU_BENCHMARKS if arguments.gpu else BENCHMARKS
+    unknown = set(arguments.benchmarks) - set(known)
     if unknown:
-        parser.error(
-            f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}"
-        )
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     if (arguments.benchmarks or arguments.smoke) and arguments.output is None:
         parser.error("results/ holds whole runs only: give --output for a part or a smoke run")
     return arguments

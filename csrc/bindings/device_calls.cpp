@@ -27,12 +27,11 @@ bool current_stream(const DeviceCalls& calls, int device, cuda::CUstream& stream
   return is_known;
 }
 
-bool is_capturing(const cuda::TimedDevice& device, cuda::CUstream stream) noexcept {
+cuda::StreamUse stream_use(const cuda::TimedDevice& device, cuda::CUstream stream) noexcept {
   const cuda::CurrentContext current(device.api, device.context);
-  cuda::CUstreamCaptureStatus status = cuda::CU_STREAM_CAPTURE_STATUS_NONE;
-  return current.result() == cuda::CUDA_SUCCESS &&
-         device.api.cuStreamIsCapturing(stream, &status) == cuda::CUDA_SUCCESS &&
-         status != cuda::CU_STREAM_CAPTURE_STATUS_NONE;
+  if (current.result() != cuda::CUDA_SUCCESS) return cuda::StreamUse::kFailed;
+  cuda::CUresult result = cuda::CUDA_SUCCESS;
+  return cuda::stream_use(device.api, stream, result);
 }
 
 bool is_call_captured(DeviceCalls& calls, ThreadBuffer& buffer, int device) noexcept {
@@ -40,7 +39,7 @@ bool is_call_captured(DeviceCalls& calls, ThreadBuffer& buffer, int device) noex
   cuda::EventLane* lane = calls.timer->lane(buffer, device);
   cuda::CUstream stream = nullptr;
   return lane != nullptr && current_stream(calls, device, stream) &&
-         is_capturing(lane->device(), stream);
+         stream_use(lane->device(), stream) == cuda::StreamUse::kCaptured;
 }
 
 void DeviceInterval::begin_captured(DeviceCalls& calls, cuda::CUstream stream) noexcept {

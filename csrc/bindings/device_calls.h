@@ -13,6 +13,7 @@
 #include "core/recorder.h"
 #include "cuda/event_timer.h"
 #include "cuda/stamp_reader.h"
+#include "cuda/stream_capture.h"
 
 namespace pertoken {
 
@@ -34,8 +35,8 @@ namespace bindings {
 // when it cannot be told.
 bool current_stream(const DeviceCalls& calls, int device, cuda::CUstream& stream) noexcept;
 
-// Whether what is enqueued there is captured into a graph instead; false where it cannot be told.
-bool is_capturing(const cuda::TimedDevice& device, cuda::CUstream stream) noexcept;
+// What becomes of what is enqueued on a stream of the device.
+cuda::StreamUse stream_use(const cuda::TimedDevice& device, cuda::CUstream stream) noexcept;
 // Whether a call now, on the current stream of the device, becomes a part of a graph. One load
 // where torch captures none.
 bool is_call_captured(DeviceCalls& calls, ThreadBuffer& buffer, int device) noexcept;

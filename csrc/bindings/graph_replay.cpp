@@ -65,7 +65,12 @@ AnnouncedReplay announce(DeviceCalls& calls, Recorder& recorder, cuda::EventLane
     return replay;
   }
   const cuda::TimedDevice& device = lane.device();
-  if (is_capturing(device, replay.stream)) return replay;
+  const cuda::StreamUse use = stream_use(device, replay.stream);
+  if (use == cuda::StreamUse::kCaptured) return replay;
+  if (use != cuda::StreamUse::kRuns) {
+    calls.stamps->count_refused(handle.calls);
+    return replay;
+  }
   const cuda::CurrentContext current(device.api, device.context);
   if (current.result() != cuda::CUDA_SUCCESS) return replay;
   replay.number = replay.stamps->open_replay(handle.graph, replay.stream, replay.is_opened);

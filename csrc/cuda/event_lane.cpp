@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cuda/driver_scope.h"
+#include "cuda/stream_capture.h"
 
 namespace pertoken::cuda {
 
@@ -16,16 +17,20 @@ EventLane::EventLane(TimedDevice& device, HostTicks ticks, int32_t track, uint32
 // Nothing may be recorded, created or asked for on a stream that is being captured: the record
 // would become an edge of somebody's graph. The legacy stream answers so while any other captures.
 bool EventLane::may_record(CUstream stream, Boundary& refused) noexcept {
-  CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
-  const CUresult result = device_.api.cuStreamIsCapturing(stream, &status);
-  if (result == CUDA_SUCCESS && status == CU_STREAM_CAPTURE_STATUS_NONE) return true;
-  if (result == CUDA_SUCCESS) {
-    refused.slot = Boundary::kInCapture;
-  } else if (result == CUDA_ERROR_STREAM_CAPTURE_IMPLICIT) {
-    count(in_capture_);
-  } else {
-    device_.fail(result);
-    count(failed_on_thread_);
+  CUresult result = CUDA_SUCCESS;
+  switch (stream_use(device_.api, stream, result)) {
+    case StreamUse::kRuns:
+      return true;
+    case StreamUse::kCaptured:
+      refused.slot = Boundary::kInCapture;
+      break;
+    case StreamUse::kBarred:
+      count(in_capture_);
+      break;
+    case StreamUse::kFailed:
+      device_.fail(result);
+      count(failed_on_thread_);
+      break;
   }
   return false;
 }

@@ -33,9 +33,11 @@ struct StampRig : Rig {
   CUfunction work = nullptr;
   When when;                 // graph, replay, ordinal: on the virtual clock
   bool was_awaited = false;  // the last replay
+  int device = 0;            // of what follows
 
-  explicit StampRig(uint32_t ring_log2 = GraphStamps::kRingLog2)
-      : devices(std::make_shared<StampDevices>(*fake.api(), kImage, ring_log2)),
+  explicit StampRig(uint32_t ring_log2 = GraphStamps::kRingLog2, int device_count = 1)
+      : Rig(device_count),
+        devices(std::make_shared<StampDevices>(*fake.api(), kImage, ring_log2)),
         shared_timer(std::move(timer)) {
     add_stamp_kernel(fake, [this](const StampPlace& place, int64_t start_ns) {
       when[{place.graph, place.replay, place.ordinal}] = start_ns;
@@ -51,8 +53,12 @@ struct StampRig : Rig {
     shared_timer.reset();
   }
 
-  EventLane& lane(size_t thread = 0) { return *shared_timer->lane(*buffers[thread], 0); }
-  GraphStamps& stamps() { return *devices->find(0); }
+  EventLane& lane(size_t thread = 0) { return *shared_timer->lane(*buffers[thread], device); }
+  GraphStamps& stamps() { return *devices->find(device); }
+  void use_device(int number) {
+    device = number;
+    fake.set_current(number);
+  }
   void run_work(CUstream stream) {
     fake.api()->cuLaunchKernel(work, 1, 1, 1, 32, 1, 1, 0, stream, nullptr, nullptr);
   }
@@ -78,7 +84,7 @@ struct StampRig : Rig {
     CapturedGraph made;
     fake.api()->cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_GLOBAL);
     body();
-    made.number = devices->find(0) == nullptr ? 0 : stamps().graph_of(stream);
+    made.number = devices->find(device) == nullptr ? 0 : stamps().graph_of(stream);
     fake.api()->cuStreamEndCapture(stream, &made.graph);
     if (made.graph != nullptr) {
       fake.api()->cuGraphInstantiateWithFlags(&made.exec, made.graph, 0);
@@ -90,9 +96,9 @@ struct StampRig : Rig {
   template <typename Inside>
   void call(CUstream stream, CapturedCall outer, uint32_t site, Inside&& inside,
             uint32_t left_out = 0) {
-    const CapturedCall made = reader->begin(0, stream, outer);
+    const CapturedCall made = reader->begin(device, stream, outer);
     inside(made);
-    if (made) reader->end(0, made, stream, {site, 0, 0, 0, false, left_out});
+    if (made) reader->end(device, made, stream, {site, 0, 0, 0, false, left_out});
   }
 
   // As the wrapper of a replay. Returns the number of the replay, 0 where it was not announced.
@@ -104,7 +110,8 @@ struct StampRig : Rig {
     replay.ticks = FakeDriver::ticks();
     replay.graph = graph.number;
     replay.seq = next_seq++;
-    replay.calls = reader->calls_of(0, graph.number);
+    replay.calls = reader->calls_of(device, graph.number);
+    replay.device = static_cast<int16_t>(device);
     replay.first_seq = next_seq;
     next_seq += replay.calls;
     replay.step = 3;

@@ -126,7 +126,7 @@ struct Schedule {
         rig.fake.advance(static_cast<int64_t>(pick(8) == 0 ? pick(700'000'000) : pick(300'000)));
         return;
       case 9:
-        return rig.collect();
+        return collect();
       case 10:
         if (pick(4) != 0) return;
         if (held == nullptr && stream != nullptr) {
@@ -142,6 +142,16 @@ struct Schedule {
         if (has_faults && pick(30) == 0) plant();
         return;
     }
+  }
+
+  // What was begun has come, is lost, is open, or is said to be on its way.
+  void collect() {
+    rig.collect();
+    const DeviceLosses losses = rig.timer->losses();
+    const auto running =
+        std::count_if(open.begin(), open.end(), [](const Open& span) { return bool{span.start}; });
+    CHECK_EQ(rig.spans.size() + lost(losses) + losses.pending + static_cast<size_t>(running),
+             static_cast<size_t>(begun));
   }
 
   void capture_something() {

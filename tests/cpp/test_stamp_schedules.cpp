@@ -23,6 +23,7 @@ struct Schedule {
   struct Held {
     CapturedGraph graph;
     CUstream stream;
+    int device;
     size_t launches = 0;
     std::vector<uint32_t> sites;  // of its whole calls
   };
@@ -32,7 +33,9 @@ struct Schedule {
   };
 
   explicit Schedule(uint64_t seed)
-      : random(seed), rig(5 + static_cast<uint32_t>(seed % 6)), has_faults(seed % 3 == 0) {
+      : random(seed),
+        rig(5 + static_cast<uint32_t>(seed % 6), 1 + static_cast<int>(seed % 2)),
+        has_faults(seed % 3 == 0) {
     constexpr int64_t kSteps[] = {1, 32, 1024};
     rig.fake.set_device_clock(std::uniform_real_distribution<double>(-5e-5, 5e-5)(random),
                               static_cast<int64_t>(random() % (int64_t{1} << 49)),
@@ -44,8 +47,11 @@ struct Schedule {
     CUmodule module = nullptr;
     rig.fake.api()->cuModuleLoadData(&module, kImage);
     rig.fake.api()->cuModuleGetFunction(&mark, module, "mark");
-    for (int i = 0; i < 2; ++i) streams.push_back(rig.stream());
-    rig.lane();
+    for (int device = static_cast<int>(seed % 2); device >= 0; --device) {
+      for (int i = 0; i < 2; ++i) streams.push_back({rig.stream(device), device});
+      rig.use_device(device);
+      rig.lane();
+    }
   }
 
   uint64_t pick(uint64_t count) { return random() % count; }
@@ -61,25 +67,28 @@ struct Schedule {
 
   void capture_call(Held& held, CapturedCall outer, int depth) {
     const uint32_t site = next_site++;
-    const CapturedCall call = rig.reader->begin(0, held.stream, outer);
+    const CapturedCall call = rig.reader->begin(held.device, held.stream, outer);
     mark_at(held.stream, 2 * site);
     if (pick(2) == 0) rig.run_work(held.stream);
     while (depth < 3 && pick(3) == 0) capture_call(held, call ? call : outer, depth + 1);
     mark_at(held.stream, 2 * site + 1);
     if (!call) return;
-    if (rig.reader->end(0, call, held.stream, {site, 0, 0, 0, false})) held.sites.push_back(site);
+    if (rig.reader->end(held.device, call, held.stream, {site, 0, 0, 0, false}))
+      held.sites.push_back(site);
   }
 
   void capture() {
     if (graphs.size() == 5 || broken) return;
-    Held held{{}, streams[pick(streams.size())], 0, {}};
+    const auto& [stream, device] = streams[pick(streams.size())];
+    Held held{{}, stream, device, 0, {}};
     if (held.stream == stuck) return;
+    rig.use_device(device);
     rig.fake.pause_faults(true);
     rig.fake.api()->cuStreamBeginCapture_v2(held.stream, CU_STREAM_CAPTURE_MODE_GLOBAL);
     rig.fake.pause_faults(false);
     for (uint64_t i = 1 + pick(4); i > 0; --i) capture_call(held, {}, 0);
     rig.fake.pause_faults(true);
-    if (rig.devices->find(0) != nullptr) {
+    if (rig.devices->find(device) != nullptr) {
       held.graph.number = rig.stamps().graph_of(held.stream);
     }
     CHECK_EQ(rig.fake.api()->cuStreamEndCapture(held.stream, &held.graph.graph), CUDA_SUCCESS);
@@ -92,6 +101,7 @@ struct Schedule {
     if (graphs.empty() || broken) return;
     const size_t index = pick(graphs.size());
     Held& held = graphs[index];
+    rig.use_device(held.device);
     if (!announced || held.graph.number == 0) {
       if (rig.fake.api()->cuGraphLaunch(held.graph.exec, held.stream) == CUDA_SUCCESS) {
         ++held.launches;
@@ -105,6 +115,11 @@ struct Schedule {
       due[replay.first_seq] = {held.launches, index};
     }
     ++held.launches;
+  }
+
+  void spin() {
+    const auto& [stream, device] = streams[pick(streams.size())];
+    rig.fake.spin(stream, static_cast<int64_t>(pick(300'000)), device);
   }
 
   void plant() {
@@ -140,7 +155,7 @@ struct Schedule {
       case 5:
         return launch(false);
       case 6:
-        rig.fake.spin(streams[pick(streams.size())], static_cast<int64_t>(pick(300'000)));
+        spin();
         return;
       case 7:
       case 8:
@@ -148,17 +163,25 @@ struct Schedule {
         return;
       case 9:
       case 10:
-        return rig.collect();
+        return collect();
       default:
         if (pick(8) == 0) {
           if (stuck == nullptr) {
-            rig.fake.hold(stuck = streams[0]);
+            rig.fake.hold(stuck = streams[0].first, streams[0].second);
           } else {
-            rig.fake.release(std::exchange(stuck, nullptr));
+            rig.fake.release(std::exchange(stuck, nullptr), streams[0].second);
           }
         }
         if (has_faults && pick(6) == 0) plant();
     }
+  }
+
+  // What was begun has come, is lost, or is said to be on its way.
+  void collect() {
+    rig.collect();
+    const DeviceLosses losses = rig.losses();
+    CHECK_EQ(rig.spans.size() + lost(losses) + losses.overwritten + losses.pending,
+             static_cast<size_t>(begun));
   }
 
   // The calls of a graph have the numbers of their sites in its capture's order, from the first.
@@ -167,6 +190,7 @@ struct Schedule {
     CHECK(replay != due.begin());
     if (replay == due.begin()) return;
     --replay;
+    CHECK_EQ(int{span.device}, graphs[replay->second.graph].device);
     const size_t launch = replay->second.launch;
     const auto& sites = graphs[replay->second.graph].sites;
     CHECK(std::find(sites.begin(), sites.end(), span.site) != sites.end());
@@ -181,13 +205,14 @@ struct Schedule {
   }
 
   void check() {
-    if (stuck != nullptr) rig.fake.release(stuck);
+    if (stuck != nullptr) rig.fake.release(stuck, streams[0].second);
     rig.fake.pause_faults(true);
     rig.settle();
     rig.shared_timer->give_up();
     rig.reader->give_up();
     CHECK(!rig.reader->is_pending());
     const DeviceLosses losses = rig.losses();
+    CHECK_EQ(losses.pending, uint64_t{0});
     CHECK_EQ(rig.spans.size() + lost(losses) + losses.overwritten, static_cast<size_t>(begun));
     if (!has_faults) CHECK_EQ(losses.failed, uint64_t{0});
     CHECK_EQ(rig.fake.captures_broken(), uint64_t{0});
@@ -207,7 +232,7 @@ struct Schedule {
   bool broken = false;
   CUfunction mark = nullptr;
   CUstream stuck = nullptr;
-  std::vector<CUstream> streams;
+  std::vector<std::pair<CUstream, int>> streams;
   std::vector<Held> graphs;
   std::map<uint32_t, Due> due;  // by the first number of a replay's spans
   uint32_t next_site = 100;

@@ -28,6 +28,8 @@ BENCHMARKS = ROOT / "benchmarks"
 PARTS = (
     "peers", "decode_overhead", "call_cost", "store_memory", "stop_latency", "export_speed",
     "tensor_stats", "activations", "logit_pass", "long_run", "totals_snapshot",
+    "compiled_layers",
+    "gpu_overhead",
 )  # fmt: skip
 RUN = """
 import importlib, json, sys
@@ -101,6 +103,40 @@ def test_the_page_shows_every_tensor_and_its_bars(measured: dict[str, Any], modu
             assert f"\n| {kind} | {name} | " in page
     expected = 4 + 2 * len(set(tensors["instruction_sets"]) & {"avx2", "avx512"})
     assert len(list(module("bars").verdicts(document))) == expected
+
+
+def test_the_page_shows_what_layers_of_compiled_models_add(
+    measured: dict[str, Any], module: Any
+) -> None:
+    report = module("report")
+    compiled = measured["compiled_layers"]
+    document = {**_newest(report), "benchmarks": {"compiled_layers": compiled}}
+    page = report.render(document, "x.json")
+    for name in compiled["variants"]:
+        assert f"\n| {name} | " in page
+    assert compiled["operators_a_step"] == 2 * 8
+    assert compiled["largest_difference"] == 0
+
+
+def test_the_page_shows_what_a_gpu_gave(measured: dict[str, Any], module: Any) -> None:
+    """By the times of a processor, under the names of the shapes that a GPU runs."""
+    report, bars, gpu_bars = module("report"), module("bars"), module("gpu_bars")
+    overhead = measured["gpu_overhead"]
+    gpu = {"finished": "2026-01-01", "benchmarks": {"gpu_overhead": overhead}}
+    assert "Not measured: a smoke run." in report.render(_newest(report), "x.json", gpu)
+    assert list(bars.verdicts(gpu, gpu_bars.GPU_BARS)) == []
+    overhead["measured"] = True
+    overhead["gpu"] = {"name": "a GPU", "memory_bytes": 2**36, "cuda": "13.0"}
+    large = [{**case, "shape": "8B", "boundaries_a_step": 97} for case in overhead["cases"]]
+    overhead["cases"] = [*({**case, "shape": "1B"} for case in overhead["cases"]), *large]
+    page = report.render(_newest(report), "x.json", gpu)
+    for case in overhead["cases"]:
+        assert f"\n### {case['shape']}, batch {case['batch']}, " in page
+        assert {"pertoken root", "pertoken layers", "torch.profiler"} < set(case["variants"])
+    assert page.count("97 boundaries a step") == 2
+    assert len(list(bars.verdicts(gpu, gpu_bars.GPU_BARS))) == len(gpu_bars.GPU_BARS)
+    for verdict in bars.verdicts(gpu, gpu_bars.GPU_BARS):
+        assert f"\n| {verdict.bar.what} | " in page
 
 
 def test_the_page_shows_what_observing_adds(measured: dict[str, Any], module: Any) -> None:

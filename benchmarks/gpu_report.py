@@ -1,0 +1,54 @@
+"""The section of the performance page on what recording adds on a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bars import Results, verdicts
+from figure_text import ns_text, percent_text
+from gpu_bars import GPU_BARS
+from page_parts import bars_table, estimate_text, table
+
+
+def section(results: Results) -> str:
+    """The section, from a run of `run.py --gpu`."""
+    overhead: dict[str, Any] = results["benchmarks"]["gpu_overhead"]
+    if not overhead["measured"]:
+        reason = overhead.get("reason", "a smoke run")
+        return f"## On a GPU\n\nNot measured: {reason}."
+    gpu = overhead["gpu"]
+    text = (
+        "## On a GPU\n\n"
+        f"{gpu['name']}, {gpu['memory_bytes'] / 2**30:.0f} GiB, CUDA {gpu['cuda']}. Llamas in "
+        "bfloat16 with random weights and a static cache; a step is one\nforward and the wait for "
+        f"it. {overhead['rounds']} rounds of {overhead['steps_a_block']} steps, interleaved. "
+        "In graphs each variant has a capture of its own.\n\n"
+    ) + bars_table(verdicts(results, GPU_BARS))
+    columns = (
+        "variant",
+        "step",
+        "added to the step",
+        "to its median",
+        "to its 99th percentile",
+        "leaving the block",
+    )
+    for case in overhead["cases"]:
+        rows = [
+            (
+                name,
+                ns_text(variant["step_ns"]["median"]),
+                estimate_text(variant["ratio"], percent_text),
+                estimate_text(variant["middle_ratio"], percent_text),
+                percent_text(variant["tail_ratio"]["median"]),
+                ns_text(variant["leave_ns"]["median"]),
+            )
+            for name, variant in case["variants"].items()
+        ]
+        kind = "in a CUDA graph" if case["mode"] == "graph" else "eager"
+        text += (
+            f"\n\n### {case['shape']}, batch {case['batch']}, {kind}\n\n"
+            + table(columns, rows)
+            + f"\n\n{case['boundaries_a_step']:.0f} boundaries a step with layers; `stop()` takes "
+            f"{ns_text(case['stop_ns'])} at most; lost: {case['device_spans_lost'] or 'nothing'}."
+        )
+    return text
