@@ -30,7 +30,7 @@ GraphHandle unpacked(uint64_t number) noexcept {
 }
 
 struct GraphReplayCall {
-  SpanCall base;     // first, so that span_call_* work on it
+  SpanCall base;  // first, so that span_call_* work on it
   // What is captured and what of it is observed, by the identity of the CUDAGraph.
   PyObject* graphs;
   PyObject* observed;

@@ -144,8 +144,7 @@ cuda::GpuPlace Observer::begin_replay(ThreadBuffer& buffer, uint64_t graph) {
   if (step->weight == 0) return place;
   place.device = static_cast<int>(graph >> 32);
   const cuda::ObservationLabels labels{number, 0, step->kind, step->weight};
-  if (!current_stream(place) ||
-      !gpus_->open_replay(place, static_cast<uint32_t>(graph), labels)) {
+  if (!current_stream(place) || !gpus_->open_replay(place, static_cast<uint32_t>(graph), labels)) {
     place.device = -1;
   }
   step->ticks += now_ticks() - start_ticks;

@@ -50,8 +50,7 @@ class Observer {
  private:
   struct Calls;
 
-  ObservedStep* step_outside_modules(ThreadBuffer& buffer, uint32_t& number,
-                                     ObservedStep& outside);
+  ObservedStep* step_outside_modules(ThreadBuffer& buffer, uint32_t& number, ObservedStep& outside);
   void observe(const ObservedStep& step, uint32_t number, uint32_t site, PyObject* value);
   void count(const ObservedStep& step, uint32_t number, uint32_t site,
              const TensorView& view) noexcept;

@@ -134,7 +134,7 @@ class GpuObserver final : public ObservationSource {
     std::vector<std::unique_ptr<CapturedGraph>> graphs;  // the model's thread; from number 1 on
     bool is_switched_off = true;                         // likewise: no word is known to be set
     uint64_t launched_before = 0;                        // the collector's: in the round before
-    uint64_t given_up = 0;         // the collector's
+    uint64_t given_up = 0;                               // the collector's
   };
 
   // A launch or a replay, or, where `loss` is set, that the one before was none.

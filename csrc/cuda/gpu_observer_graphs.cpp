@@ -37,8 +37,8 @@ bool GpuObserver::capture(const GpuPlace& place, uint32_t site, const TensorView
   Loss loss = Loss::kInCapture;
   if (CapturedGraph* graph = graph_of_capture(*device, capture_of(api, place.stream), loss)) {
     const auto number = static_cast<uint32_t>(graph->launches.size());
-    graph->launches.push_back({plan->repeats, site, plan->rows, graph->results,
-                               by_row ? 0 : kAllRows, view.format});
+    graph->launches.push_back(
+        {plan->repeats, site, plan->rows, graph->results, by_row ? 0 : kAllRows, view.format});
     result = stats.launch(*plan, view.format, place.stream, number, graph->word);
     if (result == CUDA_SUCCESS) {
       graph->results += plan->rows;
