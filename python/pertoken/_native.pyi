@@ -71,6 +71,7 @@ def unix_time_ns() -> int: ...
 def write_chrome_trace(
     *,
     tables: Mapping[str, Mapping[str, NDArray[Any]]],
+    counters: Mapping[str, Mapping[str, NDArray[Any]]],
     strings: Sequence[str],
     header_json: str,
     processes: Sequence[tuple[int, str]],
