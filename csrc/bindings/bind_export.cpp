@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdint>
+#include <deque>
 #include <exception>
 #include <limits>
 #include <string>
@@ -192,26 +193,33 @@ void read_tracks(ColumnSource& source, exporting::TrackColumns& tracks) {
   tracks.size = source.size();
 }
 
-void read_percentiles(ColumnSource& source, size_t processes,
-                      exporting::PercentileColumns& percentiles) {
-  source.plain("time_ns", percentiles.time_ns);
-  source.processes("process", processes, percentiles.process);
-  source.coded("site", percentiles.site);
-  source.plain("p1", percentiles.p1);
-  source.plain("p50", percentiles.p50);
-  source.plain("p99", percentiles.p99);
-  percentiles.size = source.size();
-}
+// Counters of one name, and what they refer to. At the same place to the end.
+struct CounterSource {
+  CounterSource(const py::dict& tables, std::string given, const EscapedStrings& strings)
+      : name(std::move(given)), columns(tables, name.c_str(), strings) {}
 
-void read_confidence(ColumnSource& source, size_t processes,
-                     exporting::ConfidenceColumns& confidence) {
-  source.plain("time_ns", confidence.time_ns);
-  source.processes("process", processes, confidence.process);
-  source.plain("top1_prob", confidence.top1_prob);
-  source.plain("margin", confidence.margin);
-  source.plain("entropy", confidence.entropy);
-  source.plain("logprob", confidence.logprob);
-  confidence.size = source.size();
+  std::string name;
+  ColumnSource columns;
+  std::deque<std::string> series;
+};
+
+exporting::CounterColumns read_counters(CounterSource& source, size_t processes) {
+  exporting::CounterColumns counters;
+  counters.name = source.name;
+  ColumnSource& columns = source.columns;
+  columns.plain("time_ns", counters.time_ns);
+  columns.processes("process", processes, counters.process);
+  for (const py::str& key : columns.keys_with("")) {
+    const std::string& name = source.series.emplace_back(utf8(key));
+    if (name == "site") {
+      columns.coded(key, counters.site);
+    } else if (name != "time_ns" && name != "process") {
+      counters.series.push_back({name, nullptr});
+      columns.plain(key, counters.series.back().value);
+    }
+  }
+  counters.size = columns.size();
+  return counters;
 }
 
 void write_to(const ChromeTrace& trace, const py::object& target) {
@@ -238,8 +246,8 @@ void write_to(const ChromeTrace& trace, const py::object& target) {
   sink.rethrow();
 }
 
-void write_chrome_trace(const py::dict& tables, const py::sequence& strings,
-                        const std::string& header_json,
+void write_chrome_trace(const py::dict& tables, const py::dict& counters,
+                        const py::sequence& strings, const std::string& header_json,
                         const std::vector<std::pair<int64_t, py::str>>& processes,
                         const py::str& root_name, const py::object& target) {
   if (processes.empty()) throw py::value_error("a trace is of one process at least");
@@ -256,10 +264,11 @@ void write_chrome_trace(const py::dict& tables, const py::sequence& strings,
   read_spans(spans, trace.spans);
   ColumnSource tracks(tables, "tracks", escaped);
   read_tracks(tracks, trace.tracks);
-  ColumnSource percentiles(tables, "percentiles", escaped);
-  read_percentiles(percentiles, processes.size(), trace.percentiles);
-  ColumnSource confidence(tables, "confidence", escaped);
-  read_confidence(confidence, processes.size(), trace.confidence);
+  std::deque<CounterSource> counter_sources;
+  for (const auto& [name, columns] : counters) {
+    CounterSource& source = counter_sources.emplace_back(counters, utf8(name), escaped);
+    trace.counters.push_back(read_counters(source, processes.size()));
+  }
   constexpr size_t kMaxRows = std::numeric_limits<uint32_t>::max();
   if (trace.spans.size > kMaxRows || trace.requests.size + trace.steps.size > kMaxRows) {
     throw py::value_error("a trace takes fewer than 2^32 spans, and requests and steps");
@@ -282,16 +291,15 @@ void write_chrome_trace(const py::dict& tables, const py::sequence& strings,
 
 void bind_export(py::module_& m) {
   m.def("write_chrome_trace", &write_chrome_trace, py::kw_only(), py::arg("tables"),
-        py::arg("strings"), py::arg("header_json"), py::arg("processes"), py::arg("root_name"),
-        py::arg("target"),
+        py::arg("counters"), py::arg("strings"), py::arg("header_json"), py::arg("processes"),
+        py::arg("root_name"), py::arg("target"),
         R"(Write a Chrome trace.
 
 Args:
     tables: columns by name for each of the tables requests, steps, spans and tracks: contiguous
-        numpy arrays of the schema's dtypes; codes between -1 and len(strings) - 1. And for
-        percentiles, counters of observed sites: time_ns int64, process and site int32, p1, p50
-        and p99 float64; and confidence, of steps: time_ns int64, process int32, top1_prob,
-        margin, entropy and logprob float64.
+        numpy arrays of the schema's dtypes; codes between -1 and len(strings) - 1.
+    counters: samples by the counter's name: time_ns int64, process int32, and a series float64
+        in each further column but ``site``, int32 codes; the name then stands before a site's.
     strings: the strings that codes refer to.
     header_json: members of the outermost JSON object, serialised, without its braces.
     processes: the id under which each process is shown, and its name; at least one.

@@ -31,6 +31,12 @@ struct DeviceCalls {
 
 namespace bindings {
 
+// Whether torch is capturing a graph, as far as the recording has seen it begin.
+inline bool has_open_captures(const Recorder& recorder) noexcept {
+  const DeviceCalls* calls = recorder.device_calls();
+  return calls != nullptr && calls->open_captures != 0;
+}
+
 // The stream that is current on a device; false, with no exception set that was not set before,
 // when it cannot be told.
 bool current_stream(const DeviceCalls& calls, int device, cuda::CUstream& stream) noexcept;

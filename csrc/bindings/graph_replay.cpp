@@ -30,19 +30,37 @@ GraphHandle unpacked(uint64_t number) noexcept {
 }
 
 struct GraphReplayCall {
-  SpanCall base;     // first, so that span_call_* work on it
-  PyObject* graphs;  // what is captured, by the identity of the CUDAGraph
+  SpanCall base;  // first, so that span_call_* work on it
+  // What is captured and what of it is observed, by the identity of the CUDAGraph.
+  PyObject* graphs;
+  PyObject* observed;
 };
 
-GraphHandle handle_of(const GraphReplayCall& call, PyObject* args) noexcept {
-  if (PyTuple_GET_SIZE(args) == 0 || call.graphs == nullptr) return {};
+// 0 where it is not there.
+uint64_t number_of(PyObject* numbers, PyObject* args) noexcept {
+  if (PyTuple_GET_SIZE(args) == 0 || numbers == nullptr || PyDict_GET_SIZE(numbers) == 0) return 0;
   PyObject* key = PyLong_FromVoidPtr(PyTuple_GET_ITEM(args, 0));
-  PyObject* found = key == nullptr ? nullptr : PyDict_GetItemWithError(call.graphs, key);
+  PyObject* found = key == nullptr ? nullptr : PyDict_GetItemWithError(numbers, key);
   const uint64_t number = found == nullptr ? 0 : PyLong_AsUnsignedLongLong(found);
   Py_XDECREF(key);
-  if (PyErr_Occurred() == nullptr) return unpacked(number);
+  if (PyErr_Occurred() == nullptr) return number;
   PyErr_Clear();
-  return {};
+  return 0;
+}
+
+GraphHandle handle_of(const GraphReplayCall& call, PyObject* args) noexcept {
+  return unpacked(number_of(call.graphs, args));
+}
+
+// Observed where the step is. No time of the replay's own is in it.
+PyObject* replay(const GraphReplayCall& call, PyObject* args, PyObject* kwargs,
+                 ThreadBuffer& buffer) {
+  const uint64_t observed = number_of(call.observed, args);
+  if (observed == 0) return call.base.inner.call(args, kwargs);
+  const cuda::GpuPlace place = call.base.observer->begin_replay(buffer, observed);
+  PyObject* result = call.base.inner.call(args, kwargs);
+  call.base.observer->end_replay(place, observed, result != nullptr);
+  return result;
 }
 
 // One replay on its way, on the stream that is current.
@@ -91,19 +109,19 @@ PyObject* timed_replay(const GraphReplayCall& call, PyObject* args, PyObject* kw
   Recorder& recorder = *call.base.recorder;
   const int device = handle.graph == 0 ? calls.devices.front() : handle.device;
   cuda::EventLane* lane = calls.timer->lane(buffer, device);
-  if (lane == nullptr) return call.base.inner.call(args, kwargs);
+  if (lane == nullptr) return replay(call, args, kwargs, buffer);
   if (handle.graph == 0) calls.stamps->count_bare_replay();
   const uint32_t seq = tls_thread_state->next_seq();
   const uint32_t first_seq = tls_thread_state->next_seqs(handle.calls);
-  const AnnouncedReplay replay = announce(calls, recorder, *lane, handle);
+  const AnnouncedReplay announced = announce(calls, recorder, *lane, handle);
   DeviceInterval interval;
   interval.begin(calls, recorder, buffer, device, seq);
-  PyObject* result = call.base.inner.call(args, kwargs);
+  PyObject* result = replay(call, args, kwargs, buffer);
   lane->note_launch();
-  if (replay.number != 0 && result != nullptr && interval.has_start()) {
+  if (announced.number != 0 && result != nullptr && interval.has_start()) {
     calls.stamps->await({.ticks = now_ticks(),
                          .graph = handle.graph,
-                         .number = replay.number,
+                         .number = announced.number,
                          .seq = seq,
                          .first_seq = first_seq,
                          .calls = handle.calls,
@@ -113,7 +131,7 @@ PyObject* timed_replay(const GraphReplayCall& call, PyObject* args, PyObject* kw
                          .device = static_cast<int16_t>(device)});
   }
   interval.end(calls, recorder, {call.base.site, seq, 0, step, false});
-  close(replay, lane->device(), handle.graph);
+  close(announced, lane->device(), handle.graph);
   return result;
 }
 
@@ -132,23 +150,23 @@ PyObject* replay_in_region(const GraphReplayCall& call, PyObject* args, PyObject
   buffer.open_detail = sampled.open_detail();
   const uint64_t start_ticks = now_ticks();
   PyObject* result = (buffer.open_detail & call.base.left_out) != 0
-                         ? call.base.inner.call(args, kwargs)
+                         ? replay(call, args, kwargs, buffer)
                          : timed_replay(call, args, kwargs, buffer, calls, handle, step);
   sampled.settle(buffer, now_ticks() - start_ticks);
   buffer.open_detail = outer_detail;
   return result;
 }
 
-// A replay in a step whose layers are left out is that step's time, and costs nothing here.
+// A replay in a step whose layers are left out is that step's time, and no span.
 PyObject* graph_replay_call(PyObject* self, PyObject* args, PyObject* kwargs) {
   auto& call = *reinterpret_cast<GraphReplayCall*>(self);
   Recorder& recorder = *call.base.recorder;
   DeviceCalls* calls = recorder.device_calls();
   ThreadBuffer* buffer = recorder.active() ? recorder.buffer() : nullptr;
-  if (buffer == nullptr || calls == nullptr || calls->devices.empty() ||
-      (buffer->open_detail & call.base.left_out) != 0) {
+  if (buffer == nullptr || calls == nullptr || calls->devices.empty()) {
     return call.base.inner.call(args, kwargs);
   }
+  if ((buffer->open_detail & call.base.left_out) != 0) return replay(call, args, kwargs, *buffer);
   const GraphHandle handle = handle_of(call, args);
   if (buffer->open_seq != 0) {
     return timed_replay(call, args, kwargs, *buffer, *calls, handle, buffer->open_step);
@@ -166,8 +184,10 @@ int graph_replay_init(PyObject* self, PyObject* args, PyObject*) {
   PyObject* recorder = nullptr;
   const char* name = nullptr;
   PyObject* graphs = nullptr;
-  if (!PyArg_ParseTuple(args, "OOsO!:GraphReplayCall", &inner, &recorder, &name, &PyDict_Type,
-                        &graphs)) {
+  PyObject* observer = nullptr;
+  PyObject* observed = nullptr;
+  if (!PyArg_ParseTuple(args, "OOsO!OO!:GraphReplayCall", &inner, &recorder, &name, &PyDict_Type,
+                        &graphs, &observer, &PyDict_Type, &observed)) {
     return -1;
   }
   uint32_t site = 0;
@@ -179,16 +199,19 @@ int graph_replay_init(PyObject* self, PyObject* args, PyObject*) {
   }
   auto& call = *reinterpret_cast<GraphReplayCall*>(self);
   call.graphs = Py_NewRef(graphs);
-  return span_call_init(&call.base, inner, recorder, site, kDetailLayers, Py_None);
+  call.observed = Py_NewRef(observed);
+  return span_call_init(&call.base, inner, recorder, site, kDetailLayers, observer);
 }
 
 int graph_replay_traverse(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(reinterpret_cast<GraphReplayCall*>(self)->graphs);
+  Py_VISIT(reinterpret_cast<GraphReplayCall*>(self)->observed);
   return span_call_traverse(self, visit, arg);
 }
 
 int graph_replay_clear(PyObject* self) {
   Py_CLEAR(reinterpret_cast<GraphReplayCall*>(self)->graphs);
+  Py_CLEAR(reinterpret_cast<GraphReplayCall*>(self)->observed);
   return span_call_clear(self);
 }
 
@@ -197,6 +220,7 @@ void graph_replay_dealloc(PyObject* self) {
   auto& call = *reinterpret_cast<GraphReplayCall*>(self);
   if (call.base.weakrefs != nullptr) PyObject_ClearWeakRefs(self);
   Py_CLEAR(call.graphs);
+  Py_CLEAR(call.observed);
   span_call_release(&call.base);
   PyTypeObject* type = Py_TYPE(self);
   type->tp_free(self);

@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include "bindings/device_calls.h"
 #include "bindings/host_tensor.h"
 #include "bindings/module.h"
 #include "bindings/owned.h"
@@ -115,18 +116,58 @@ void Observer::observe_value(uint32_t site, PyObject* value) {
   if (buffer == nullptr) return;
   if (Sampler* sampler = recorder_->sampler()) sampler->begin_observing();
   const uint64_t start_ticks = now_ticks();
-  uint32_t number = buffer->open_step;
+  uint32_t number = kNone32;
   ObservedStep outside;
-  ObservedStep* step = number != kNone32 ? &buffer->observed : step_of_scope(*recorder_, number);
-  if (step == nullptr) {
-    outside.weight = recorder_->observation_weight(kOutsideSteps);
-    step = &outside;
-  }
-  if (step->weight == 0) return;
+  ObservedStep* step = step_outside_modules(*buffer, number, outside);
+  if (step->weight == 0 && !has_open_captures(*recorder_)) return;
   observe(*step, number, site, value);
   step->ticks += now_ticks() - start_ticks;
 }
 
+// What a value that no module put out belongs to: the step that is open, or else `outside`.
+ObservedStep* Observer::step_outside_modules(ThreadBuffer& buffer, uint32_t& number,
+                                             ObservedStep& outside) {
+  number = buffer.open_step;
+  ObservedStep* step = number != kNone32 ? &buffer.observed : step_of_scope(*recorder_, number);
+  if (step != nullptr) return step;
+  outside.weight = recorder_->observation_weight(kOutsideSteps);
+  return &outside;
+}
+
+cuda::GpuPlace Observer::begin_replay(ThreadBuffer& buffer, uint64_t graph) {
+  cuda::GpuPlace place{-1, nullptr};
+  const uint64_t start_ticks = now_ticks();
+  if (Sampler* sampler = recorder_->sampler()) sampler->begin_observing();
+  uint32_t number = kNone32;
+  ObservedStep outside;
+  ObservedStep* step = step_outside_modules(buffer, number, outside);
+  if (step->weight == 0) return place;
+  place.device = static_cast<int>(graph >> 32);
+  const cuda::ObservationLabels labels{number, 0, step->kind, step->weight};
+  if (!current_stream(place) || !gpus_->open_replay(place, static_cast<uint32_t>(graph), labels)) {
+    place.device = -1;
+  }
+  step->ticks += now_ticks() - start_ticks;
+  return place;
+}
+
+void Observer::end_replay(const cuda::GpuPlace& place, uint64_t graph, bool is_launched) {
+  if (place.device < 0) return;
+  gpus_->close_replay(place, static_cast<uint32_t>(graph), is_launched);
+}
+
+uint64_t Observer::end_capture() {
+  for (int device = 0; gpus_ != nullptr && device < kMaxDevices; ++device) {
+    if (!gpus_->has_captured(device)) continue;
+    cuda::GpuPlace place{device, nullptr};
+    if (!current_stream(place)) continue;
+    const uint32_t graph = gpus_->captured_graph(place);
+    if (graph != 0) return static_cast<uint64_t>(device) << 32 | graph;
+  }
+  return 0;
+}
+
+// Of a step that is not observed, only what is captured.
 void Observer::observe(const ObservedStep& step, uint32_t number, uint32_t site, PyObject* value) {
   TensorView view;
   cuda::GpuPlace place{-1, nullptr};
@@ -151,6 +192,8 @@ void Observer::observe(const ObservedStep& step, uint32_t number, uint32_t site,
     skip("a tensor was empty");
   } else if (place.device >= 0) {
     count_on_gpu(step, number, site, view, place);
+  } else if (step.weight == 0) {
+    return;
   } else if (values < kValuesWithoutGil) {
     count(step, number, site, view);
   } else {
@@ -194,7 +237,15 @@ void Observer::count_on_gpu(const ObservedStep& step, uint32_t number, uint32_t 
     const cuda::ObservationLabels labels{number, site, step.kind, step.weight};
     TensorView rows = view;
     bool is_read = observer != nullptr;
-    if (is_read && step.valid != nullptr && split_rows(rows, step, true)) {
+    bool is_done = step.weight == 0;
+    if (is_read && has_open_captures(*recorder_)) {
+      const bool by_row = by_row_ && step.rows == step.batch_rows && split_rows(rows, step, false);
+      is_done |= observer->capture(place, site, by_row ? rows : view, by_row, is_read, reason);
+      rows = view;
+    }
+    if (is_done) {
+      // It counts in the graph's replays, or nowhere.
+    } else if (is_read && step.valid != nullptr && split_rows(rows, step, true)) {
       const int64_t first = by_row_ ? 0 : kAllRows;
       const int64_t end = by_row_ ? step.rows : kAllRows + 1;
       for (int64_t row = first; is_read && row < end; ++row) {
@@ -265,6 +316,7 @@ void bind_observer(py::module_& m) {
            py::kw_only(), py::arg("recorder"), py::arg("read_elsewhere"), py::arg("current_stream"),
            py::arg("skip"), py::arg("choose"), py::arg("by_row"))
       .def("prepare", &Observer::prepare, py::arg("device"))
+      .def("end_capture", &Observer::end_capture)
       .def(
           "observe",
           [](Observer& observer, uint32_t site, const py::object& value) {

@@ -31,16 +31,26 @@ class Observer {
   Observer(const Observer&) = delete;
   Observer& operator=(const Observer&) = delete;
 
-  // Called by the wrapper of a site when its module has returned, in an observed step.
+  // Called by the wrapper of a site when its module has returned, in an observed step, or in any
+  // while torch captures a graph.
   void observe_output(ThreadBuffer& buffer, uint32_t site, PyObject* output);
   // A value that the user names; in an observed step, or at the same rate outside of steps.
   void observe_value(uint32_t site, PyObject* value);
+  // Round the replay of a graph, on the current stream of its GPU: whether it is observed, which is
+  // chosen as for a value by hand. `graph` as end_capture() gave it; what it returns goes to the
+  // other one.
+  cuda::GpuPlace begin_replay(ThreadBuffer& buffer, uint64_t graph);
+  void end_replay(const cuda::GpuPlace& place, uint64_t graph, bool is_launched);
+  // The graph whose capture on the current stream of a GPU is about to end; 0 where nothing in it
+  // is observed.
+  uint64_t end_capture();
   // Sets a GPU up before the first tensor on it; what is wrong is counted when one comes.
   void prepare(int device);
 
  private:
   struct Calls;
 
+  ObservedStep* step_outside_modules(ThreadBuffer& buffer, uint32_t& number, ObservedStep& outside);
   void observe(const ObservedStep& step, uint32_t number, uint32_t site, PyObject* value);
   void count(const ObservedStep& step, uint32_t number, uint32_t site,
              const TensorView& view) noexcept;

@@ -40,12 +40,13 @@ PyObject* mask_of(const RootCall& call, PyObject* args, PyObject* kwargs) {
   return call.signature->find(ArgumentRole::kMask, args, kwargs);
 }
 
-// Before the forward: what runs inside an observed step is to know it by.
-void open_observed(const ObservedStep& observed, const StepPlan& plan, PyObject* mask,
-                   std::vector<ValidRun>& valid, ThreadBuffer& buffer) {
+// Before the forward: what runs inside an observed step is to know it by. Of others, what becomes a
+// part of a graph is, since every replay is another step.
+void open_observed(const Recorder& recorder, const ObservedStep& observed, const StepPlan& plan,
+                   PyObject* mask, std::vector<ValidRun>& valid, ThreadBuffer& buffer) {
   buffer.observed.ticks = observed.ticks;
   buffer.observed.weight = 0;
-  if (observed.weight == 0 || is_being_traced()) return;
+  if ((observed.weight == 0 && !has_open_captures(recorder)) || is_being_traced()) return;
   buffer.open_detail |= kDetailActivations;
   buffer.observed = observed;
   buffer.observed.rows = buffer.observed.batch_rows = plan.rows;
@@ -112,7 +113,7 @@ PyObject* call_in_region(RootCall& call, const StepPlan& plan, PyObject* args, P
   buffer.open_detail = sampled.open_detail();
   std::vector<ValidRun> valid;
   PyObject* const mask = mask_of(call, args, kwargs);
-  open_observed(entry.observed, plan, mask, valid, buffer);
+  open_observed(recorder, entry.observed, plan, mask, valid, buffer);
   if (buffer.observed.weight != 0) place_told_rows(region, buffer.observed, valid);
   LogitReader* const logits = entry.forwards == 1 ? recorder.logit_reader() : nullptr;
   std::unique_ptr<DeclaredLogits> declared;
@@ -187,7 +188,7 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
   std::vector<ValidRun> valid;
   const uint32_t outer_detail = buffer.open_detail;
   buffer.open_detail = sampled.open_detail();
-  open_observed(observed, plan, mask, valid, buffer);
+  open_observed(recorder, observed, plan, mask, valid, buffer);
   const uint64_t pushed_before = buffer.pushed();
   buffer.open_seq = seq;
   buffer.open_step = step;

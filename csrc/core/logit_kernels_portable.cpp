@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cstring>
 
 #include "core/float_value.h"
 #include "core/logit_kernels.h"
@@ -37,37 +38,48 @@ TwoLargest widen(const std::byte* logits, size_t count, float* widened) noexcept
   return found;
 }
 
-float exp_of(float x) noexcept {
+// Vectors that every processor has, spelled out: left to itself, the compiler takes what may raise
+// a floating-point exception for control flow.
+constexpr size_t kVectorLanes = 4;
+using Floats [[gnu::vector_size(kVectorLanes * sizeof(float))]] = float;
+using Words [[gnu::vector_size(kVectorLanes * sizeof(float))]] = uint32_t;
+
+Floats larger(Floats x, float least) noexcept { return x > least ? x : Floats{} + least; }
+
+// Of what is at least kLowest.
+Floats exp_of(Floats x) noexcept {
   constexpr float kRound = 12582912.0F;  // 1.5 * 2^23: what is added to it is rounded to integers
-  const float clamped = x > kLowestFloat32Exponent ? x : kLowestFloat32Exponent;
-  const float shifted = clamped * kLog2E + kRound;
-  const float n = shifted - kRound;
-  const float r = (clamped - n * kLn2High) - n * kLn2Low;
-  float p = kExpOf[0];
+  const Floats clamped = larger(x, kLowestFloat32Exponent);
+  const Floats shifted = clamped * kLog2E + kRound;
+  const Floats n = shifted - kRound;
+  const Floats r = (clamped - n * kLn2High) - n * kLn2Low;
+  Floats p = Floats{} + kExpOf[0];
   for (size_t i = 1; i < std::size(kExpOf); ++i) p = p * r + kExpOf[i];
   p = p * r * r + r + 1.0F;
-  const uint32_t power = (std::bit_cast<uint32_t>(shifted) << 23) + (127U << 23);
-  const float result = p * std::bit_cast<float>(power);
-  return x < kLowestFloat32Exponent ? 0.0F : result;
+  const Words power = (std::bit_cast<Words>(shifted) << 23) + (127U << 23);
+  const Floats result = p * std::bit_cast<Floats>(power);
+  return x < kLowestFloat32Exponent ? Floats{} : result;
 }
 
 ExpSums add(const float* widened, size_t count, float max) noexcept {
-  constexpr auto kLowest = static_cast<float>(-1000);
-  std::array<float, kLogitLanes> exps{};
-  std::array<float, kLogitLanes> weighted{};
+  constexpr float kLowest = -1000;
+  constexpr size_t kVectors = kLogitLanes / kVectorLanes;
+  std::array<Floats, kVectors> exps{};
+  std::array<Floats, kVectors> weighted{};
   for (size_t i = 0; i < count; i += kLogitLanes) {
-    for (size_t lane = 0; lane < kLogitLanes; ++lane) {
-      const float difference = widened[i + lane] - max;
-      const float y = difference > kLowest ? difference : kLowest;  // finite, for 0 * y
-      const float e = exp_of(y);
-      exps[lane] += e;
-      weighted[lane] += y * e;
+    for (size_t vector = 0; vector < kVectors; ++vector) {
+      Floats logits;
+      std::memcpy(&logits, widened + i + vector * kVectorLanes, sizeof(logits));
+      const Floats y = larger(logits - max, kLowest);  // finite, for 0 * y
+      const Floats e = exp_of(y);
+      exps[vector] += e;
+      weighted[vector] += y * e;
     }
   }
   ExpSums sums;
   for (size_t lane = 0; lane < kLogitLanes; ++lane) {
-    sums.exps += exps[lane];
-    sums.weighted += weighted[lane];
+    sums.exps += exps[lane / kVectorLanes][lane % kVectorLanes];
+    sums.weighted += weighted[lane / kVectorLanes][lane % kVectorLanes];
   }
   return sums;
 }

@@ -9,9 +9,6 @@
 namespace pertoken::cuda {
 namespace {
 
-// Of the number of a launch; the bit above is for others.
-constexpr uint32_t kLaunchMask = 0x7fffffff;
-
 uint32_t results_of(std::span<const ValidRun> runs, int64_t row) noexcept {
   uint32_t results = 0;
   for (const ValidRun& run : runs) results += row == kAllRows || run.row == row;
@@ -31,7 +28,9 @@ GpuObserver::~GpuObserver() {
     const bool is_idle = device->launched.load(std::memory_order_relaxed) ==
                              device->done.load(std::memory_order_relaxed) &&
                          device->given_up == 0;
-    if (is_idle && device->is_alive.load(std::memory_order_acquire)) {
+    // Graphs that hold it stay switched off.
+    if (is_idle && device->is_switched_off && !device->stats.stats->is_worn() &&
+        device->is_alive.load(std::memory_order_acquire)) {
       pool_.give_back(number, std::move(device->stats));
     }
     delete device;
@@ -112,38 +111,52 @@ bool GpuObserver::observe_runs(const GpuPlace& place, const ObservationLabels& l
 // False where there is no launch, which is counted.
 bool GpuObserver::launch(Device& device, const GpuPlace& place, const ObservationLabels& labels,
                          FloatFormat format, const Part& part) noexcept {
-  const uint32_t rows = part.plan.rows;
-  const uint32_t number = (launch_ + 1) & kLaunchMask;
-  Message message{.ticks = ticks_(),
+  Message message{.ticks = 0,
                   .repeats = part.plan.repeats,
                   .weight = labels.weight,
-                  .launch = number,
+                  .graph = nullptr,
+                  .launch = 0,
                   .step = labels.step,
                   .site = labels.site,
-                  .rows = rows,
+                  .rows = part.plan.rows,
                   .row = part.row,
                   .device = static_cast<uint8_t>(place.device),
                   .kind = labels.kind,
                   .format = format,
                   .loss = Loss::kNone,
                   .goes_on = part.goes_on};
-  if (!device.is_alive.load(std::memory_order_relaxed)) {
-    count(Loss::kFailed, std::max(rows, 1U));
-    return false;
-  }
-  if (!has_room(device, rows) || !ring_.try_push(message)) {
-    count(Loss::kNoRoom, std::max(rows, 1U));
-    return false;
-  }
-  launch_ = number;
-  // Before the launch, so that none is done with that was not begun.
-  device.launched.store(device.launched.load(std::memory_order_relaxed) + rows,
-                        std::memory_order_relaxed);
-  message.loss = enqueue(device, place, format, part.plan, number);
-  if (message.loss == Loss::kNone) return true;
-  // Where there is no room for this either, the launch counts as late in the end.
-  static_cast<void>(ring_.try_push(message));
+  if (!announce(device, message)) return false;
+  const Loss loss = enqueue(device, place, format, part.plan, message.launch);
+  if (loss == Loss::kNone) return true;
+  withdraw(message, loss);
   return false;
+}
+
+// Tells the collector of what is about to be launched, and numbers it. False where there is no room
+// for its results, which is counted.
+bool GpuObserver::announce(Device& device, Message& message) noexcept {
+  const uint32_t observations = std::max(message.rows, 1U);
+  if (!device.is_alive.load(std::memory_order_relaxed)) {
+    count(Loss::kFailed, observations);
+    return false;
+  }
+  message.ticks = ticks_();
+  message.launch = (launch_ + 1) & kLaunchMask;
+  if (!has_room(device, message.rows) || !ring_.try_push(message)) {
+    count(Loss::kNoRoom, observations);
+    return false;
+  }
+  launch_ = message.launch;
+  // Before the launch, so that none is done with that was not begun.
+  device.launched.store(device.launched.load(std::memory_order_relaxed) + message.rows,
+                        std::memory_order_relaxed);
+  return true;
+}
+
+// Where there is no room for this, the launch counts as late in the end.
+void GpuObserver::withdraw(Message& message, Loss loss) noexcept {
+  message.loss = loss;
+  static_cast<void>(ring_.try_push(message));
 }
 
 GpuObserver::Loss GpuObserver::enqueue(Device& device, const GpuPlace& place, FloatFormat format,
@@ -199,9 +212,17 @@ void GpuObserver::read_messages() {
       if (message.loss == Loss::kNone) {
         pending_.push_back({message, message.rows, {}});
         pending_.back().values.resize(message.rows);
-      } else if (!pending_.empty() && pending_.back().message.launch == message.launch) {
-        pending_.back().message.loss = message.loss;
-        pending_.back().message.goes_on = false;
+        continue;
+      }
+      const uint32_t oldest = pending_.empty() ? 0 : pending_.front().message.launch;
+      const size_t place = (message.launch - oldest) & kLaunchMask;
+      if (place >= pending_.size()) continue;
+      Pending& none = pending_[place];
+      none.message.goes_on = false;
+      if (none.message.graph == nullptr) {
+        none.message.loss = message.loss;
+      } else {
+        lose(none, message.loss);  // nobody knows how far the replay came
       }
     }
     ring_.release(messages.size());
@@ -212,14 +233,27 @@ void GpuObserver::read_messages() {
 void GpuObserver::match_results() {
   for (const auto& [number, result] : arrived_) {
     const uint32_t oldest = pending_.empty() ? 0 : pending_.front().message.launch;
-    const size_t place = (result.launch - oldest) & kLaunchMask;
+    const bool is_replay = result.replay != 0;
+    const uint32_t launch = is_replay ? launch_of_word(result.replay) : result.launch;
+    const size_t place = (launch - oldest) & kLaunchMask;
     if (place >= pending_.size()) continue;
     Pending& pending = pending_[place];
     const Message& message = pending.message;
-    if (message.device != number || result.row >= message.rows) continue;
-    auto& values = pending.values[result.row];
+    if (message.device != number || is_replay != (message.graph != nullptr)) continue;
+    uint32_t first = 0;
+    uint32_t rows = message.rows;
+    uint64_t repeats = message.repeats;
+    if (is_replay) {
+      if (result.launch >= message.graph->launches.size()) continue;
+      const CapturedLaunch& captured = message.graph->launches[result.launch];
+      first = captured.first_result;
+      rows = captured.rows;
+      repeats = captured.repeats;
+    }
+    if (result.row >= rows) continue;
+    auto& values = pending.values[first + result.row];
     if (values.has_value()) continue;
-    values = result.histogram(kDefaultHistogramScale, message.repeats);
+    values = result.histogram(kDefaultHistogramScale, repeats);
     --pending.missing;
     Device& device = *devices_[message.device].load(std::memory_order_relaxed);
     device.done.fetch_add(1, std::memory_order_relaxed);
@@ -274,6 +308,7 @@ void GpuObserver::settle_oldest(ObservationIntake& into) {
   device.done.fetch_add(settled.missing, std::memory_order_relaxed);
   if (message.goes_on || is_gathering_) return gather(settled, into);
   if (settled.missing != 0) count(message.loss, settled.missing);
+  if (message.graph != nullptr) return hand_over_replay(settled, into);
   if (message.rows == 0) hand_over(message, message.row, ExpHistogram{}, into);
   const int32_t first = message.row;
   for (int32_t i = 0; auto& values : settled.values) {

@@ -3,6 +3,9 @@
 // arrive. Neither waits for the other, nor for the GPU, and the collector asks nothing of the
 // driver.
 //
+// In a captured graph the kernel is there for good, and counts in the replays that are announced:
+// the graph's word then holds the number of the replay.
+//
 // What a thread observes, it first tells the collector, in a ring; so results are handed over in
 // the order in which the tensors were made, whatever the streams and devices.
 #pragma once
@@ -11,6 +14,7 @@
 #include <atomic>
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -66,6 +70,21 @@ class GpuObserver final : public ObservationSource {
   bool observe_runs(const GpuPlace& place, const ObservationLabels& labels, const TensorView& view,
                     std::span<const ValidRun> runs, int64_t row, std::string& reason);
 
+  // Of a stream that is being captured, cold: the launch becomes a part of the graph, and counts in
+  // the replays between open_replay() and close_replay(). False where the stream is none such, and
+  // nothing is done; else `is_read` says whether the tensor can be read, as observe() does. A mask
+  // of padding is that of the capture alone, so all positions count.
+  bool capture(const GpuPlace& place, uint32_t site, const TensorView& view, bool by_row,
+               bool& is_read, std::string& reason);
+  // The graph that is being captured there and has such launches; 0: none.
+  uint32_t captured_graph(const GpuPlace& place) noexcept;
+  bool has_captured(int device) const noexcept;
+  // On the replay's stream, before and behind it; hot. False where it is not observed, which is
+  // counted but for a replay inside one, and there is nothing to close. `is_launched`: whether the
+  // driver took the replay.
+  bool open_replay(const GpuPlace& place, uint32_t graph, const ObservationLabels& labels) noexcept;
+  void close_replay(const GpuPlace& place, uint32_t graph, bool is_launched) noexcept;
+
   void collect(double ns_per_tick, ObservationIntake& into) override;
   double fullness() noexcept override;
   bool is_pending() noexcept override;
@@ -76,9 +95,32 @@ class GpuObserver final : public ObservationSource {
   static constexpr size_t kMessages = 4096;
   static constexpr int64_t kLateNs = 10'000'000'000;
 
+  // Of the number of a launch, so that a graph's word, which is one more, is never 0.
+  static constexpr uint32_t kLaunchMask = 0x7fffffff;
+  static constexpr uint32_t word_of_launch(uint32_t launch) noexcept { return launch + 1; }
+  static constexpr uint32_t launch_of_word(uint32_t word) noexcept { return word - 1; }
+
   // For which reason an observation is missing.
   enum class Loss : uint8_t { kNone, kNoRoom, kInCapture, kLate, kFailed };
   static constexpr size_t kLosses = 5;
+
+  struct CapturedLaunch {
+    uint64_t repeats;
+    uint32_t site;
+    uint32_t rows;
+    uint32_t first_result;  // of the graph's
+    int32_t row;            // of the first
+    FloatFormat format;
+  };
+  // Complete before its first replay; the collector knows it by those.
+  struct CapturedGraph {
+    unsigned long long capture;
+    const uint32_t* word;
+    std::vector<CapturedLaunch> launches{};
+    uint32_t results = 0;
+    uint32_t replay = 0;  // the number of the one that is open
+    bool is_open = false;
+  };
 
   struct Device {
     explicit Device(StatsDevice&& opened) : stats(std::move(opened)) {}
@@ -89,19 +131,22 @@ class GpuObserver final : public ObservationSource {
     std::atomic<uint64_t> done{0};      // written by the collector
     // Release by the model's thread, acquire by the collector: what was launched before counts.
     std::atomic<bool> is_alive{true};
-    uint64_t launched_before = 0;  // the collector's: in the round before
-    uint64_t given_up = 0;         // the collector's
+    std::vector<std::unique_ptr<CapturedGraph>> graphs;  // the model's thread; from number 1 on
+    bool is_switched_off = true;                         // likewise: no word is known to be set
+    uint64_t launched_before = 0;                        // the collector's: in the round before
+    uint64_t given_up = 0;                               // the collector's
   };
 
-  // A launch, or, where `loss` is set, that the launch before was none.
+  // A launch or a replay, or, where `loss` is set, that the one before was none.
   struct Message {
     uint64_t ticks;
     uint64_t repeats;
     double weight;
+    const CapturedGraph* graph;  // of a replay, whose sites, formats and rows are in there
     uint32_t launch;
     uint32_t step;
     uint32_t site;
-    uint32_t rows;  // results that the launch leaves; 0: there are no values, and no launch
+    uint32_t rows;  // results that it leaves; 0: there are no values, and no launch
     int32_t row;    // of the first
     uint8_t device;
     uint8_t kind;
@@ -114,7 +159,7 @@ class GpuObserver final : public ObservationSource {
   struct Pending {
     Message message;
     uint32_t missing;                                 // results
-    std::vector<std::optional<ExpHistogram>> values;  // by row
+    std::vector<std::optional<ExpHistogram>> values;  // by row, launch by launch
   };
 
   // What a launch needs besides its labels.
@@ -130,7 +175,12 @@ class GpuObserver final : public ObservationSource {
               FloatFormat format, const Part& part) noexcept;
   Loss enqueue(Device& device, const GpuPlace& place, FloatFormat format, const StatsPlan& plan,
                uint32_t number) noexcept;
+  CapturedGraph* graph_of_capture(Device& device, unsigned long long capture, Loss& loss);
+  Loss set_word(Device& device, CUstream stream, const CapturedGraph& graph,
+                uint32_t value) noexcept;
   Loss loss_of(Device& device, CUresult result) noexcept;
+  bool announce(Device& device, Message& message) noexcept;
+  void withdraw(Message& message, Loss loss) noexcept;
   void count(Loss loss, uint64_t observations) noexcept {
     lost_[static_cast<size_t>(loss)].fetch_add(observations, std::memory_order_relaxed);
   }
@@ -143,6 +193,7 @@ class GpuObserver final : public ObservationSource {
   void gather(const Pending& part, ObservationIntake& into);
   void hand_over(const Message& message, int32_t row, ExpHistogram&& values,
                  ObservationIntake& into);
+  void hand_over_replay(Pending& replay, ObservationIntake& into);
 
   StatsDevices& pool_;
   const HostTicks ticks_;

@@ -80,13 +80,15 @@ CUresult GpuStats::set_up(std::span<const std::byte> image, uint32_t records_log
     auto& function = functions_[static_cast<size_t>(format)];
     if (const CUresult result = api_.cuModuleGetFunction(&function, module, name)) return result;
   }
-  // The workspaces, and the number of the next record behind them.
-  constexpr size_t kDeviceBytes = kWorkspaces * sizeof(StatsWorkspace) + sizeof(uint64_t);
+  // The workspaces, the number of the next record behind them, and the words of graphs.
+  constexpr size_t kDeviceBytes =
+      kWorkspaces * sizeof(StatsWorkspace) + sizeof(uint64_t) + kCaptured * sizeof(uint32_t);
   CUdeviceptr device_memory = 0;
   if (const CUresult result = api_.cuMemAlloc_v2(&device_memory, kDeviceBytes)) return result;
   // NOLINTNEXTLINE(performance-no-int-to-ptr): an address of the GPU.
   workspaces_ = reinterpret_cast<StatsWorkspace*>(device_memory);
   ring_.next_index = reinterpret_cast<uint64_t*>(workspaces_ + kWorkspaces);
+  words_ = reinterpret_cast<const uint32_t*>(ring_.next_index + 1);
   ring_.words_a_slot = kStatsRecordWords;
   ring_.capacity_log2 = records_log2;
   const size_t host_bytes = (size_t{kStatsRecordWords} * sizeof(uint64_t)) << records_log2;
@@ -134,15 +136,9 @@ CUresult GpuStats::find_workspaces(CUstream stream, uint32_t rows,
     capture = 0;
     if (const CUresult result = api_.cuStreamGetId(stream, &number)) return result;
   }
-  const auto known = owners_.begin() + static_cast<std::ptrdiff_t>(owned_);
-  const auto found = std::find_if(owners_.begin(), known, [&](const Owner& owner) {
-    return owner.stream == number && owner.capture == capture;
-  });
-  if (found == known) {
-    if (owned_ == kOwners) return CUDA_SUCCESS;
-    ++owned_;
-    *found = {number, capture, 0, 0};
-  }
+  Owner* const found =
+      capture == 0 ? streams_.find(number, capture) : captures_.find(number, capture);
+  if (found == nullptr) return CUDA_SUCCESS;
   if (found->rows < rows) {
     // Doubled at least, so that all that one stream ever had are fewer than twice what it needs.
     const uint32_t room = kWorkspaces - workspaces_taken_;

@@ -59,8 +59,10 @@ class GpuStats {
  public:
   // Records that may wait to be taken; 36 KB each.
   static constexpr uint32_t kRecordsLog2 = 6;
-  // Streams, and captures on them, that have launched so far.
-  static constexpr size_t kOwners = 64;
+  // Streams that have launched so far.
+  static constexpr size_t kStreams = 64;
+  // Streams in captures, each capture counted anew, and the graphs that can be switched.
+  static constexpr size_t kCaptured = 256;
   // Rows that are counted at once on all of them together; 30 KB each.
   static constexpr uint32_t kWorkspaces = 256;
 
@@ -79,6 +81,21 @@ class GpuStats {
   CUresult launch(const StatsPlan& plan, FloatFormat format, CUstream stream, uint32_t launch,
                   const uint32_t* replay = nullptr) noexcept;
 
+  // A word for the launches of a graph that is being captured, 0 at first, which is never given
+  // back; nullptr where all are taken. By the thread that launches.
+  const uint32_t* take_word() noexcept {
+    return words_taken_ == kCaptured ? nullptr : words_ + words_taken_++;
+  }
+  // In the order of the stream.
+  CUresult set_word(const uint32_t* word, uint32_t value, CUstream stream) noexcept {
+    return api_.cuMemsetD32Async(reinterpret_cast<CUdeviceptr>(word), value, 1, stream);
+  }
+  // Whether half of what captures take for good is gone.
+  bool is_worn() const noexcept {
+    return workspaces_taken_ > kWorkspaces / 2 || captures_.count > kCaptured / 2 ||
+           words_taken_ > kCaptured / 2;
+  }
+
   // The next result, false where there is none yet.
   bool take(StatsResult& result);
 
@@ -92,6 +109,21 @@ class GpuStats {
     uint32_t first;
     uint32_t rows;
   };
+  template <size_t Most>
+  struct Owners {
+    std::array<Owner, Most> all{};
+    size_t count = 0;
+
+    // nullptr where there is no room for another.
+    Owner* find(unsigned long long stream, unsigned long long capture) noexcept {
+      for (size_t i = 0; i < count; ++i) {
+        if (all[i].stream == stream && all[i].capture == capture) return &all[i];
+      }
+      if (count == Most) return nullptr;
+      all[count] = {stream, capture, 0, 0};
+      return &all[count++];
+    }
+  };
 
   explicit GpuStats(const DriverApi& api) noexcept : api_(api) {}
   CUresult set_up(std::span<const std::byte> image, uint32_t records_log2);
@@ -101,9 +133,11 @@ class GpuStats {
   int multiprocessors_ = 0;
   std::array<CUfunction, kFloatFormats> functions_{};
   StatsWorkspace* workspaces_ = nullptr;  // in device memory
-  std::array<Owner, kOwners> owners_{};
-  size_t owned_ = 0;
+  const uint32_t* words_ = nullptr;       // likewise, of graphs
+  Owners<kStreams> streams_;
+  Owners<kCaptured> captures_;
   uint32_t workspaces_taken_ = 0;
+  size_t words_taken_ = 0;
   DeviceRing ring_{};
   std::unique_ptr<TaggedReader> reader_;
   // Written by the thread that launches, read by others: relaxed, since they are counts alone.

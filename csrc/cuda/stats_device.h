@@ -46,7 +46,7 @@ class StatsDevices {
   const DriverApi& api() const noexcept { return api_; }
   // Throws GpuFailure.
   StatsDevice take(int ordinal);
-  // One that works, whose results were all taken, and which no captured graph may launch.
+  // One that works, whose results were all taken, and whose graphs are all switched off.
   void give_back(int ordinal, StatsDevice&& device);
 
  private:

@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <string>
 
+#include "export/counter_events.h"
 #include "export/span_events.h"
 #include "export/step_events.h"
 #include "export/trace_rows.h"
 #include "export/trace_text.h"
-#include "export/value_events.h"
 
 namespace pertoken::exporting {
 namespace {
@@ -41,8 +41,7 @@ bool write_chrome_trace(const ChromeTrace& trace, Sink& sink) {
   const int64_t last_ns = last_time_ns(trace);
   StepEvents(trace, last_ns, rows, out).write();
   SpanEvents(trace, last_ns, rows, out).write();
-  write_percentiles(trace, out);
-  write_confidence(trace, out);
+  for (const CounterColumns& counters : trace.counters) write_counters(trace, counters, out);
   out.append("\n]}\n");
   return out.flush();
 }

@@ -77,26 +77,19 @@ struct TrackColumns {
   const int32_t* name = nullptr;
 };
 
-// Of what sites put out: computed by the caller.
-struct PercentileColumns {
+// Samples of counters, computed by the caller: one counter a process, or, with sites, one for each
+// site of it.
+struct CounterColumns {
+  struct Series {
+    std::string_view name;  // UTF-8, not escaped, as is the next
+    const double* value;    // what is not finite is left out
+  };
+  std::string_view name;  // with sites, what stands before theirs
   size_t size = 0;
   const int64_t* time_ns = nullptr;
   const int32_t* process = nullptr;
-  const int32_t* site = nullptr;
-  const double* p1 = nullptr;
-  const double* p50 = nullptr;
-  const double* p99 = nullptr;
-};
-
-// What logits said of the least confident token of a step: likewise.
-struct ConfidenceColumns {
-  size_t size = 0;
-  const int64_t* time_ns = nullptr;
-  const int32_t* process = nullptr;
-  const double* top1_prob = nullptr;
-  const double* margin = nullptr;
-  const double* entropy = nullptr;
-  const double* logprob = nullptr;
+  const int32_t* site = nullptr;  // null: no sites
+  std::vector<Series> series;
 };
 
 // A process as it is shown: ids of processes on several hosts may be equal, those shown are not.
@@ -110,8 +103,7 @@ struct ChromeTrace {
   StepColumns steps;
   SpanColumns spans;
   TrackColumns tracks;
-  PercentileColumns percentiles;
-  ConfidenceColumns confidence;
+  std::vector<CounterColumns> counters;
   const EscapedStrings* strings = nullptr;
   std::string_view header_json;  // members of the outermost object: `"schemaVersion": 1, ...`
   // At least one. The processes of requests and steps are numbers of these; tracks whose pid is

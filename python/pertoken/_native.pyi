@@ -71,6 +71,7 @@ def unix_time_ns() -> int: ...
 def write_chrome_trace(
     *,
     tables: Mapping[str, Mapping[str, NDArray[Any]]],
+    counters: Mapping[str, Mapping[str, NDArray[Any]]],
     strings: Sequence[str],
     header_json: str,
     processes: Sequence[tuple[int, str]],
@@ -270,6 +271,7 @@ class Observer:
         by_row: bool,
     ) -> None: ...
     def prepare(self, device: int) -> None: ...
+    def end_capture(self) -> int: ...
     def observe(self, site: int, value: object) -> None: ...
 
 @disjoint_base
@@ -310,6 +312,8 @@ class GraphReplayCall(SpanCall):
         recorder: Recorder,
         name: str,
         graphs: dict[int, int],
+        observer: Observer,
+        observed: dict[int, int],
         /,
     ) -> None: ...
     def __get__(self, instance: Any, owner: type | None = ..., /) -> Any: ...

@@ -19,9 +19,12 @@ REPLAY_NAME = "torch.cuda.CUDAGraph.replay"
 class GraphCaptures:
     """The wrappers of one recording, and the graphs that were captured while it ran."""
 
-    def __init__(self, recorder: Any) -> None:
+    def __init__(self, recorder: Any, observer: Any) -> None:
         self._recorder = recorder
-        self._graphs: dict[int, int] = {}  # by identity: what end_capture() gave for it
+        self._observer = observer
+        # By identity: what end_capture() of each gave for it.
+        self._graphs: dict[int, int] = {}
+        self._observed: dict[int, int] = {}
         self._alive: dict[int, weakref.ref[Any]] = {}
         self._installed: list[tuple[type, str, Callable[[], Any]]] = []
 
@@ -30,14 +33,16 @@ class GraphCaptures:
         cls = graph_class()
         if cls is None:
             return
-        graphs, alive, recorder = self._graphs, self._alive, self._recorder
+        graphs, observed, alive = self._graphs, self._observed, self._alive
+        recorder, observer = self._recorder, self._observer
 
         def after_begin(_: Any, result: Any, error: type | None) -> None:
             if error is None:
                 recorder.begin_capture()
 
         def before_end(args: tuple[Any, ...], kwargs: Any) -> None:
-            _note(graphs, alive, args[0], recorder.end_capture())
+            given = (recorder.end_capture(), observer.end_capture())
+            _note((graphs, observed), alive, args[0], given)
 
         self._put(
             cls, "capture_begin", lambda inner: _native.MethodCall(inner, _go_on, after_begin)
@@ -46,7 +51,9 @@ class GraphCaptures:
         self._put(
             cls,
             "replay",
-            lambda inner: _native.GraphReplayCall(inner, recorder, REPLAY_NAME, graphs),
+            lambda inner: _native.GraphReplayCall(
+                inner, recorder, REPLAY_NAME, graphs, observer, observed
+            ),
         )
 
     def _put(self, cls: type, name: str, make: Callable[[Any], Any]) -> None:
@@ -67,19 +74,23 @@ def _go_on(*_: Any) -> bool:
 
 
 def _note(
-    graphs: dict[int, int], alive: dict[int, weakref.ref[Any]], graph: Any, number: int
+    known: tuple[dict[int, int], ...],
+    alive: dict[int, weakref.ref[Any]],
+    graph: Any,
+    given: tuple[int, ...],
 ) -> None:
     key = id(graph)
 
     def forget(_: Any) -> None:
-        graphs.pop(key, None)
+        for numbers in known:
+            numbers.pop(key, None)
         alive.pop(key, None)
 
-    if number:
-        alive[key] = weakref.ref(graph, forget)
-        graphs[key] = number
-    else:  # captured again, without stamps
-        forget(None)
+    forget(None)  # it may have been captured before
+    for numbers, number in zip(known, given, strict=True):
+        if number:
+            numbers[key] = number
+            alive[key] = weakref.ref(graph, forget)
 
 
 def graph_class() -> type | None:

@@ -130,7 +130,7 @@ class Recording:
         self.skipped = self.observing.skipped
         log_size = max(1024, memory_limit_bytes // 8 // _BYTES_A_REQUEST)
         self.log = RequestLog(log_size, self.recorder)
-        self.graph_captures = GraphCaptures(self.recorder)
+        self.graph_captures = GraphCaptures(self.recorder, self.observing.observer)
         self.instrumentation = Instrumentation(
             makes_cycles=holds_model,
             compiled_layers=CompiledLayers(self.recorder) if compiled_layers else None,

@@ -283,7 +283,7 @@ TEST(streams_that_overlap_have_workspaces_of_their_own_and_too_many_are_counted)
   const auto values = normal_float32(500, 12);
   const TensorView view = view_of(values, FloatFormat::kFloat32);
   const StatsPlan plan = gpu.plan(view);
-  std::vector<CUstream> streams(GpuStats::kOwners + 3);
+  std::vector<CUstream> streams(GpuStats::kStreams + 3);
   uint64_t refused = 0;
   StatsResult result;
   for (CUstream& stream : streams) {

@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -72,8 +73,7 @@ class FuzzedProfile {
     read_steps(rows());
     read_spans(rows());
     read_tracks(rows());
-    read_percentiles(rows());
-    read_confidence(rows());
+    for (size_t left = in_.byte() % 4; left > 0; --left) read_counters(rows());
   }
 
   const ChromeTrace& trace() const { return trace_; }
@@ -87,7 +87,7 @@ class FuzzedProfile {
       if (finished && trace_.steps.tokens_committed[i] != -1) ++expected.counters;
       if (trace_.steps.context_len[i] != -1) ++expected.counters;
     }
-    expected.counters += trace_.percentiles.size + trace_.confidence.size;
+    for (const CounterColumns& counters : trace_.counters) expected.counters += counters.size;
     return expected;
   }
 
@@ -199,26 +199,22 @@ class FuzzedProfile {
     return column.data();
   }
 
-  void read_percentiles(size_t size) {
-    PercentileColumns& percentiles = trace_.percentiles;
-    percentiles.size = size;
-    percentiles.time_ns = integers(size);
-    percentiles.process = processes(size);
-    percentiles.site = codes(size);
-    percentiles.p1 = numbers(size);
-    percentiles.p50 = numbers(size);
-    percentiles.p99 = numbers(size);
+  std::string_view counter_name() {
+    const size_t number = counter_names_.size();  // so that no two are equal
+    return counter_names_.emplace_back(in_.text() + std::to_string(number));
   }
 
-  void read_confidence(size_t size) {
-    ConfidenceColumns& confidence = trace_.confidence;
-    confidence.size = size;
-    confidence.time_ns = integers(size);
-    confidence.process = processes(size);
-    confidence.top1_prob = numbers(size);
-    confidence.margin = numbers(size);
-    confidence.entropy = numbers(size);
-    confidence.logprob = numbers(size);
+  void read_counters(size_t size) {
+    CounterColumns& counters = trace_.counters.emplace_back();
+    counters.size = size;
+    counters.name = counter_name();
+    counters.time_ns = integers(size);
+    counters.process = processes(size);
+    if (in_.byte() % 2 == 0) counters.site = codes(size);
+    for (size_t left = in_.byte() % 5; left > 0; --left) {
+      const std::string_view name = counter_name();
+      counters.series.push_back({name, numbers(size)});
+    }
   }
 
   Input in_;
@@ -228,6 +224,7 @@ class FuzzedProfile {
   std::vector<std::vector<double>> real_;
   std::vector<std::string> label_names_;
   std::vector<std::string> process_names_;
+  std::deque<std::string> counter_names_;
   std::string root_;
   ChromeTrace trace_;
 };

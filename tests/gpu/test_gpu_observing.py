@@ -91,19 +91,30 @@ def test_side_streams_and_memory_that_is_used_again() -> None:
     assert (table["count"] == 10_007).all()
 
 
-def test_a_capture_is_left_as_it_is() -> None:
+def test_replays_are_observed_and_switched_without_a_new_capture() -> None:
     x = torch.ones(1000, device="cuda")
     graph = torch.cuda.CUDAGraph()
-    with pertoken.profile(Model().cuda(), activation_every=1) as prof:
+    with pertoken.profile(Model().cuda(), activation_every=2) as prof:
         pertoken.observe("before", x)
         with torch.cuda.graph(graph):
             y = x * 2
             pertoken.observe("inside", y)
-        graph.replay()
+            y += 1  # over what was observed
+        for i in range(STEPS):
+            x.fill_(float(i))
+            with pertoken.step("decode"):
+                graph.replay()
     profile = prof.result()
-    assert profile.activations["site"].tolist() == ["before"]
-    assert sum(profile.losses["observations_skipped"].values()) == 1
-    assert float(y.sum()) == 2000
+    assert profile.losses["observations_skipped"] == {}
+    inside = profile.activations.where(profile.activations["site"] == "inside")
+    assert STEPS // 2 <= len(inside) <= STEPS // 2 + 1
+    assert inside["count"].tolist() == [1000] * len(inside)
+    replays = profile.steps.where(profile.steps["kind"] == "decode")["step"]
+    assert (inside["min"] == 2 * (inside["step"] - replays[0])).all()
+    assert (inside["max"] == inside["min"]).all()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert float(y[0]) == 2 * (STEPS - 1) + 1
 
 
 def test_arrays_of_cupy_and_dlpack() -> None:

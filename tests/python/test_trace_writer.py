@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from typing import Any
@@ -21,10 +22,12 @@ def native_arguments(target: object) -> dict[str, Any]:
         name: {c: t.codes(c) if c in t.coded else t[c] for c in t.columns}
         for name, t in profile.tables.items()
     }
-    tables["percentiles"] = site_percentiles(profile)
-    tables["confidence"] = confidence_by_step(profile)
     return {
         "tables": tables,
+        "counters": {
+            "values of ": site_percentiles(profile),
+            "confidence": confidence_by_step(profile),
+        },
         "strings": profile.requests.strings,
         "header_json": "",
         "processes": [(1, "python")],
@@ -106,6 +109,25 @@ def test_the_writer_refuses_codes_outside_the_strings(table: str, column: str, c
     first = next(iter(columns.values()))
     columns[column] = np.full(len(first), code, dtype="int32")
     with pytest.raises(ValueError, match=f"column '{column}'.*codes outside"):
+        _native.write_chrome_trace(**arguments)
+
+
+def test_the_writer_takes_counters_of_any_name_and_series() -> None:
+    chunks: list[bytes] = []
+    arguments = native_arguments(chunks.append)
+    counter = {
+        "time_ns": np.array([1000, 2000], dtype="int64"),
+        "process": np.zeros(2, dtype="int32"),
+        'of "it"': np.array([1.5, np.nan]),
+        "rest": np.array([2.0, 3.0]),
+    }
+    arguments["counters"] = {'a "b"': counter}
+    _native.write_chrome_trace(**arguments)
+    events = json.loads(b"".join(chunks))["traceEvents"]
+    written = [event["args"] for event in events if event["name"] == 'a "b"']
+    assert written == [{'of "it"': 1.5, "rest": 2}, {"rest": 3}]
+    counter["rest"] = np.zeros(3)
+    with pytest.raises(ValueError, match="column 'rest' of table 'a \"b\"' has 3 rows, not 2"):
         _native.write_chrome_trace(**arguments)
 
 

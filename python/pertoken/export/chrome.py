@@ -85,8 +85,10 @@ def _write(profile: Profile, name: str, target: object) -> None:
     tables = {
         table: _columns(profile.tables[table]) for table in ("requests", "steps", "spans", "tracks")
     }
-    tables["percentiles"] = site_percentiles(profile)
-    tables["confidence"] = confidence_by_step(profile)
+    counters = {
+        "values of ": site_percentiles(profile),  # and a site's name
+        "confidence": confidence_by_step(profile),
+    }
     processes = [(_integer(meta, "pid"), "python")]
     if len(profile.processes) > 1:
         processes = _shown_processes(profile)
@@ -94,6 +96,7 @@ def _write(profile: Profile, name: str, target: object) -> None:
         tables["tracks"]["pid"] = pids[tables["tracks"]["process"]]
     _native.write_chrome_trace(
         tables=tables,
+        counters=counters,
         strings=profile.requests.strings,
         header_json=_header(name, meta, profile.losses),
         processes=processes,

@@ -1,0 +1,155 @@
+// Observing in captured graphs: what is captured, and the replays that are observed.
+#include <algorithm>
+
+#include "cuda/driver_scope.h"
+#include "cuda/gpu_observer.h"
+#include "cuda/stream_capture.h"
+
+namespace pertoken::cuda {
+namespace {
+
+// 0 where the stream is not being captured, or nobody can tell.
+unsigned long long capture_of(const DriverApi& api, CUstream stream) noexcept {
+  CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+  unsigned long long capture = 0;
+  const CUresult result =
+      api.cuStreamGetCaptureInfo_v2(stream, &status, &capture, nullptr, nullptr, nullptr);
+  return result == CUDA_SUCCESS && status == CU_STREAM_CAPTURE_STATUS_ACTIVE ? capture : 0;
+}
+
+}  // namespace
+
+bool GpuObserver::capture(const GpuPlace& place, uint32_t site, const TensorView& view, bool by_row,
+                          bool& is_read, std::string& reason) {
+  is_read = true;
+  Device* device = device_of(place.device, reason);
+  if (device == nullptr) return false;
+  const DriverApi& api = pool_.api();
+  const CurrentContext current(api, device->stats.context);
+  CUresult result = current.result();
+  if (result != CUDA_SUCCESS || stream_use(api, place.stream, result) == StreamUse::kRuns) {
+    return false;
+  }
+  GpuStats& stats = *device->stats.stats;
+  const auto plan = plan_stats(view, stats.multiprocessors(), reason, by_row);
+  is_read = plan.has_value();
+  if (!plan || plan->blocks == 0) return true;
+  Loss loss = Loss::kInCapture;
+  if (CapturedGraph* graph = graph_of_capture(*device, capture_of(api, place.stream), loss)) {
+    const auto number = static_cast<uint32_t>(graph->launches.size());
+    graph->launches.push_back(
+        {plan->repeats, site, plan->rows, graph->results, by_row ? 0 : kAllRows, view.format});
+    result = stats.launch(*plan, view.format, place.stream, number, graph->word);
+    if (result == CUDA_SUCCESS) {
+      graph->results += plan->rows;
+      return true;
+    }
+    graph->launches.pop_back();
+    loss = loss_of(*device, result);
+  }
+  count(loss, plan->rows);
+  return true;
+}
+
+// Made where there is none yet; nullptr, with the reason in `loss`, where none can be.
+GpuObserver::CapturedGraph* GpuObserver::graph_of_capture(Device& device,
+                                                          unsigned long long capture, Loss& loss) {
+  if (capture == 0) return nullptr;
+  const auto known = std::find_if(device.graphs.begin(), device.graphs.end(),
+                                  [&](const auto& graph) { return graph->capture == capture; });
+  if (known != device.graphs.end()) return known->get();
+  loss = Loss::kNoRoom;
+  const uint32_t* word = device.stats.stats->take_word();
+  if (word == nullptr) return nullptr;
+  device.graphs.push_back(std::make_unique<CapturedGraph>(CapturedGraph{capture, word}));
+  return device.graphs.back().get();
+}
+
+bool GpuObserver::has_captured(int device) const noexcept {
+  const Device* known = devices_[static_cast<size_t>(device)].load(std::memory_order_relaxed);
+  return known != nullptr && !known->graphs.empty();
+}
+
+uint32_t GpuObserver::captured_graph(const GpuPlace& place) noexcept {
+  if (!has_captured(place.device)) return 0;
+  Device* device = devices_[static_cast<size_t>(place.device)].load(std::memory_order_relaxed);
+  const CurrentContext current(pool_.api(), device->stats.context);
+  if (current.result() != CUDA_SUCCESS) return 0;
+  const unsigned long long capture = capture_of(pool_.api(), place.stream);
+  for (size_t i = device->graphs.size(); capture != 0 && i-- > 0;) {
+    const CapturedGraph& graph = *device->graphs[i];
+    if (graph.capture == capture) return graph.results == 0 ? 0 : static_cast<uint32_t>(i) + 1;
+  }
+  return 0;
+}
+
+// Nothing is set on a stream that is being captured itself: it would become a part of that graph.
+GpuObserver::Loss GpuObserver::set_word(Device& device, CUstream stream, const CapturedGraph& graph,
+                                        uint32_t value) noexcept {
+  const DriverApi& api = pool_.api();
+  const CurrentContext current(api, device.stats.context);
+  CUresult result = current.result();
+  if (result == CUDA_SUCCESS) {
+    const StreamUse use = stream_use(api, stream, result);
+    if (use == StreamUse::kCaptured || use == StreamUse::kBarred) return Loss::kInCapture;
+  }
+  if (result == CUDA_SUCCESS) result = device.stats.stats->set_word(graph.word, value, stream);
+  return result == CUDA_SUCCESS ? Loss::kNone : loss_of(device, result);
+}
+
+bool GpuObserver::open_replay(const GpuPlace& place, uint32_t number,
+                              const ObservationLabels& labels) noexcept {
+  Device& device = *devices_[static_cast<size_t>(place.device)].load(std::memory_order_relaxed);
+  CapturedGraph& graph = *device.graphs[number - 1];
+  if (graph.is_open) return false;
+  Message message{.ticks = 0,
+                  .repeats = 1,
+                  .weight = labels.weight,
+                  .graph = &graph,
+                  .launch = 0,
+                  .step = labels.step,
+                  .site = labels.site,
+                  .rows = graph.results,
+                  .row = kAllRows,
+                  .device = static_cast<uint8_t>(place.device),
+                  .kind = labels.kind,
+                  .format = FloatFormat::kFloat32,
+                  .loss = Loss::kNone,
+                  .goes_on = false};
+  if (!announce(device, message)) return false;
+  const Loss loss = set_word(device, place.stream, graph, word_of_launch(message.launch));
+  if (loss != Loss::kNone) {
+    withdraw(message, loss);
+    return false;
+  }
+  graph.replay = message.launch;
+  graph.is_open = true;
+  return true;
+}
+
+void GpuObserver::close_replay(const GpuPlace& place, uint32_t number, bool is_launched) noexcept {
+  Device& device = *devices_[static_cast<size_t>(place.device)].load(std::memory_order_relaxed);
+  CapturedGraph& graph = *device.graphs[number - 1];
+  graph.is_open = false;
+  if (set_word(device, place.stream, graph, 0) != Loss::kNone) device.is_switched_off = false;
+  if (is_launched) return;
+  Message none{};
+  none.launch = graph.replay;
+  withdraw(none, Loss::kFailed);
+}
+
+void GpuObserver::hand_over_replay(Pending& replay, ObservationIntake& into) {
+  Message message = replay.message;
+  size_t next = 0;
+  for (const CapturedLaunch& launch : message.graph->launches) {
+    message.site = launch.site;
+    message.format = launch.format;
+    for (uint32_t i = 0; i < launch.rows; ++i) {
+      auto& values = replay.values[next++];
+      const int32_t row = launch.row == kAllRows ? kAllRows : static_cast<int32_t>(i);
+      if (values) hand_over(message, row, std::move(*values), into);
+    }
+  }
+}
+
+}  // namespace pertoken::cuda

@@ -1,0 +1,317 @@
+// Observing in captured graphs over the fake driver, whose kernels run the statistics kernel's own
+// arithmetic: a replay that is announced gives what it found, under its own step; others give
+// nothing and cost no record.
+#include <algorithm>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "cuda/gpu_observer.h"
+#include "emulated_kernels.h"
+#include "tensor_values.h"
+
+namespace {
+
+using namespace pertoken;
+using namespace pertoken::testing;
+using namespace pertoken::cuda;
+
+constexpr double kNsPerTick = 1 / FakeDriver::kTicksPerNs;
+const std::byte kImage[16] = {};
+
+struct Graph {
+  CUgraphExec exec = nullptr;
+  uint32_t number = 0;
+  // What its launches read, each a matrix; they put out `fill` times the site and the row.
+  std::vector<std::vector<float>> values;
+  int64_t rows = 1;
+};
+
+struct Gpu {
+  FakeDriver driver;
+  StatsDevices devices;
+  std::unique_ptr<GpuObserver> observer;
+  ObservationIntake intake;
+  CUstream stream = nullptr;
+  std::string reason;
+
+  Gpu() : driver(1), devices(*driver.api(), kImage) {
+    add_stats_kernels(driver);
+    driver.set_current(0);
+    CHECK_EQ(driver.api()->cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING), CUDA_SUCCESS);
+    observer = std::make_unique<GpuObserver>(devices, &FakeDriver::ticks);
+    CHECK(observer->prepare(0, reason));
+  }
+  ~Gpu() { CHECK_EQ(driver.misuses() + driver.captures_broken(), 0U); }
+
+  GpuPlace place() const { return {0, stream}; }
+  static TensorView matrix(const std::vector<float>& values, int64_t rows) {
+    TensorView view = view_of(reinterpret_cast<const std::byte*>(values.data()),
+                              FloatFormat::kFloat32, values.size());
+    view.dims = 2;
+    view.shape[1] = view.shape[0] / rows;
+    view.shape[0] = rows;
+    view.strides_bytes[1] = 4;
+    view.strides_bytes[0] = 4 * view.shape[1];
+    return view;
+  }
+  // Sites are numbered from `first_site` on; `between` is called in the capture.
+  template <typename Between>
+  Graph capture(uint32_t first_site, size_t sites, int64_t rows, bool by_row, Between&& between) {
+    Graph made;
+    made.rows = by_row ? rows : 1;
+    CHECK_EQ(driver.api()->cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_GLOBAL),
+             CUDA_SUCCESS);
+    for (size_t i = 0; i < sites; ++i) {
+      made.values.emplace_back(static_cast<size_t>(rows) * 5);
+      bool is_read = false;
+      CHECK(observer->capture(place(), first_site + static_cast<uint32_t>(i),
+                              matrix(made.values[i], rows), by_row, is_read, reason));
+      CHECK(is_read);
+      between();
+    }
+    made.number = observer->captured_graph(place());
+    CUgraph graph = nullptr;
+    CHECK_EQ(driver.api()->cuStreamEndCapture(stream, &graph), CUDA_SUCCESS);
+    CHECK_EQ(driver.api()->cuGraphInstantiateWithFlags(&made.exec, graph, 0), CUDA_SUCCESS);
+    return made;
+  }
+  Graph capture(uint32_t first_site, size_t sites, int64_t rows = 1, bool by_row = false) {
+    return capture(first_site, sites, rows, by_row, [] {});
+  }
+  // As a replay puts it there; once the device is done, since it reads the host's memory.
+  static void fill(Graph& graph, float value) {
+    for (auto& values : graph.values) std::fill(values.begin(), values.end(), value);
+  }
+  bool replay(const Graph& graph, uint32_t step, bool is_observed = true) {
+    const bool is_open =
+        is_observed && observer->open_replay(place(), graph.number, {step, 0, 1, 4.0});
+    CHECK_EQ(driver.api()->cuGraphLaunch(graph.exec, stream), CUDA_SUCCESS);
+    if (is_open) observer->close_replay(place(), graph.number, true);
+    return is_open;
+  }
+  std::vector<Observation> collect(int64_t after_ns = 1'000'000) {
+    driver.advance(after_ns);
+    observer->collect(kNsPerTick, intake);
+    return intake.take(0).observations;
+  }
+};
+
+}  // namespace
+
+TEST(a_replay_that_is_announced_gives_what_it_found_and_others_give_nothing) {
+  Gpu gpu;
+  Graph graph = gpu.capture(7, 3);
+  CHECK(graph.number != 0);
+  CHECK(gpu.collect().empty());
+  for (uint32_t step = 0; step < 30; ++step) {
+    Gpu::fill(graph, static_cast<float>(step + 1));
+    CHECK_EQ(gpu.replay(graph, step, step % 3 == 0), step % 3 == 0);
+    const auto made = gpu.collect();
+    CHECK_EQ(made.size(), step % 3 == 0 ? 3U : 0U);
+    for (size_t i = 0; i < made.size(); ++i) {
+      CHECK_EQ(made[i].site, 7U + i);
+      CHECK_EQ(made[i].step, step);
+      CHECK_EQ(made[i].row, kAllRows);
+      CHECK_EQ(made[i].weight, 4.0);
+      CHECK_EQ(made[i].values.count(), 5U);
+      CHECK_EQ(made[i].values.max(), step + 1.0);
+    }
+    CHECK(!gpu.observer->is_pending());
+  }
+  CHECK_EQ(gpu.driver.calls("cuStreamSynchronize"), 1U);  // when the device was set up
+  CHECK_EQ(gpu.driver.calls("cuMemAlloc_v2"), 1U);
+}
+
+TEST(rows_of_a_captured_batch_are_told_apart) {
+  Gpu gpu;
+  Graph graph = gpu.capture(1, 2, 4, true);
+  for (auto& values : graph.values) {
+    for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i / 5 + 1);
+  }
+  CHECK(gpu.replay(graph, 9));
+  const auto made = gpu.collect();
+  CHECK_EQ(made.size(), 8U);
+  for (size_t i = 0; i < made.size(); ++i) {
+    CHECK_EQ(made[i].site, 1 + i / 4);
+    CHECK_EQ(made[i].row, static_cast<int32_t>(i % 4));
+    CHECK_EQ(made[i].values.min(), static_cast<double>(i % 4 + 1));
+    CHECK_EQ(made[i].values.max(), made[i].values.min());
+  }
+}
+
+TEST(eager_launches_and_replays_come_in_the_order_in_which_they_were_made) {
+  Gpu gpu;
+  Graph graph = gpu.capture(3, 2);
+  Gpu::fill(graph, 2);
+  const std::vector<float> eager(10, 1.0F);
+  const TensorView view = Gpu::matrix(eager, 1);
+  bool is_read = false;
+  CHECK(!gpu.observer->capture(gpu.place(), 1, view, false, is_read, gpu.reason));
+  for (uint32_t step = 0; step < 40; ++step) {
+    if (step % 2 == 0) {
+      CHECK(gpu.replay(graph, step));
+    } else {
+      CHECK(gpu.observer->observe(gpu.place(), {step, 1, 1, 1.0}, view, false, gpu.reason));
+    }
+  }
+  const auto made = gpu.collect(10'000'000);
+  CHECK_EQ(made.size(), 60U);
+  CHECK(std::is_sorted(made.begin(), made.end(),
+                       [](const auto& a, const auto& b) { return a.step < b.step; }));
+}
+
+TEST(what_cannot_be_captured_is_said_or_counted_and_harms_no_capture) {
+  Gpu gpu;
+  const DriverApi& api = *gpu.driver.api();
+  const std::vector<float> values(10, 1.0F);
+  TensorView wide = Gpu::matrix(values, 1);
+  wide.format = FloatFormat::kFloat64;
+  wide.shape[1] = 5;
+  wide.strides_bytes[1] = 8;
+  bool is_read = true;
+  const Graph whole = gpu.capture(1, 2, 1, false, [&] {
+    CHECK(gpu.observer->capture(gpu.place(), 9, wide, false, is_read, gpu.reason));
+    CHECK(!is_read);
+    CHECK(gpu.reason.find("float64") != std::string::npos);
+  });
+  CHECK(gpu.replay(whole, 1));
+  CHECK_EQ(gpu.collect().size(), 2U);
+  gpu.driver.fail("cuLaunchKernel", CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+  const Graph part = gpu.capture(1, 3);
+  CHECK(gpu.replay(part, 2));
+  CHECK_EQ(gpu.collect().size(), 2U);
+  CHECK_EQ(gpu.observer->losses().in_capture, 1U);
+  // Nothing in it.
+  CHECK_EQ(api.cuStreamBeginCapture_v2(gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL), CUDA_SUCCESS);
+  CHECK_EQ(gpu.observer->captured_graph(gpu.place()), 0U);
+  // Nor is a replay observed on a stream that is being captured itself.
+  CHECK(!gpu.observer->open_replay(gpu.place(), whole.number, {3, 0, 1, 1.0}));
+  CUgraph graph = nullptr;
+  CHECK_EQ(api.cuStreamEndCapture(gpu.stream, &graph), CUDA_SUCCESS);
+  CHECK(gpu.collect().empty());
+  CHECK(!gpu.observer->is_pending());
+  CHECK_EQ(gpu.observer->losses().in_capture, 3U);
+}
+
+TEST(a_replay_that_the_driver_refuses_gives_nothing_and_holds_up_nothing) {
+  Gpu gpu;
+  Graph graph = gpu.capture(1, 2);
+  CHECK(gpu.observer->open_replay(gpu.place(), graph.number, {1, 0, 1, 1.0}));
+  CHECK(!gpu.observer->open_replay(gpu.place(), graph.number, {1, 0, 1, 1.0}));  // inside it
+  gpu.observer->close_replay(gpu.place(), graph.number, false);
+  CHECK(gpu.replay(graph, 2));
+  gpu.driver.fail("cuMemsetD32Async", CUDA_ERROR_INVALID_HANDLE);
+  CHECK(!gpu.replay(graph, 3));
+  CHECK(gpu.replay(graph, 4));
+  const auto made = gpu.collect();
+  CHECK_EQ(made.size(), 4U);
+  CHECK_EQ(made.front().step, 2U);
+  CHECK_EQ(made.back().step, 4U);
+  CHECK_EQ(gpu.observer->losses().failed, 4U);
+}
+
+TEST(graphs_of_an_earlier_recording_write_nothing_into_a_later_one) {
+  Gpu gpu;
+  Graph before = gpu.capture(1, 2);
+  CHECK(gpu.replay(before, 1));
+  CHECK_EQ(gpu.collect().size(), 2U);
+  gpu.observer = std::make_unique<GpuObserver>(gpu.devices, &FakeDriver::ticks);
+  Graph after = gpu.capture(5, 1);
+  CHECK_EQ(gpu.driver.calls("cuModuleLoadData"), 1U);  // the same memory
+  gpu.replay(before, 2, false);
+  CHECK(gpu.replay(after, 3));
+  gpu.replay(before, 4, false);
+  const auto made = gpu.collect();
+  CHECK_EQ(made.size(), 1U);
+  CHECK_EQ(made[0].site, 5U);
+  CHECK_EQ(made[0].step, 3U);
+  CHECK_EQ(gpu.devices.api().cuCtxGetCurrent == nullptr, false);
+  // Once half of what captures take is gone, the next recording gets new memory.
+  for (size_t i = 0; i < GpuStats::kCaptured / 2; ++i) gpu.capture(1, 1);
+  gpu.observer = std::make_unique<GpuObserver>(gpu.devices, &FakeDriver::ticks);
+  CHECK(gpu.observer->prepare(0, gpu.reason));
+  CHECK_EQ(gpu.driver.calls("cuModuleLoadData"), 2U);
+}
+
+TEST(graphs_beyond_what_there_is_room_for_are_counted) {
+  Gpu gpu;
+  for (size_t i = 0; i < GpuStats::kCaptured; ++i) CHECK(gpu.capture(1, 1).number != 0);
+  const Graph none = gpu.capture(1, 1);
+  CHECK_EQ(none.number, 0U);
+  CHECK_EQ(gpu.observer->losses().no_room, 1U);
+}
+
+// Graphs, eager launches, faults, streams that stall and a collector that is late, in any order:
+// each replay gives each of its sites once, with what it found, or is counted.
+TEST(every_observation_of_a_replay_is_right_or_counted) {
+  for (uint64_t seed = 0; seed < 30; ++seed) {
+    std::mt19937_64 random(seed);
+    Gpu gpu;
+    std::vector<Graph> graphs;
+    for (uint32_t i = 0; i < 4; ++i) {
+      const auto rows = static_cast<int64_t>(1 + random() % 4);
+      graphs.push_back(gpu.capture(10 * i, 1 + random() % 5, rows, random() % 2 == 0));
+      Gpu::fill(graphs.back(), static_cast<float>(i + 1));
+    }
+    const std::vector<float> eager(30, 100.0F);
+    std::vector<size_t> graph_of_step;  // as many are eager
+    std::vector<Observation> made;
+    uint64_t expected = 0;
+    bool is_held = false;
+    const auto collect = [&] {
+      gpu.observer->collect(kNsPerTick, gpu.intake);
+      for (Observation& one : gpu.intake.take(0).observations) made.push_back(std::move(one));
+    };
+    for (uint32_t step = 0; step < 200; ++step) {
+      const size_t chosen = random() % (graphs.size() + 1);
+      graph_of_step.push_back(chosen);
+      if (random() % 20 == 0) {
+        gpu.driver.fail(random() % 2 == 0 ? "cuMemsetD32Async" : "cuStreamIsCapturing",
+                        CUDA_ERROR_INVALID_HANDLE);
+      }
+      if (chosen == graphs.size()) {
+        CHECK(gpu.observer->observe(gpu.place(), {step, 99, 1, 1.0}, Gpu::matrix(eager, 1), false,
+                                    gpu.reason));
+        ++expected;
+      } else {
+        const Graph& graph = graphs[chosen];
+        const bool is_observed = random() % 3 != 0;
+        gpu.replay(graph, step, is_observed);
+        if (is_observed) expected += graph.values.size() * static_cast<size_t>(graph.rows);
+      }
+      switch (random() % 16) {
+        case 0:
+          is_held ? gpu.driver.release(gpu.stream) : gpu.driver.hold(gpu.stream);
+          is_held = !is_held;
+          break;
+        case 1:
+          gpu.driver.advance(12'000'000'000);
+          collect();
+          break;
+        default:
+          gpu.driver.advance(static_cast<int64_t>(random() % 20'000));
+          if (random() % 4 == 0) collect();
+      }
+    }
+    if (is_held) gpu.driver.release(gpu.stream);
+    gpu.driver.advance(1'000'000'000);
+    collect();
+    gpu.observer->give_up();
+    collect();
+    CHECK(!gpu.observer->is_pending());
+    uint32_t last = 0;
+    for (const Observation& one : made) {
+      CHECK(one.step >= last);
+      last = one.step;
+      const size_t from = graph_of_step.at(one.step);
+      CHECK_EQ(one.site / 10, from == graphs.size() ? 9 : from);
+      CHECK_EQ(one.values.max(), from == graphs.size() ? 100.0 : static_cast<double>(from + 1));
+    }
+    const ObservationLosses lost = gpu.observer->losses();
+    CHECK_EQ(made.size() + lost.no_room + lost.in_capture + lost.late + lost.failed, expected);
+    CHECK(made.size() > 100);
+  }
+}
