@@ -34,7 +34,7 @@ def section(budgets: dict[str, Any]) -> str:
         (
             share_text(float(budget)),
             proof["verdict"],
-            f"{proof['pairs']:,}",
+            f"{proof['pairs']:,}" + _block_text(proof.get("block_calls")),
             f"{_bound_text(proof['low'])} to {_bound_text(proof['high'])}",
         )
         for budget, proof in budgets["proved"].items()
@@ -50,6 +50,10 @@ def section(budgets: dict[str, Any]) -> str:
         + table(("budget", "verdict", "pairs of blocks", "added, 95 %"), proofs)
         + "\n\nTo prove a budget of 0.2 % takes some 30,000 pairs."
     )
+
+
+def _block_text(calls: int | None) -> str:
+    return "" if calls is None else f" of {calls} calls"
 
 
 def _bound_text(value: float | None) -> str:

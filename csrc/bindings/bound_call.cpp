@@ -28,7 +28,8 @@ PyObject* call_bound(PyObject* function, PyObject* instance, PyObject* args, PyO
   Py_INCREF(function);
   if (count <= kFewArguments) {
     // The caller's tuple holds them. The first place is the callee's to use.
-    PyObject* all_args[kFewArguments + 2] = {nullptr, instance};
+    PyObject* all_args[kFewArguments + 2];
+    all_args[1] = instance;
     for (Py_ssize_t i = 0; i < count; ++i) all_args[i + 2] = PyTuple_GET_ITEM(args, i);
     const size_t flagged_count = static_cast<size_t>(count + 1) | PY_VECTORCALL_ARGUMENTS_OFFSET;
     result = kwargs == nullptr || PyDict_GET_SIZE(kwargs) == 0

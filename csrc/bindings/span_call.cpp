@@ -9,25 +9,41 @@
 
 namespace pertoken::bindings {
 
+namespace {
+
+// Of a site that is observed, in a step without its spans.
+[[gnu::noinline]] PyObject* call_observed(const SpanCall& call, ThreadBuffer& buffer,
+                                          PyObject* args, PyObject* kwargs) {
+  PyObject* result = call.inner.call(args, kwargs);
+  observe_result(call, buffer, result);
+  return result;
+}
+
+// Apart, so that a call that is only passed on pays for no room for a record.
+[[gnu::noinline]] PyObject* call_recorded(const SpanCall& call, ThreadBuffer& buffer,
+                                          PyObject* args, PyObject* kwargs) {
+  Recorder& recorder = *call.recorder;
+  if (buffer.open_seq == 0) [[unlikely]] {
+    const Enclosing outer = enclosing(recorder);
+    return timed_call(call.inner, args, kwargs, recorder, buffer, call.site, outer.seq, outer.step);
+  }
+  PyObject* result = timed_call(call.inner, args, kwargs, recorder, buffer, call.site,
+                                buffer.open_seq, buffer.open_step);
+  observe_result(call, buffer, result);
+  return result;
+}
+
+}  // namespace
+
 PyObject* span_call(PyObject* self, PyObject* args, PyObject* kwargs) {
-  auto* call = reinterpret_cast<SpanCall*>(self);
-  Recorder& recorder = *call->recorder;
-  ThreadBuffer* buffer = recorder.active() ? recorder.buffer() : nullptr;
-  if (buffer == nullptr) return call->inner.call(args, kwargs);
-  if ((buffer->open_detail & call->left_out) != 0) {
-    PyObject* result = call->inner.call(args, kwargs);
-    observe_result(*call, *buffer, result);
-    return result;
+  const auto& call = *reinterpret_cast<SpanCall*>(self);
+  ThreadBuffer* buffer = call.recorder->active() ? call.recorder->buffer() : nullptr;
+  if (buffer == nullptr) return call.inner.call(args, kwargs);
+  if ((buffer->open_detail & call.left_out) == 0) {
+    return call_recorded(call, *buffer, args, kwargs);
   }
-  if (buffer->open_seq != 0) [[likely]] {
-    PyObject* result = timed_call(call->inner, args, kwargs, recorder, *buffer, call->site,
-                                  buffer->open_seq, buffer->open_step);
-    observe_result(*call, *buffer, result);
-    return result;
-  }
-  const Enclosing outer = enclosing(recorder);
-  return timed_call(call->inner, args, kwargs, recorder, *buffer, call->site, outer.seq,
-                    outer.step);
+  if (call.observer != nullptr) return call_observed(call, *buffer, args, kwargs);
+  return call.inner.call(args, kwargs);
 }
 
 int span_call_init(SpanCall* self, PyObject* inner, PyObject* recorder, unsigned int site,

@@ -219,13 +219,17 @@ void Sampler::see_drained(const std::array<uint64_t, kStepKinds>& observations, 
   drained_ns_ += cpu_ns;
 }
 
-// The model of costs holds until the pairs contradict it; then the nearest value that they allow.
+// Between what the model of costs says and what the pairs do, by how sure these are: the model may
+// well be wrong by as much as itself. Below the model only where the pairs contradict it, so that
+// their noise spends no more than the budget.
 double Sampler::correction(const DetailStratum& stratum) {
   // What was timed in the steps themselves was spent, whatever the pairs say.
   const double least = stratum.timed_ns > 0 ? 1.0 : 0.25;
   if (!stratum.paired.is_known()) return 1.0;
-  const PairedInterval interval = stratum.paired.interval();
-  return std::max(std::clamp(1.0, interval.low, interval.high), least);
+  const PairedInterval found = stratum.paired.interval();
+  const double trust = 1 / (1 + found.error * found.error);
+  const double raised = std::max(1.0, 1 + trust * (found.median - 1));
+  return std::max(std::clamp(raised, found.low, found.high), least);
 }
 
 Sampler::StepCosts Sampler::costs_of(const Stratum& stratum) const {
@@ -419,7 +423,7 @@ DetailReport Sampler::report_detail(size_t kind, size_t detail, const DetailCost
   row.detail_ns = untimed_ns + corrected * stratum.timed_ns;
   row.pairs = stratum.paired.pairs();
   row.is_measured = stratum.paired.is_known();
-  PairedInterval ratio{1.0, 1.0, 1.0};
+  PairedInterval ratio{1.0, 1.0, 1.0, 0.0};
   if (row.is_measured) ratio = stratum.paired.interval();
   const auto measured_ns = [&](double factor) {
     if (stratum.timed_ns > 0) return untimed_ns + std::max(factor, 1.0) * stratum.timed_ns;

@@ -107,6 +107,37 @@ TEST(the_measured_cost_is_unbiased_where_slow_steps_buy_the_next_ones_detail) {
   CHECK(row.low_ns < row.detail_ns + 1 && row.high_ns > row.detail_ns - 1);
 }
 
+TEST(where_nearly_all_steps_have_detail_the_few_others_correct_the_model) {
+  // As on a busy machine: noise of 3 % of a step, and detail of 0.2 % by the model, of 0.7 %
+  // really.
+  int right = 0;
+  double stated = 0;
+  constexpr int kSeeds = 20;
+  for (uint64_t seed = 0; seed < kSeeds; ++seed) {
+    World world(0.05, layers(59), {.span_ns = 85}, seed);
+    world.true_ratio = 3.2;
+    std::mt19937_64 random(seed);
+    std::normal_distribution<double> normal(0, 60'000);
+    world.noise_ns = [&] { return normal(random); };
+    const double truth_ns = 59 * (75 * world.true_ratio + 50);
+    bool is_right = true;
+    for (int look = 0; look < 40; ++look) {
+      world.share(500, StepKind::kDecode, [] { return 2 * kMillisecond; });
+      const DetailReport row = world.spans(StepKind::kDecode);
+      const auto detailed = static_cast<double>(row.detailed[0]);
+      if (!row.is_measured) continue;
+      CHECK(row.low_ns <= row.detail_ns && row.detail_ns <= row.high_ns);
+      is_right =
+          is_right && row.low_ns <= truth_ns * detailed && truth_ns * detailed <= row.high_ns;
+      if (look == 39) stated += row.detail_ns / detailed / truth_ns / kSeeds;
+    }
+    right += is_right;
+    CHECK_EQ(world.rate(StepKind::kDecode), Sampler::kMostProbability);
+  }
+  CHECK(right >= kSeeds - 2);
+  CHECK(stated > 0.75 && stated < 1.1);
+}
+
 TEST(noise_alone_does_not_move_the_model_of_costs) {
   World world(0.01, layers(100));
   std::mt19937_64 random(4);
@@ -277,20 +308,47 @@ TEST(levels_are_told_by_their_detail) {
   CHECK(!sampler.samples(kObservations));
 }
 
-TEST(the_interval_of_pairs_holds_the_median) {
+TEST(the_interval_of_pairs_holds_the_median_at_every_look) {
+  constexpr int kRounds = 400;
   std::mt19937_64 random(1);
   std::cauchy_distribution<double> heavy(2.0, 0.5);
-  int misses = 0;
-  for (int round = 0; round < 400; ++round) {
-    PairedCost paired;
-    for (size_t i = 0; i < PairedCost::kFewest - 1; ++i) paired.add(heavy(random), 0.25);
-    CHECK(!paired.is_known());
-    for (int i = 0; i < round % 300 + 1; ++i) paired.add(heavy(random), 0.25);
-    const PairedInterval found = paired.interval();
-    CHECK(found.low <= found.median && found.median <= found.high);
-    misses += found.low > 2.0 || found.high < 2.0;
+  std::uniform_real_distribution<double> some(0.05, 0.5);
+  for (const bool is_weighted : {false, true}) {
+    int misses = 0;
+    for (int round = 0; round < kRounds; ++round) {
+      PairedCost paired;
+      bool has_missed = false;
+      for (int i = 0; i < 1000; ++i) {
+        paired.add(heavy(random), is_weighted ? some(random) : 0.25);
+        if (!is_weighted) CHECK_EQ(paired.is_known(), i + 1 >= 13);
+        if (!paired.is_known()) continue;
+        const PairedInterval found = paired.interval();
+        CHECK(found.low <= found.median && found.median <= found.high);
+        has_missed = has_missed || found.low > 2.0 || found.high < 2.0;
+      }
+      misses += has_missed;
+    }
+    CHECK(misses <= kRounds / 20);
   }
-  CHECK(misses <= 30);  // 20 are expected at most
+}
+
+TEST(the_interval_of_pairs_narrows_and_holds_ratios_of_any_size_and_sign) {
+  std::mt19937_64 random(2);
+  for (const double truth : {-40.0, -0.3, 0.0, 0.01, 1.0, 12.0, 1000.0}) {
+    std::normal_distribution<double> normal(truth, 0.1 * std::abs(truth) + 0.001);
+    PairedCost paired;
+    for (int i = 0; i < 2000; ++i) paired.add(normal(random), 0.1);
+    const PairedInterval found = paired.interval();
+    CHECK(found.low <= truth && truth <= found.high);
+    CHECK(std::abs(found.median - truth) <= 0.06 * std::abs(truth) + 1.0 / 16);
+    CHECK(found.high - found.low <= 0.3 * std::abs(truth) + 1.0 / 8);
+  }
+  PairedCost extreme;
+  for (int i = 0; i < 20; ++i) {
+    extreme.add(i % 2 == 0 ? 1e300 : -1e300, 1);
+    extreme.add(std::nan(""), 1);
+  }
+  CHECK(std::isfinite(extreme.interval().low) && std::isfinite(extreme.interval().high));
 }
 
 }  // namespace

@@ -168,7 +168,7 @@ def test_the_page_shows_every_budget(module: Any) -> None:
     """Of figures that are made up: those of a run take minutes."""
     report = module("report")
     loads = [{"share": share, "step_ns": 1e6, "plain_ns": 700.0} for share in (0.009, 0.01, 0.008)]
-    proof = {"verdict": "under", "pairs": 1200, "low": None, "high": 0.0061}
+    proof = {"verdict": "under", "pairs": 1200, "block_calls": 8, "low": None, "high": 0.0061}
     by_budget = dict.fromkeys(("0.002", "0.01", "0.05"), loads)
     budgets = {
         "steps": 200,
@@ -179,7 +179,7 @@ def test_the_page_shows_every_budget(module: Any) -> None:
     page = report.render(document, "x.json")
     for selection in budgets["accounted"]:
         assert f"\n| {selection} | 1 % | 0.9 % | 1 % | 0.8 % | 700 ns |" in page
-    assert "\n| 1 % | under | 1,200 | any to 0.61 % |" in page
+    assert "\n| 1 % | under | 1,200 of 8 calls | any to 0.61 % |" in page
     outcomes = [verdict.outcome for verdict in module("bars").verdicts(document)]
     assert outcomes == ["FAIL", "pass", "pass", "pass", "FAIL", "pass"]
 

@@ -21,8 +21,8 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 ADDED = {
     "wrapped": 165,  # 156: a recorded call of a module
     "wrapped, weakly": 180,  # 169: by a wrapper that does not hold the module
-    "wrapped, stopped": 70,  # 63: its wrapper when the recording has stopped
-    "wrapped, left out": 100,  # 93: the same in a step that was sampled without detail
+    "wrapped, stopped": 60,  # 53: its wrapper when the recording has stopped
+    "wrapped, left out": 82,  # 74: the same in a step that was sampled without detail
     "root": 710,  # 648: a step
     "root, sampled": 900,  # 832: a step whose detail is sampled
 }
