@@ -148,7 +148,7 @@ cpp-build-%: FORCE
 
 cpp-test-tsan: RUN = $(TSAN_RUN)
 cpp-test-%: cpp-build-%
-	$(RUN) ctest --test-dir build-$* --output-on-failure --no-tests=error --timeout 300 -j $(JOBS)
+	$(RUN) ctest --test-dir build-$* --output-on-failure --no-tests=error --timeout 1800 -j $(JOBS)
 
 aarch64: $(VENV)/.dev ## compile the native sources for aarch64
 	@$(MAKE) -sk -j$(JOBS) $(SOURCES:%=build-aarch64/ok/%)

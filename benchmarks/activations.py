@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import pertoken
-from decode_overhead import recorded
+from decode_overhead import recording_variant
 from paired import Variant, compare
 from script import Advance, run_script
 from tiny_llama import decode_by_generate, prompt_ids, tiny_llama
@@ -43,9 +43,9 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
         for name, every in RATES.items()
     }
     sites = _observed_sites(model)
-    variants = [
-        Variant(name, partial(recorded, recording)) for name, recording in recordings.items()
-    ] + [Variant(name, partial(torch_hooks, model, sites, every)) for name, every in HOOKS.items()]
+    variants = [recording_variant(name, recording) for name, recording in recordings.items()] + [
+        Variant(name, partial(torch_hooks, model, sites, every)) for name, every in HOOKS.items()
+    ]
     block = partial(decode_by_generate, model, prompt, steps)
     block()
     result = {

@@ -6,8 +6,9 @@ where the same cost weighs more, since nothing else is part of the step. Rounds 
 alternate, so that a machine that is slower for a minute is so for both.
 
 Rounds are many and short, and hold nothing slow: what is to be found is a few tenths of a per cent.
-Tools that add tens of per cent are compared in `peers.py`, with fewer rounds. A block still is
-longer than the collector sleeps (20 ms), so that its work is part of every block.
+Tools that add tens of per cent are compared in `peers.py`, with fewer rounds. A block is shorter
+than the drain thread sleeps: what it would have done for a block is done at the end of it, in the
+model's thread, and counts as if each step had waited for its part.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
         result["ways"][way] = {"calls_a_step": calls}
         own = [pertoken.profile(model, modules=selection) for selection in SELECTIONS]
         variants = [
-            Variant(f"pertoken {selection}", partial(recorded, recording))
+            recording_variant(f"pertoken {selection}", recording)
             for selection, recording in zip(SELECTIONS, own, strict=True)
         ]
         comparisons[way] = Comparison(variants, block)
@@ -68,6 +69,11 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
     for recording in recordings:
         require_complete(recording)
     return result
+
+
+def recording_variant(name: str, recording: pertoken.Recording) -> Variant:
+    """A recording, with all that the drain thread does for it."""
+    return Variant(name, partial(recorded, recording), recording.recorder.drain)
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 import pertoken
-from decode_overhead import recorded
-from paired import Variant, compare, median_interval
+from decode_overhead import recording_variant
+from paired import compare, median_interval
 from pertoken import _native
 from pertoken.tensor_memory import memory_of
 from script import Advance, part, run_script
@@ -100,7 +100,7 @@ def _decode(vocabulary: int, smoke: bool, advance: Advance) -> dict[str, Any]:
         name: pertoken.profile(model, modules="root", logits=True, logits_every=every)
         for name, every in RATES.items()
     }
-    variants = [Variant(name, partial(recorded, each)) for name, each in recordings.items()]
+    variants = [recording_variant(name, each) for name, each in recordings.items()]
     block = partial(decode_by_generate, model, prompt, steps)
     block()
     estimates = compare(variants, block, rounds=rounds, advance=advance)

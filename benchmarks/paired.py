@@ -1,9 +1,10 @@
 """The method of every comparison here: interleaved blocks in random order, compared round by round.
 
 A round runs one block of every variant, so that what drifts (temperature, other tenants of the
-machine) meets all of them alike. Each block is compared with the block of "nothing" in its own
-round, and the median over the rounds is quoted with its 95 % interval. "nothing again", which does
-nothing either, is always one of the variants: its distance from 1 is the noise of the run.
+machine) meets all of them alike. Two blocks of it do nothing: "nothing" and "nothing again". Each
+other block is compared with the mean of both, since what one block of nothing is off by is off in
+every comparison of its round; and the median over the rounds is quoted with its 95 % interval.
+"nothing again" is compared with "nothing": its distance from 1 is the noise of the run.
 """
 
 from __future__ import annotations
@@ -29,10 +30,15 @@ WARM_UP_ROUNDS = 2
 
 @dataclass(frozen=True)
 class Variant:
-    """Something to compare with nothing: `context` is entered before a block and left after it."""
+    """Something to compare with nothing: `context` is entered before a block and left after it.
+
+    `settle` is called after the last step and does what the steps have put off; its time counts as
+    theirs, in equal parts.
+    """
 
     name: str
     context: Callable[[], AbstractContextManager[object]] = nullcontext
+    settle: Callable[[], object] | None = None
 
 
 @dataclass
@@ -69,8 +75,12 @@ class Comparison:
 
     def estimates(self) -> dict[str, dict[str, Any]]:
         """What the blocks give, as `compare` returns it."""
-        baseline = self._blocks[BASELINE]
-        return {name: _estimates(of, baseline) for name, of in self._blocks.items()}
+        nothing, again = self._blocks[BASELINE], self._blocks[CONTROL]
+        both = _mean(nothing, again)
+        return {
+            name: _estimates(of, nothing if name in (BASELINE, CONTROL) else both)
+            for name, of in self._blocks.items()
+        }
 
 
 def compare(
@@ -91,7 +101,7 @@ def compare(
         seed: of the order.
 
     Returns:
-        For each variant: ``step_ns``, its mean step; ``ratio`` to the baseline and ``added_ns``,
+        For each variant: ``step_ns``, its mean step; ``ratio`` to doing nothing and ``added_ns``,
         both of mean steps, so that time stolen by a collector counts; ``middle_ratio``, of median
         steps, which ignores it; ``tail_ratio``, of the 99th percentiles of blocks; and
         ``leave_ns``. Each is an estimate as of `median_interval`.
@@ -158,6 +168,11 @@ def _run_block(
     gc.disable()
     try:
         steps = block()
+        if variant.settle is not None:
+            start_ns = perf_counter_ns()
+            variant.settle()
+            each_ns = (perf_counter_ns() - start_ns) / len(steps)
+            steps = [step + each_ns for step in steps]
     finally:
         gc.enable()
         start_ns = perf_counter_ns()
@@ -168,6 +183,16 @@ def _run_block(
         blocks.middle_step_ns.append(statistics.median(steps))
         blocks.tail_step_ns.append(sorted(steps)[math.ceil(0.99 * len(steps)) - 1])
         blocks.leave_ns.append(leave_ns)
+
+
+def _mean(one: Blocks, other: Blocks) -> Blocks:
+    """What two variants give, round by round."""
+    return Blocks(
+        *(
+            [statistics.fmean(pair) for pair in zip(values, others, strict=True)]
+            for values, others in zip(vars(one).values(), vars(other).values(), strict=True)
+        )
+    )
 
 
 def _estimates(blocks: Blocks, baseline: Blocks) -> dict[str, Any]:

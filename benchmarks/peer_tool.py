@@ -44,6 +44,9 @@ class PeerTool:
         """Ends it; the model is free afterwards."""
         raise NotImplementedError
 
+    def settle(self) -> None:
+        """Does, while it records, what it has put off until now and would have to do itself."""
+
     def write(self, path: Path) -> None:
         """Writes what was recorded, in the format of the path's suffix."""
         raise NotImplementedError

@@ -54,6 +54,9 @@ class Pertoken(PeerTool):
     def stop(self) -> None:
         self._recording.stop()
 
+    def settle(self) -> None:
+        self._recording.recorder.drain()
+
     def write(self, path: Path) -> None:
         profile = self._recording.result()
         require_complete(self._recording)

@@ -46,9 +46,8 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
             runs[tool.name].append(_run(tool, model, partial(_repeat, block), blocks))
             advance(RUNS_SHARE * (number + (place + 1) / len(tools)) / repeats)
     with tempfile.TemporaryDirectory(prefix="pertoken-bench-") as folder:
-        variants = [
-            Variant(tool.name, partial(recording_with, tool(model, Path(folder)))) for tool in TOOLS
-        ]
+        made = [tool(model, Path(folder)) for tool in TOOLS]
+        variants = [Variant(tool.name, partial(recording_with, tool), tool.settle) for tool in made]
         steps_compared = compare(
             variants,
             block,

@@ -135,13 +135,14 @@ def _method(decode: dict[str, Any]) -> str:
     return (
         "## Method\n\n"
         "Variants run interleaved: a round holds one block of each, in random order, and each\n"
-        "block is compared with the block of doing nothing in its own round. The median over\n"
-        "the rounds is quoted, its interval by order statistics. One torch thread; no garbage\n"
-        "collection inside a block; each block warms up before its first timed step; starting\n"
-        'and stopping a recording is not timed. "nothing again" also does nothing: its\n'
-        "distance from 0 is the noise. The mean step of a block counts, so that what the\n"
-        "collector's thread takes from the model's is part of the figure; the median step,\n"
-        "which would hide that, stands beside it.\n\n"
+        "block is compared with the mean of the two that do nothing in its own round. The\n"
+        "median over the rounds is quoted, its interval by order statistics. One torch thread;\n"
+        "no garbage collection inside a block; each block warms up before its first timed step;\n"
+        'starting and stopping a recording is not timed. "nothing again" is compared with\n'
+        '"nothing" alone: its distance from 0 is the noise. The drain thread\n'
+        "sleeps for longer than a block lasts: its work for a block is done at the end of it, in\n"
+        "the model's thread, and is part of the steps. The mean step of a block counts; the\n"
+        "median step, which hides what disturbs a few, stands beside it.\n\n"
         f"The model of the decode is a Llama of 4 layers x 256, {decode['modules']} modules and\n"
         f"{decode['parameters'] / 1e6:.1f} M parameters, with random weights, at batch 1: "
         "as small a\nstep, and so as large a relative overhead, as anybody is likely to meet. "

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/device_calls.h"
 #include "bindings/scope.h"
 #include "bindings/span_call.h"
 #include "core/clock.h"
@@ -43,6 +44,7 @@ struct LayerSite {
   std::shared_ptr<Recorder> recorder;
   uint32_t site;
   uint32_t left_out;  // as of SpanCall
+  int device;         // on which its calls are timed; negative: on none
 };
 
 struct OpenLayer {
@@ -52,6 +54,9 @@ struct OpenLayer {
   uint32_t seq;
   uint32_t outer_seq;
   uint32_t step;
+  uint32_t left_out;
+  bool is_on_host;  // otherwise only the graph that is being captured has use for it
+  DeviceInterval interval;
 };
 
 inline constexpr size_t kMaxOpen = 64;
@@ -68,16 +73,21 @@ thread_local constinit std::unique_ptr<OpenLayers> tls_open;
 // Changed under the GIL alone.
 std::unordered_map<ModuleKey, std::vector<LayerSite>, ModuleKeyHash> sites;
 
-// Ends those from `place` on for which `is_over` holds, innermost first; without a buffer they go
-// unrecorded.
+// Ends those from `place` on for which `is_over` holds, innermost first; all are of `recorder`.
+// Without a buffer they go unrecorded, and without a recorder, which is no more, untold.
 template <typename F>
-void end_layers(OpenLayers& open, size_t place, uint64_t end_ticks, ThreadBuffer* buffer,
-                F&& is_over) noexcept {
-  for (size_t inner = open.count; inner-- > place;) {
-    const OpenLayer& layer = open.layers[inner];
-    if (buffer == nullptr || !is_over(layer)) continue;
-    buffer->push({layer.start_ticks, end_ticks, make_tag(RecordType::kSpan, layer.site), layer.seq,
-                  layer.outer_seq, layer.step});
+void end_layers(OpenLayers& open, size_t place, uint64_t end_ticks, Recorder* recorder,
+                ThreadBuffer* buffer, F&& is_over) noexcept {
+  for (size_t inner = open.count; inner-- > place && recorder != nullptr;) {
+    OpenLayer& layer = open.layers[inner];
+    if (!is_over(layer)) continue;
+    if (buffer != nullptr && layer.is_on_host) {
+      buffer->push({layer.start_ticks, end_ticks, make_tag(RecordType::kSpan, layer.site),
+                    layer.seq, layer.outer_seq, layer.step});
+    }
+    if (!layer.interval.has_begun()) continue;
+    layer.interval.end(*recorder->device_calls(), *recorder,
+                       {layer.site, layer.seq, 0, layer.step, false, layer.left_out});
   }
   auto* const end = open.layers.data() + open.count;
   open.count = static_cast<size_t>(std::remove_if(open.layers.data() + place, end, is_over) -
@@ -97,7 +107,9 @@ void enter(const LayerSite& here) noexcept {
   Recorder& recorder = *here.recorder;
   ThreadBuffer* buffer = recorder.active() ? recorder.buffer() : nullptr;
   if (buffer == nullptr || buffer->open_seq == 0) return;
-  if ((buffer->open_detail & here.left_out) != 0) return;
+  DeviceCalls* calls = here.device < 0 ? nullptr : recorder.device_calls();
+  const bool is_left_out = (buffer->open_detail & here.left_out) != 0;
+  if (is_left_out && (calls == nullptr || !is_call_captured(*calls, *buffer, here.device))) return;
   if (tls_open == nullptr) tls_open.reset(new (std::nothrow) OpenLayers{});
   if (tls_open == nullptr) {
     recorder.count_fault();
@@ -106,13 +118,14 @@ void enter(const LayerSite& here) noexcept {
   OpenLayers& open = *tls_open;
   if (open.count > 0) {
     // An exception has left them, which went no further than the forward of that step.
-    end_layers(open, 0, open.last_ticks, buffer, [&](const OpenLayer& layer) {
+    end_layers(open, 0, open.last_ticks, &recorder, buffer, [&](const OpenLayer& layer) {
       return layer.uid == recorder.uid() && layer.step != buffer->open_step;
     });
   }
   if (open.count == kMaxOpen) {
     // Recordings that stopped in the middle of a call.
-    end_layers(open, 0, 0, nullptr, [](const OpenLayer& layer) { return !is_running(layer.uid); });
+    end_layers(open, 0, 0, nullptr, nullptr,
+               [](const OpenLayer& layer) { return !is_running(layer.uid); });
   }
   if (open.count == kMaxOpen) {
     recorder.count_fault();
@@ -124,8 +137,12 @@ void enter(const LayerSite& here) noexcept {
            .site = here.site,
            .seq = tls_thread_state->next_seq(),
            .outer_seq = buffer->open_seq,
-           .step = buffer->open_step};
-  buffer->open_seq = layer.seq;
+           .step = buffer->open_step,
+           .left_out = here.left_out,
+           .is_on_host = !is_left_out,
+           .interval = {}};
+  if (calls != nullptr) layer.interval.begin(*calls, recorder, *buffer, here.device, layer.seq);
+  if (layer.is_on_host) buffer->open_seq = layer.seq;
   layer.start_ticks = open.last_ticks = now_ticks();
 }
 
@@ -138,7 +155,7 @@ void leave(OpenLayers& open, const LayerSite& here, uint64_t end_ticks) noexcept
     ThreadBuffer* buffer = here.recorder->active() ? here.recorder->buffer() : nullptr;
     if (buffer != nullptr && buffer->open_step != layer.step) return;
     if (buffer != nullptr) buffer->open_seq = layer.outer_seq;
-    end_layers(open, place, end_ticks, buffer,
+    end_layers(open, place, end_ticks, here.recorder.get(), buffer,
                [uid](const OpenLayer& inner) { return inner.uid == uid; });
     return;
   }
@@ -200,29 +217,29 @@ void remove_compiled_layers(const std::shared_ptr<Recorder>& recorder) {
 }
 
 void add_compiled_layer(const std::shared_ptr<Recorder>& recorder, uint32_t kind, uint64_t address,
-                        uint32_t site, uint32_t span_detail) {
+                        uint32_t site, uint32_t span_detail, int device) {
   std::vector<LayerSite>& here = sites[{kind, address}];
   for (LayerSite& known : here) {
     if (known.recorder == recorder) {
-      known = {recorder, site, left_out(span_detail)};
+      known = {recorder, site, left_out(span_detail), device};
       return;
     }
   }
-  here.push_back({recorder, site, left_out(span_detail)});
+  here.push_back({recorder, site, left_out(span_detail), device});
 }
 
 }  // namespace
 
-void close_compiled_layers(const Recorder& recorder, ThreadBuffer& buffer) noexcept {
+void close_compiled_layers(Recorder& recorder, ThreadBuffer& buffer) noexcept {
   if (tls_open == nullptr) return;
-  end_layers(*tls_open, 0, tls_open->last_ticks, &buffer,
+  end_layers(*tls_open, 0, tls_open->last_ticks, &recorder, recorder.active() ? &buffer : nullptr,
              [&](const OpenLayer& layer) { return layer.uid == recorder.uid(); });
 }
 
 void bind_compiled_layers(py::module_& m) {
   if (PyModule_AddFunctions(m.ptr(), operators) != 0) throw py::error_already_set();
   m.def("add_compiled_layer", &add_compiled_layer, py::arg("recorder"), py::arg("kind"),
-        py::arg("address"), py::arg("site"), py::arg("span_detail"));
+        py::arg("address"), py::arg("site"), py::arg("span_detail"), py::arg("device"));
   m.def("remove_compiled_layers", &remove_compiled_layers, py::arg("recorder"));
 }
 

@@ -70,12 +70,19 @@ LogitStep logit_step(const StepPlan& plan, uint32_t step) {
   return {step, plan.kind, plan.rows, plan.query_len, plan.past, plan.keep};
 }
 
+// Layers that are open in what was compiled: their ends were not told, or went unseen.
+void close_cut_layers(Recorder& recorder, ThreadBuffer& buffer, const PyObject* result) {
+  if (result == nullptr || !recorder.active()) [[unlikely]]
+    close_compiled_layers(recorder, buffer);
+}
+
 // Apart, so that a step without a device pays for no room for its intervals.
 [[gnu::noinline]] PyObject* call_step_on_devices(RootCall& call, PyObject* args, PyObject* kwargs,
                                                  ThreadBuffer& buffer, uint32_t seq,
                                                  uint32_t step) {
   DeviceIntervals devices(*call.base.recorder, buffer, seq);
   PyObject* result = call.base.inner.call(args, kwargs);
+  close_cut_layers(*call.base.recorder, buffer, result);
   devices.end({call.base.site, seq, 0, step, true});
   return result;
 }
@@ -88,6 +95,7 @@ LogitStep logit_step(const StepPlan& plan, uint32_t step) {
   DeviceIntervals devices(*call.base.recorder, buffer, seq);
   PyObject* result = timed_call(call.base.inner, args, kwargs, *call.base.recorder, buffer,
                                 call.base.site, parent, step);
+  close_cut_layers(*call.base.recorder, buffer, result);
   devices.end({call.base.site, seq, 0, step, false});
   return result;
 }
@@ -120,6 +128,7 @@ PyObject* call_in_region(RootCall& call, const StepPlan& plan, PyObject* args, P
                                       call.base.site, parent, step)
                          : call_timed_on_devices(call, args, kwargs, buffer, parent, step);
   const uint64_t dur_ticks = now_ticks() - start_ticks;
+  close_cut_layers(recorder, buffer, result);
   sampled.settle(buffer, dur_ticks - (buffer.observed.ticks - observed_before));
   close_observed(call, buffer, step, result);
   if (declared != nullptr) end_declared_logits(*logits, *declared, recorder, buffer, result);
@@ -193,9 +202,8 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
   buffer.open_seq = outer_seq;
   buffer.open_step = kNone32;
   buffer.open_detail = outer_detail;
+  close_cut_layers(recorder, buffer, result);
   if (recorder.active()) {
-    if (result == nullptr) [[unlikely]]
-      close_compiled_layers(recorder, buffer);
     buffer.push({start_ticks, end_ticks, make_tag(RecordType::kSpan, call.base.site), seq,
                  parent_seq, step});
     const uint32_t flags = (result == nullptr ? kStepFailed : 0) |

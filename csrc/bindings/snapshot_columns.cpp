@@ -252,6 +252,7 @@ py::dict snapshot_columns(const RecorderSnapshot& snapshot, uint64_t origin_tick
       py::arg("no_event") = on_devices.no_event, py::arg("in_capture") = on_devices.in_capture,
       py::arg("stream_changed") = on_devices.stream_changed, py::arg("late") = on_devices.late,
       py::arg("failed") = on_devices.failed, py::arg("overwritten") = on_devices.overwritten);
+  losses["device_spans_pending"] = on_devices.pending;
   losses["bare_replays"] = on_devices.bare_replays;
   losses["no_stamps"] = on_devices.no_stamps;
   const ObservationLosses& unseen = snapshot.losses.device_observations;

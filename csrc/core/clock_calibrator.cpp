@@ -15,6 +15,8 @@ constexpr size_t kSamplesKept = 32;
 constexpr int64_t kShortestBaselineNs = 2'000'000;
 // Ends the wait for the baseline under a sampler whose clock stands still.
 constexpr int kMostBaselineSamples = 20'000;
+// Where the machine was busy at an end of it, so that this one cannot be used, there is another.
+constexpr int kBaselineTries = 8;
 // A fresh sample this many times as wide as the narrowest kept one is taken again.
 constexpr uint64_t kWideBracket = 4;
 constexpr int kSampleTries = 4;
@@ -37,11 +39,14 @@ void ClockCalibrator::sample() {
 
 ClockMap ClockCalibrator::map() {
   ClockSample now = take_sample();
-  if (!map_) {
-    const int64_t first_ns = kept_.front().boot_ns;
+  for (int round = 1; !map_; ++round) {
+    const int64_t first_ns = (round == 1 ? kept_.front() : kept_.back()).boot_ns;
     for (int i = 0; now.boot_ns - first_ns < kShortestBaselineNs && i < kMostBaselineSamples; ++i) {
       now = take_sample();
     }
+    fresh_ = now;
+    if (has_rate() || round == kBaselineTries) break;
+    keep(now);
   }
   if (interval_passed(now)) {
     keep(now);
@@ -83,9 +88,18 @@ void ClockCalibrator::keep(const ClockSample& now) {
   fresh_.reset();
 }
 
-const ClockMap& ClockCalibrator::refit(uint64_t settle_ticks) {
+bool ClockCalibrator::has_rate() const {
+  return fit(held()).error_bound_ns() != kClockErrorUnknown;
+}
+
+std::vector<ClockSample> ClockCalibrator::held() const {
   std::vector<ClockSample> samples = kept_;
   if (fresh_) samples.push_back(*fresh_);
+  return samples;
+}
+
+const ClockMap& ClockCalibrator::refit(uint64_t settle_ticks) {
+  const std::vector<ClockSample> samples = held();
   ClockMap refitted = map_ ? extend(*map_, samples, settled_ticks_) : fit(samples);
   settled_ticks_ = std::max(settled_ticks_, settle_ticks);
   return map_.emplace(std::move(refitted));

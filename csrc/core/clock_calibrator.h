@@ -28,7 +28,8 @@ class ClockCalibrator {
   // The current map, from a sample taken now: call it after taking the records that are to be
   // converted, which are then all covered. Ticks <= settled_ticks() keep their value in every
   // later map. Waits for up to 2 ms, by spinning, when the calibrator is younger than that, since
-  // no rate can be had from less; that first rate is known to some 25 parts per million.
+  // no rate can be had from less; that first rate is known to some 25 parts per million. For as
+  // long again, some times at most, where one of the two samples was far wider than the other.
   ClockMap map();
 
   // The scheduled samples that it holds, oldest first, and how many there ever were.
@@ -45,6 +46,8 @@ class ClockCalibrator {
   ClockSample take_sample();
   bool interval_passed(const ClockSample& now) const noexcept;
   void keep(const ClockSample& now);
+  bool has_rate() const;
+  std::vector<ClockSample> held() const;
   const ClockMap& refit(uint64_t settle_ticks);
 
   Sampler sampler_;

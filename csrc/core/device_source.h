@@ -41,6 +41,7 @@ struct DeviceLosses {
   uint64_t late = 0;            // the device did not get there in time
   uint64_t failed = 0;          // the device or its context had failed
   uint64_t overwritten = 0;     // in a replay whose stamps were gone before they were read
+  uint64_t pending = 0;         // not lost: the device has not come to them, or they are not read
   uint64_t bare_replays = 0;    // no spans: replays of graphs that were captured without stamps
   int64_t clock_error_ns = 0;   // of the placement on the host's axis, the largest; 0: no spans
   std::string failure;          // the first error, for people; empty without one

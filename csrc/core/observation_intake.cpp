@@ -20,6 +20,7 @@ void ObservationIntake::push(Observation&& observation) {
   }
   waiting_.push_back(std::move(observation));
   ++pushed_;
+  if (waiting_.size() == kMostWaiting / 2 && collector_ != nullptr) collector_->wake();
   const bool is_next = journaled_ + 1 == waiting_.size();
   if (!journal_path_.empty() && is_next && add_to_journal(waiting_.back())) ++journaled_;
 }

@@ -14,6 +14,7 @@
 #include "core/observation.h"
 #include "core/spool_frame.h"
 #include "core/spool_journal.h"
+#include "core/wake_signal.h"
 
 namespace pertoken {
 
@@ -28,8 +29,10 @@ struct TakenObservations {
 
 class ObservationIntake {
  public:
-  // As many as 8 threads with 500 sites each make while the collector sleeps.
   static constexpr size_t kMostWaiting = size_t{1} << 14;
+
+  // `collector` is woken when it is half full; may be null.
+  explicit ObservationIntake(WakeSignal* collector = nullptr) : collector_(collector) {}
 
   // From the first one on, what is pushed lies in a mapped file as well, until it is released. Only
   // before anything is pushed.
@@ -51,6 +54,7 @@ class ObservationIntake {
  private:
   bool add_to_journal(const Observation& observation) noexcept;
 
+  WakeSignal* const collector_;
   std::mutex mutex_;
   std::vector<Observation> waiting_;
   uint64_t pushed_ = 0;        // dropped ones included

@@ -11,10 +11,9 @@ namespace pertoken {
 
 namespace {
 
-// At three million records a second, more than Python can call, a ring of 65,536 fills in 21 ms.
-constexpr std::chrono::milliseconds kLongestWait{20};
-// A wake-up takes some 50 us of processor time, and a small budget has little more a second.
-constexpr std::chrono::milliseconds kLongestSampledWait{250};
+// Where somebody waits for what was recorded: devices for their events to come back, of which there
+// are few, and a sampler that learns what steps cost.
+constexpr std::chrono::milliseconds kAwaitedWait{20};
 
 }  // namespace
 
@@ -30,7 +29,7 @@ Recorder::~Recorder() {
     const std::lock_guard lock(mutex_);
     leaving_ = true;
   }
-  wake_.notify_all();
+  wake_.wake();
   if (thread_.joinable()) thread_.join();
 }
 
@@ -42,7 +41,7 @@ bool Recorder::start() {
     finished = std::move(thread_);
     leaving_ = true;  // what is pending, the next thread waits for
   }
-  wake_.notify_all();
+  wake_.wake();
   if (finished.joinable()) finished.join();
   if (!take_slot()) return false;
   try {
@@ -66,19 +65,19 @@ void Recorder::stop() noexcept {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
   }
-  wake_.notify_all();
+  wake_.wake();
   release_slot();
 }
 
 void Recorder::run() noexcept {
   pthread_setname_np(pthread_self(), "pertoken-drain");
   int64_t counted_cpu_ns = 0;
-  std::chrono::milliseconds longest = kLongestWait;
-  std::chrono::microseconds wait = kLongestWait;
+  int64_t begun_ns = detail::read_clock_ns(CLOCK_MONOTONIC);
   int rounds_for_devices = 0;
   std::unique_lock lock(mutex_);
   while (true) {
     const bool last_round = stopping_;
+    const int64_t before_ns = std::exchange(begun_ns, detail::read_clock_ns(CLOCK_MONOTONIC));
     size_t fullest = 0;
     try {
       fullest = drain_locked();
@@ -90,27 +89,38 @@ void Recorder::run() noexcept {
     const int64_t cpu_ns = detail::read_clock_ns(CLOCK_THREAD_CPUTIME_ID);
     drain_cpu_ns_ += static_cast<uint64_t>(cpu_ns - counted_cpu_ns);
     counted_cpu_ns = cpu_ns;
-    if (sampler_ != nullptr) longest = control_sampler_locked();
+    if (sampler_ != nullptr) control_sampler_locked();
     if (last_round) {
       if (leaving_ || !devices_are_pending_locked()) return;
       if (++rounds_for_devices > kRoundsForDevices) return give_up_devices_locked();
-      wake_.wait_for(lock, kShortestWait, [this] { return leaving_; });
+      sleep_locked(lock, kShortestWait);
       continue;
     }
     // Come back when a ring that fills as fast as the fullest one did would be a quarter full.
-    const size_t quarter = options_.ring_capacity / 4;
-    wait = std::clamp<std::chrono::microseconds>(wait * quarter / std::max<size_t>(fullest, 1),
-                                                 kShortestWait, longest);
-    wake_.wait_for(lock, wait, [this] { return stopping_; });
+    const std::chrono::nanoseconds filled_for{begun_ns - before_ns};
+    const auto quarter_after =
+        filled_for / std::max<size_t>(fullest, 1) * (options_.ring_capacity / 4);
+    sleep_locked(lock, std::clamp<std::chrono::nanoseconds>(quarter_after, kShortestWait,
+                                                            longest_wait_locked()));
   }
 }
 
-// Returns for how long the drain thread may sleep. Its wake-ups are part of the cost, and a budget
-// keeps the rings from filling fast.
-std::chrono::milliseconds Recorder::control_sampler_locked() {
+// Until something is to be done: a ring is half full, or it is the end.
+void Recorder::sleep_locked(std::unique_lock<std::mutex>& lock, std::chrono::nanoseconds longest) {
+  lock.unlock();
+  wake_.wait_for(longest);
+  lock.lock();
+}
+
+std::chrono::milliseconds Recorder::longest_wait_locked() {
+  const bool is_awaited = !device_sources_.empty() || device_observations_ != nullptr ||
+                          (sampler_ != nullptr && sampler_->is_learning());
+  return is_awaited ? std::min(kAwaitedWait, options_.longest_wait) : options_.longest_wait;
+}
+
+void Recorder::control_sampler_locked() {
   const double now_ns = static_cast<double>(now_ticks()) * ns_per_tick_;
   sampler_->control(now_ns, static_cast<double>(drain_cpu_ns_));
-  return sampler_->is_learning() ? kLongestWait : kLongestSampledWait;
 }
 
 void Recorder::drain() {

@@ -30,6 +30,7 @@
 #include "core/step_triggers.h"
 #include "core/thread_buffer.h"
 #include "core/trace_store.h"
+#include "core/wake_signal.h"
 
 namespace pertoken {
 
@@ -38,9 +39,11 @@ class LogitReader;  // of the bindings
 struct RecorderOptions {
   size_t store_limit_bytes = size_t{256} << 20;
   size_t ring_capacity = size_t{1} << 16;  // records a thread
-  uint64_t keep_ns = 0;                    // the store holds no more than the last ones; 0: any
-  uint32_t observe_every = 16;             // steps of a kind, of which one is observed
-  uint64_t observe_seed = 0;               // chooses which
+  // For how long the drain thread sleeps where next to nothing is recorded.
+  std::chrono::milliseconds longest_wait{250};
+  uint64_t keep_ns = 0;         // the store holds no more than the last ones; 0: any
+  uint32_t observe_every = 16;  // steps of a kind, of which one is observed
+  uint64_t observe_seed = 0;    // chooses which
 };
 
 struct RecorderLosses {
@@ -185,6 +188,7 @@ class Recorder {
  private:
   friend struct ForkHandlers;
 
+  static constexpr uint64_t kExitsTogether = 16;
   static constexpr size_t kFewTracks = 1024;
   static constexpr std::chrono::milliseconds kShortestWait{1};
   // For how long after stop() devices may still come to what was recorded.
@@ -198,8 +202,10 @@ class Recorder {
   static void forget_gone_recorders(ThreadState& state) noexcept;
   ThreadBuffer* attach_thread() noexcept;
   void run() noexcept;
+  void sleep_locked(std::unique_lock<std::mutex>& lock, std::chrono::nanoseconds longest);
+  std::chrono::milliseconds longest_wait_locked();
   void refresh_rate_locked();
-  std::chrono::milliseconds control_sampler_locked();
+  void control_sampler_locked();
   size_t drain_locked();
   size_t drain_buffer_locked(ThreadBuffer& buffer);
   size_t collect_observations();
@@ -233,7 +239,9 @@ class Recorder {
   std::atomic<uint64_t> faults_{0};      // a statistic
   std::atomic<uint64_t> unattached_{0};  // records of threads without a buffer; a statistic
   ObservationRate observation_rate_;
-  ObservationIntake observations_;
+  WakeSignal wake_;              // of the drain thread
+  uint64_t threads_exited_ = 0;  // under the registry's mutex
+  ObservationIntake observations_{&wake_};
   bool in_forked_child_ = false;  // written by the child's only thread
 
   std::mutex mutex_;  // guards everything below; never taken on the hot path
@@ -269,7 +277,6 @@ class Recorder {
   std::unordered_map<int32_t, ThreadBuffer::Progress> replayed_;
   RecorderLosses replayed_losses_;
 
-  std::condition_variable wake_;
   bool stopping_ = false;
   bool leaving_ = false;  // the thread is not to wait for devices any longer
   std::thread thread_;

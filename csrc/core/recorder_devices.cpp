@@ -16,6 +16,7 @@ void DeviceLosses::add(const DeviceLosses& other) {
   late += other.late;
   failed += other.failed;
   overwritten += other.overwritten;
+  pending += other.pending;
   bare_replays += other.bare_replays;
   clock_error_ns = std::max(clock_error_ns, other.clock_error_ns);
   if (failure.empty()) failure = other.failure;
@@ -52,7 +53,9 @@ void Recorder::settle_locked(std::unique_lock<std::mutex>& lock) {
   for (int rounds = 0; is_waiting(); ++rounds) {
     // What was recorded when that thread had ended, nobody else gives up.
     if (rounds == kRoundsForDevices) return give_up_devices_locked();
-    wake_.wait_for(lock, kShortestWait);
+    lock.unlock();
+    std::this_thread::sleep_for(kShortestWait);
+    lock.lock();
     drain_locked();
   }
 }

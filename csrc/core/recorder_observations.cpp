@@ -22,7 +22,7 @@ void Recorder::collect_observation(int64_t step, const Observation& observation)
 }
 
 // One that cannot be stored is lost and counted; the others are not. Returns how many records of a
-// ring are as near to filling it as what devices left is to filling theirs.
+// ring are as near to filling it as these are, or what devices left, to filling theirs.
 size_t Recorder::collect_observations() {
   double fullness = 0;
   if (device_observations_ != nullptr && !in_forked_child_) {
@@ -33,10 +33,12 @@ size_t Recorder::collect_observations() {
     }
     fullness = device_observations_->fullness();
   }
-  const auto as_records =
-      static_cast<size_t>(std::min(fullness, 1.0) * static_cast<double>(options_.ring_capacity));
   const TakenObservations round = observations_.take(last_step_);
   const std::vector<Observation>& taken = round.observations;
+  fullness =
+      std::max(fullness, static_cast<double>(taken.size()) / ObservationIntake::kMostWaiting);
+  const auto as_records =
+      static_cast<size_t>(std::min(fullness, 1.0) * static_cast<double>(options_.ring_capacity));
   if (taken.empty()) return as_records;
   if (spool_ != nullptr) {
     spool_->add(round);

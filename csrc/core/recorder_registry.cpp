@@ -162,7 +162,8 @@ ThreadBuffer* Recorder::attach_thread() noexcept {
       file = spool_->make_ring_file(next_track_, tid, name, capacity,
                                     SpscRing<Record>::block_bytes(capacity));
     }
-    auto buffer = std::make_unique<ThreadBuffer>(capacity, next_track_, tid, name, std::move(file));
+    auto buffer =
+        std::make_unique<ThreadBuffer>(capacity, next_track_, tid, name, &wake_, std::move(file));
     buffers_.reserve(buffers_.size() + 1);
     tracks_.push_back({buffer->track, buffer->tid, buffer->name});
     buffers_.push_back(std::move(buffer));
@@ -179,10 +180,12 @@ ThreadBuffer* Recorder::attach_thread() noexcept {
 void Recorder::detach_thread(ThreadState* state) noexcept {
   const std::lock_guard lock(registry().mutex);
   for (const ThreadState::Entry& entry : state->attached) {
-    for (const Recorder* recorder : registry().recorders) {
+    for (Recorder* recorder : registry().recorders) {
       if (recorder->uid_ != entry.recorder_uid) continue;
       // Pairs with the acquire load in drain_locked(): the last pushes come before it.
       entry.buffer->thread_exited.store(true, std::memory_order_release);
+      // Buffers of threads that are gone shall not pile up while the collector sleeps.
+      if (++recorder->threads_exited_ % kExitsTogether == 0) recorder->wake_.wake();
     }
   }
 }

@@ -2,9 +2,11 @@
 // collector, under its mutex). Never blocks and never allocates after construction: when there is
 // no room, try_push says so and the caller counts the loss.
 //
-// Each side keeps a copy of the other's index on its own cache line and reads the shared one only
-// when the copy says full (or empty). Indices count up for ever and wrap with their type; Capacity
-// is a power of two that divides the type's range, so a narrow Index exercises the wrap in tests.
+// Each side reads the other's index only where it must: the consumer when what it knew of is taken,
+// the producer where the ring would be half full, and where it would be full. At half it tells that
+// the ring fills, so that a consumer that sleeps may come in time. Indices count up for ever and
+// wrap with their type; Capacity is a power of two that divides the type's range, so a narrow Index
+// exercises the wrap in tests.
 //
 // Indices and slots lie in one block, which may be a file that is mapped: what was pushed and not
 // taken can then be read out of the file when the process is gone (spool_format.h).
@@ -32,7 +34,7 @@ class SpscRing {
  public:
   struct Indices {
     alignas(kCacheLineBytes) std::atomic<Index> head{0};  // written by the producer
-    Index cached_tail = 0;                                // the producer's copy of tail
+    Index look_at = 0;  // the producer's: the head at which it reads the tail
     alignas(kCacheLineBytes) std::atomic<Index> tail{0};  // written by the consumer
     Index cached_head = 0;                                // the consumer's copy of head
   };
@@ -55,19 +57,24 @@ class SpscRing {
   SpscRing(const SpscRing&) = delete;
   SpscRing& operator=(const SpscRing&) = delete;
 
-  // Producer only.
-  bool try_push(const T& value) noexcept {
+  // Producer only. Calls `on_filling` where half of the ring or more is in use, once until half of
+  // it was free again, and when it is full.
+  template <typename OnFilling>
+  bool try_push(const T& value, OnFilling on_filling) noexcept {
     Indices& at = *indices_;
     const Index head = at.head.load(std::memory_order_relaxed);
-    if (static_cast<Index>(head - at.cached_tail) == capacity_) [[unlikely]] {
-      // Pairs with the release store in release(): the slot's previous reader is done with it.
-      at.cached_tail = at.tail.load(std::memory_order_acquire);
-      if (static_cast<Index>(head - at.cached_tail) == capacity_) return false;
+    if (head == at.look_at) [[unlikely]] {
+      const Room room = look(head);
+      if (room != Room::kAmple) on_filling();
+      if (room == Room::kNone) return false;
     }
     slots()[head & mask_] = value;
     // Pairs with the acquire load in readable(): publishes the slot's contents.
     at.head.store(static_cast<Index>(head + 1), std::memory_order_release);
     return true;
+  }
+  bool try_push(const T& value) noexcept {
+    return try_push(value, [] {});
   }
 
   // Producer only: how many were pushed, as far as Index can count.
@@ -99,7 +106,7 @@ class SpscRing {
   void restart(Index count) noexcept {
     indices_->head.store(count, std::memory_order_relaxed);
     indices_->tail.store(count, std::memory_order_relaxed);
-    indices_->cached_head = indices_->cached_tail = count;
+    indices_->cached_head = indices_->look_at = count;
   }
 
   size_t capacity() const noexcept { return capacity_; }
@@ -110,6 +117,19 @@ class SpscRing {
   struct Free {
     void operator()(void* block) const noexcept { ::operator delete(block, kBlockAlignment); }
   };
+
+  enum class Room : uint8_t { kAmple, kLessThanHalf, kNone };
+
+  [[gnu::noinline, gnu::cold]] Room look(Index head) noexcept {
+    // Pairs with the release store in release(): the slots' previous reader is done with them.
+    const Index tail = indices_->tail.load(std::memory_order_acquire);
+    const Index used = static_cast<Index>(head - tail);
+    const Index half = capacity_ / 2;
+    const bool is_ample = used < half;
+    indices_->look_at = static_cast<Index>(tail + (is_ample ? half : capacity_));
+    if (is_ample) return Room::kAmple;
+    return used == capacity_ ? Room::kNone : Room::kLessThanHalf;
+  }
 
   // Computed from the indices, so that a push loads one pointer.
   T* slots() const noexcept { return reinterpret_cast<T*>(indices_ + 1); }

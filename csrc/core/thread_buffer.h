@@ -17,6 +17,7 @@
 #include "core/sampler.h"
 #include "core/spool_format.h"
 #include "core/spsc_ring.h"
+#include "core/wake_signal.h"
 
 namespace pertoken {
 
@@ -25,10 +26,12 @@ inline constexpr int kMaxRecorders = 8;  // that run at once, in one process
 struct DeviceThread;  // see device_source.h
 
 struct ThreadBuffer {
-  // The ring lies in the file, where there is one.
+  // The ring lies in the file, where there is one. `waking` wakes the collector, and outlives this;
+  // may be null.
   ThreadBuffer(size_t capacity, int32_t track_number, int64_t system_tid, std::string thread_name,
-               std::unique_ptr<MappedFile> file = nullptr)
-      : ring_file(std::move(file)),
+               WakeSignal* waking = nullptr, std::unique_ptr<MappedFile> file = nullptr)
+      : collector(waking),
+        ring_file(std::move(file)),
         ring(capacity, ring_file == nullptr ? nullptr : ring_file->data() + kRingFileHeaderBytes),
         track(track_number),
         tid(system_tid),
@@ -49,6 +52,7 @@ struct ThreadBuffer {
   };
   Progress progress;
 
+  WakeSignal* const collector;
   const std::unique_ptr<MappedFile> ring_file;
   SpscRing<Record> ring;
 
@@ -75,7 +79,10 @@ struct ThreadBuffer {
   }
 
   void push(const Record& record) noexcept {
-    if (!ring.try_push(record)) [[unlikely]] {
+    const auto wake_collector = [this]() noexcept {
+      if (collector != nullptr) collector->wake();
+    };
+    if (!ring.try_push(record, wake_collector)) [[unlikely]] {
       dropped.store(dropped.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
     }
   }

@@ -88,7 +88,10 @@ CUresult DeviceClock::keep(Anchor anchor, double ns_per_tick) {
   if (map_.has_value()) {
     map_ = pertoken::trim(extend(*map_, samples_, settled_ns_), samples_.front().ticks_before);
   } else if (samples_.size() >= 2) {
-    map_ = fit(samples_, 1.0 / ns_per_tick);
+    // Where one alone is narrow enough to be used, as when the thread was kept from the other,
+    // there is no rate yet.
+    ClockMap fitted = fit(samples_, 1.0 / ns_per_tick);
+    if (fitted.error_bound_ns() != kClockErrorUnknown) map_ = std::move(fitted);
   }
   return CUDA_SUCCESS;
 }

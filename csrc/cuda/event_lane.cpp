@@ -279,6 +279,9 @@ void EventLane::add_losses(DeviceLosses& losses) const noexcept {
   losses.stream_changed += stream_changed_.load(std::memory_order_relaxed);
   losses.failed += failed_on_thread_.load(std::memory_order_relaxed) + failed_;
   losses.late += late_;
+  losses.pending += static_cast<uint64_t>(
+      std::count_if(pending_.begin(), pending_.end(),
+                    [](const Message& message) { return static_cast<bool>(message.start); }));
 }
 
 uint64_t EventLane::oldest_record_ticks(uint64_t otherwise) noexcept {

@@ -69,7 +69,8 @@ void StampClock::add(uint64_t stamp_ns, int64_t device_ns, int64_t width_ns) {
     map_ = pertoken::trim(extend(*map_, samples_, settled_ns_), samples_.front().ticks_before);
   } else if (samples_.size() >= 3 &&
              samples_.back().ticks_before - samples_.front().ticks_before >= kBaseNs) {
-    map_ = fit(samples_, 1.0);
+    ClockMap fitted = fit(samples_, 1.0);
+    if (fitted.error_bound_ns() != kClockErrorUnknown) map_ = std::move(fitted);
   }
 }
 

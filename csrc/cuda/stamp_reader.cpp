@@ -287,6 +287,9 @@ DeviceLosses StampReader::losses() {
   losses.late = late_;
   losses.failed = failed_;
   losses.overwritten = overwritten_;
+  for (const Device& device : held_) {
+    for (const Awaited& awaited : device.awaited) losses.pending += expected(awaited.replay);
+  }
   losses.clock_error_ns = clock_error_ns_;
   losses.no_stamps = no_stamps_;
   return losses;

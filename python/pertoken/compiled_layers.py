@@ -12,7 +12,7 @@ import logging
 import types
 from collections import Counter
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pertoken import _native, patch
@@ -41,7 +41,13 @@ class _Known:
     """A selected module: where its parameter is, and which kind that makes it."""
 
     def __init__(
-        self, name: str, module: torch.nn.Module, path: str, detail: int, address: int
+        self,
+        name: str,
+        module: torch.nn.Module,
+        path: str,
+        detail: int,
+        address: int,
+        device: int,
     ) -> None:
         self.name = name
         self.module = patch.weakly(module)
@@ -50,6 +56,7 @@ class _Known:
         self.site = _native.intern_module(name)
         self.detail = detail
         self.address = address
+        self.device = device
 
 
 class CompiledLayers:
@@ -69,19 +76,26 @@ class CompiledLayers:
         self._known: dict[int, _Known] = {}
         self._graph_id = 0  # of the graph that is being made
 
-    def install(self, modules: dict[str, torch.nn.Module], full_only: frozenset[str]) -> None:
+    def install(
+        self,
+        modules: dict[str, torch.nn.Module],
+        full_only: frozenset[str],
+        device_of: Callable[[torch.nn.Module], int | None],
+    ) -> None:
         """From now on what the compiler inlines of these modules, by name, is recorded.
 
         Args:
             modules: by name, without the root.
             full_only: names of modules that get spans only in steps with all detail.
+            device_of: on which device the calls of a module are timed; None: on none.
         """
         chosen = _parameters(modules)
         self.without_parameter = [name for name in modules if name not in chosen]
         for name, (path, address) in chosen.items():
             module = modules[name]
             detail = _native.DETAIL_ALL if name in full_only else _native.DETAIL_LAYERS
-            known = _Known(name, module, path, detail, address)
+            device = device_of(module)
+            known = _Known(name, module, path, detail, address, -1 if device is None else device)
             self._known[id(module)] = known
             self._tell(known)
             _make_order(_value(module, known.path))
@@ -142,7 +156,7 @@ class CompiledLayers:
 
     def _tell(self, known: _Known) -> None:
         _native.add_compiled_layer(
-            self._recorder, known.kind, known.address, known.site, known.detail
+            self._recorder, known.kind, known.address, known.site, known.detail, known.device
         )
 
 
@@ -332,17 +346,9 @@ def _define_operators() -> Any:
             name = operator + overload
             library.define(name + schema, tags=(torch.Tag.flexible_layout,))
             library.impl(name, on_host, "CPU")
-            library.impl(name, partial(_on_cuda, on_host), "CUDA")
+            library.impl(name, on_host, "CUDA")
             library.impl(name, _on_meta, "Meta")
     return library
-
-
-def _on_cuda(on_host: Callable[..., None], *args: Any) -> None:
-    """The host's time of the call. In a capture nothing runs, so there is none."""
-    import torch
-
-    if not torch.cuda.is_current_stream_capturing():
-        on_host(*args)
 
 
 def _on_meta(*args: Any) -> None:

@@ -289,7 +289,7 @@ class Instrumentation:
         self._undo.append(_slot_annotation.show)
         if self.compiled_layers is not None:
             self._undo.append(self.compiled_layers.remove)
-            self.compiled_layers.install(modules, full_only)
+            self.compiled_layers.install(modules, full_only, device_of)
 
     def _hook_class(self, owner: Any, name: str, before: Any, after: Any) -> None:
         method = owner.__dict__.get(name)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pertoken.graph_captures import REPLAY_NAME
 from pertoken.quantity import plural_text
 
 if TYPE_CHECKING:
@@ -127,6 +128,12 @@ def _device_losses(native: dict[str, Any], has_layers: bool) -> tuple[dict[str, 
     ]
     if native["device_failure"]:
         said.append(f"The GPU could not be timed to the end: {native['device_failure']}.")
+    pending = native["device_spans_pending"]
+    if pending:
+        said.append(
+            f"{plural_text(pending, 'span')} on the GPU {'was' if pending == 1 else 'were'} still "
+            "under way when this result was taken: a later one has them."
+        )
     bare = native["bare_replays"] if has_layers else 0
     if native["no_stamps"]:
         said.append(f"Nothing inside CUDA graphs could be timed: {native['no_stamps']}.")
@@ -139,6 +146,7 @@ def _device_losses(native: dict[str, Any], has_layers: bool) -> tuple[dict[str, 
     return {
         "replays_without_layers": bare,
         "device_spans_lost": lost,
+        "device_spans_pending": pending,
         "device_clock_error_ns": native["device_clock_error_ns"],
     }, said
 
@@ -156,10 +164,18 @@ def _inlined_modules(
     names, spans = instrumentation.names, raw["spans"]
     if not names or not instrumentation.compiled or not len(raw["steps"]["step"]):
         return [], 0
-    bare_steps = int(np.count_nonzero(raw["steps"]["bare"]))
+    site_names = [name for _, name in raw["sites"]]
+    # A replay is no call of modules, whether they were compiled or not. Where there may be one, a
+    # step is judged once its time on the GPU is known.
+    replays = np.array([name == REPLAY_NAME for name in site_names], dtype=bool)
+    replayed = np.unique(spans["step"][replays[spans["site"]] & (spans["step"] >= 0)])
+    is_bare = (raw["steps"]["bare"] != 0) & ~np.isin(raw["steps"]["step"], replayed)
+    if recording.device_timing.devices:
+        is_bare &= raw["steps"]["gpu_ns"] >= 0
+    bare_steps = int(np.count_nonzero(is_bare))
     bare = {""} if bare_steps else set()
     childless = np.isin(spans["span"], spans["parent"], invert=True)
-    site_names = [name for _, name in raw["sites"]]
+    childless &= ~np.isin(spans["step"], replayed)
     bare |= {site_names[site] for site in np.unique(spans["site"][childless]).tolist()}
     seen = {site_names[site] for site in np.unique(spans["site"]).tolist()}
     inlined = [

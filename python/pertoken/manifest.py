@@ -78,6 +78,7 @@ _LOSS_TYPES: Mapping[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("spans_evicted", "steps_evicted", "requests_evicted"), int),
     "observations_evicted": int,
     **dict.fromkeys(("device_clock_error_ns", "replays_without_layers"), int),
+    "device_spans_pending": int,
     **dict.fromkeys(("faults", "observations_skipped", "device_spans_lost"), dict),
     **dict.fromkeys(("inlined_modules", "reasons", "processes"), list),
 }

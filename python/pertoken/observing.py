@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import operator
-import secrets
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pertoken import _native
+from pertoken import _native, seeds
 from pertoken.device_timing import current_stream_function, devices_of
 from pertoken.errors import SelectionError, UnsupportedTensorError
 from pertoken.selection import ModuleSelection, select_modules
@@ -134,7 +133,7 @@ class Observing:
             skip = self.skipped.skip_logits
             recorder.read_logits(
                 every=observed.logits_every,
-                seed=new_seed(),
+                seed=seeds.new_seed(),
                 read_elsewhere=partial(self.skipped.read, skip=skip),
                 skip=skip,
             )
@@ -188,11 +187,6 @@ def observe(name: str, tensor: object) -> None:
     site = _native.intern_region(name)
     for observer in tuple(_running.values()):
         observer.observe(site, tensor)
-
-
-def new_seed() -> int:
-    """Chooses the steps of one recording; leaves the program's own generators alone."""
-    return secrets.randbits(64)
 
 
 def _chooser(output: Any) -> Callable[[Any], Any]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pertoken import _native
+from pertoken import _native, seeds
 from pertoken.assembly import assemble
 from pertoken.compiled_layers import CompiledLayers
 from pertoken.device_timing import DeviceChoice, DeviceTiming, check_choice
@@ -24,7 +24,7 @@ from pertoken.generation import GenerateWatch, inner_roots
 from pertoken.graph_captures import GraphCaptures
 from pertoken.identity import Ranks, group_ranks
 from pertoken.instrument import Instrumentation, unwrap_compiled
-from pertoken.observing import NOTHING_OBSERVED, Observed, Observing, new_seed
+from pertoken.observing import NOTHING_OBSERVED, Observed, Observing
 from pertoken.patch import change_lock
 from pertoken.recording_meta import lasting_meta, model_facts
 from pertoken.request_log import RequestLog
@@ -122,7 +122,7 @@ class Recording:
             _RING_RECORDS,
             kept.time_ns,
             observe_every=observed.every,
-            observe_seed=new_seed(),
+            observe_seed=seeds.new_seed(),
         )
         self.activation_every = observed.every
         self.observing = Observing(self.recorder, observed)

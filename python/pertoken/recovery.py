@@ -130,14 +130,14 @@ def _read(folder: Path) -> _Spooled:
         found = sorted(int(number) for number in numbers if number.isascii() and number.isdigit())
         return [folder / f"{prefix}{number}" for number in found]
 
-    def take(path: Path, frames: Frames) -> list[Frame]:
+    def take(path: Path, frames: Frames, *, grows: bool = False) -> list[Frame]:
         found = list(frames)
-        if frames.unread_bytes:
+        if frames.unread_bytes and not (grows and frames.is_torn):
             spooled.unread[path.name] = frames.unread_bytes
         return found
 
     sites = folder / "sites"
-    for frame in take(sites, Frames(_content(sites))):
+    for frame in take(sites, Frames(_content(sites)), grows=True):
         code, category, name = site_of(frame)
         spooled.sites[code] = (category, name)
     segments = numbered("segment-")
@@ -145,7 +145,7 @@ def _read(folder: Path) -> _Spooled:
     for path in segments:
         content = _content(path)
         spooled.size_bytes += len(content)
-        frames = take(path, Frames(content))
+        frames = take(path, Frames(content), grows=path == segments[-1])
         if not frames:  # the process was killed when it had just made it
             continue
         number, first_step = segment_head(frames[0])

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
-from pertoken import _native, record_costs
+from pertoken import _native, record_costs, seeds
 from pertoken.errors import SelectionError
 from pertoken.schema import STEP_KINDS
 from pertoken.selection import layer_names
@@ -82,7 +81,7 @@ def sample(
             observe_ns=costs.observe_ns * max(len(observed), 1),
             most_observed=1 / activation_every,
             observes=bool(observed),
-            seed=int.from_bytes(os.urandom(8), "little"),
+            seed=seeds.new_seed(),
         )
     return frozenset(modules) - layers
 

@@ -1,7 +1,8 @@
 """Reads the files that a spool leaves: bytes in, frames and records out; see `spool_format.h`.
 
-A process that is killed leaves the last frame torn, and a disk may lose more. What does not bear
-its checksum, and all behind it in the same file, is left out and counted, never guessed.
+A process that is killed may leave the last frame torn, and a disk may lose more. What does not
+bear its checksum, and all behind it in the same file, is left out and counted, never guessed. Of
+a torn frame nothing is lost: what it was to hold stays in ring and journal until it is written.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ SEGMENT, RECORDS, NOTE, ROUND, CLOCK, LOSSES, SITE, OBSERVATION = range(1, 9)
 
 _FRAME = struct.Struct("<IIII")  # magic, checksum, type, bytes of the payload
 _FRAME_MAGIC = 0x4D465450
+_LARGEST_FRAME_BYTES = 1 << 20  # a note that fills the journal
 _SEGMENT = struct.Struct("<IIQq")  # version, 0, number, first step
 _RECORDS = struct.Struct("<iIQqqq16s")  # track, count, first index, last step, last seq, tid, name
 _LOSSES = struct.Struct("<QQQQ")
@@ -64,11 +66,13 @@ class Frames:
 
     Attributes:
         unread_bytes: how many bytes are behind them, once they have been read.
+        is_torn: whether those look like the beginning of one more, which was being written.
     """
 
     def __init__(self, content: bytes | memoryview) -> None:
         self._content = memoryview(content)
         self.unread_bytes = len(self._content)
+        self.is_torn = False
 
     def __iter__(self) -> Iterator[Frame]:
         """The frames, in order; once."""
@@ -77,6 +81,7 @@ class Frames:
             at += _FRAME.size + len(frame.payload)
             self.unread_bytes = len(self._content) - at
             yield frame
+        self.is_torn = _is_torn_frame(self._content[at:])
 
     def _frame_at(self, at: int) -> Frame | None:
         if len(self._content) - at < _FRAME.size:
@@ -88,6 +93,16 @@ class Frames:
         if zlib.crc32(self._content[at + 8 : end]) != checksum:
             return None
         return Frame(kind, self._content[at + _FRAME.size : end])
+
+
+def _is_torn_frame(content: memoryview) -> bool:
+    begin = bytes(content[:4])
+    if begin != _FRAME_MAGIC.to_bytes(4, "little")[: len(begin)]:
+        return False
+    if len(content) < _FRAME.size:
+        return True
+    size: int = _FRAME.unpack_from(content)[3]
+    return len(content) < _FRAME.size + size <= _LARGEST_FRAME_BYTES
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ int64_t FakeDriver::duration_of(const FakeWork& work) const {
                                       : kernels_.at(function->second.name).duration_ns;
 }
 
-void FakeDriver::enqueue(Stream& stream, FakeWork work, int64_t duration_ns) {
+void FakeDriver::enqueue(Stream& stream, FakeWork work, int64_t duration_ns, int64_t at_ns) {
   Pending pending{std::move(work), duration_ns, 0};
   if (pending.work.event != nullptr) {
     Event& event = events_.at(pending.work.event);
@@ -167,13 +167,12 @@ void FakeDriver::enqueue(Stream& stream, FakeWork work, int64_t duration_ns) {
   if (stream.held) {
     stream.behind_hold.push_back(std::move(pending));
   } else {
-    start(stream, std::move(pending));
+    start(stream, std::move(pending), at_ns);
   }
 }
 
-void FakeDriver::start(Stream& stream, Pending pending) {
-  const int64_t now = clock_ ? clock_() : now_ns_;
-  const int64_t start_ns = std::max(now + launch_latency_ns_, stream.free_at_ns);
+void FakeDriver::start(Stream& stream, Pending pending, int64_t at_ns) {
+  const int64_t start_ns = std::max(at_ns + launch_latency_ns_, stream.free_at_ns);
   stream.free_at_ns = start_ns + pending.duration_ns;
   FakeWork& work = pending.work;
   if (work.event != nullptr) {
@@ -221,7 +220,7 @@ void FakeDriver::spin(CUstream stream, int64_t duration_ns, int device) {
   if (target.capture == CU_STREAM_CAPTURE_STATUS_ACTIVE) {
     capture(target, std::move(work));
   } else {
-    enqueue(target, std::move(work), duration_ns);
+    enqueue(target, std::move(work), duration_ns, now_ns());
   }
 }
 
@@ -238,8 +237,9 @@ void FakeDriver::release(CUstream stream, int device) {
   Stream& target =
       stream == nullptr ? default_streams_.at(static_cast<size_t>(device)) : streams_.at(stream);
   target.held = false;
+  const int64_t at_ns = now_ns();
   while (!target.behind_hold.empty()) {
-    start(target, std::move(target.behind_hold.front()));
+    start(target, std::move(target.behind_hold.front()), at_ns);
     target.behind_hold.pop_front();
   }
 }

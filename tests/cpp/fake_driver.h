@@ -7,6 +7,7 @@
 // One at a time, since the table's functions carry no state. Thread safe by one lock.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -189,14 +190,15 @@ class FakeDriver {
   int64_t advance_locked(int64_t ns);
   void run_due();
   template <typename Handle>
-  Handle new_handle() {
-    return reinterpret_cast<Handle>(next_handle_ += 0x100);
+  static Handle new_handle() {
+    return reinterpret_cast<Handle>(next_handle_.fetch_add(0x100, std::memory_order_relaxed));
   }
   Stream* find(cuda::CUstream stream);
   Event* find(cuda::CUevent event);
   int current_device() const;
-  void enqueue(Stream& stream, FakeWork work, int64_t duration_ns);
-  void start(Stream& stream, Pending pending);
+  // At a moment, which what comes in one go has in common.
+  void enqueue(Stream& stream, FakeWork work, int64_t duration_ns, int64_t at_ns);
+  void start(Stream& stream, Pending pending, int64_t at_ns);
   cuda::CUgraphNode capture(Stream& stream, FakeWork work);
   int64_t duration_of(const FakeWork& work) const;
   void count_misuse() { ++misuses_; }
@@ -211,7 +213,8 @@ class FakeDriver {
   double drift_ = 0.0;
   int64_t device_offset_ns_ = 7'000'000'000;
   int64_t resolution_ns_ = 1;
-  uintptr_t next_handle_ = 0x10000;
+  // Of all fakes there are: what was made by one is unknown to the next. Relaxed: unique is enough.
+  static inline std::atomic<uintptr_t> next_handle_{0x10000};
   unsigned long long next_id_ = 7;
   std::map<std::string, FakeKernel> kernels_;
   std::map<std::string, Fault> faults_;

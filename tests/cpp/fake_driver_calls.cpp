@@ -97,7 +97,8 @@ struct FakeCalls {
     const std::lock_guard lock(fake->mutex_);
     if (const CUresult result = fake->enter("cuCtxPushCurrent_v2")) return result;
     context_stack.push_back(context);
-    if (!fake->gone_.contains(fake->current_device())) return CUDA_SUCCESS;
+    const int device = fake->current_device();  // none: of a fake before this one
+    if (device >= 0 && !fake->gone_.contains(device)) return CUDA_SUCCESS;
     context_stack.pop_back();
     return CUDA_ERROR_CONTEXT_IS_DESTROYED;
   }
@@ -251,7 +252,7 @@ struct FakeCalls {
     FakeWork work;
     work.type = CU_GRAPH_NODE_TYPE_EVENT_RECORD;
     work.event = event;
-    fake->enqueue(*target, std::move(work), 0);
+    fake->enqueue(*target, std::move(work), 0, fake->now_ns());
     return CUDA_SUCCESS;
   }
   static bool captures_on(int device) {

@@ -159,14 +159,15 @@ struct FakeGraphCalls {
     if (target->capture != CU_STREAM_CAPTURE_STATUS_NONE) {
       return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
     }
+    const int64_t at_ns = fake->now_ns();
     for (const CUgraphNode node : found->second.nodes) {
       if (found->second.disabled.contains(node)) {
-        fake->enqueue(*target, {}, fake->disabled_node_ns_);
+        fake->enqueue(*target, {}, fake->disabled_node_ns_, at_ns);
         continue;
       }
       FakeWork work = found->second.work.at(node);
       const int64_t duration_ns = fake->duration_of(work);
-      fake->enqueue(*target, std::move(work), duration_ns);
+      fake->enqueue(*target, std::move(work), duration_ns, at_ns);
     }
     return CUDA_SUCCESS;
   }

@@ -4,7 +4,6 @@
 // and so gives real numbers.
 #include <atomic>
 #include <chrono>
-#include <memory>
 #include <thread>
 
 #include "emulated_kernels.h"
@@ -13,14 +12,15 @@
 
 namespace {
 
-std::unique_ptr<pertoken::testing::FakeDriver> driver;
+// Never deleted: a recording may outlive its test, as in the traceback of one that fails. What it
+// then asks of the next fake, that refuses.
+pertoken::testing::FakeDriver* driver = nullptr;
 std::atomic<bool> runs{false};
 std::thread device;
 
 void stop() {
   runs = false;
   if (device.joinable()) device.join();
-  driver.reset();
 }
 
 pertoken::cuda::CUstream stream_of(void* handle) {
@@ -35,7 +35,7 @@ extern "C" {
 
 EXPORTED const void* fake_start(int devices) {
   stop();
-  driver = std::make_unique<pertoken::testing::FakeDriver>(devices);
+  driver = new pertoken::testing::FakeDriver(devices);
   pertoken::testing::add_stats_kernels(*driver);
   driver->use_clock([] {
     const auto now = std::chrono::steady_clock::now().time_since_epoch();
@@ -51,11 +51,7 @@ EXPORTED const void* fake_start(int devices) {
   });
   return driver->api();
 }
-// Its memory stays: recordings may read results to their end.
-EXPORTED void fake_stop() {
-  runs = false;
-  if (device.joinable()) device.join();
-}
+EXPORTED void fake_stop() { stop(); }
 EXPORTED void fake_spin(void* stream, long long duration_ns, int device) {
   driver->spin(stream_of(stream), duration_ns, device);
 }

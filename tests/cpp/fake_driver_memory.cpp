@@ -96,7 +96,7 @@ struct FakeMemoryCalls {
       return CUDA_SUCCESS;
     }
     const int64_t duration_ns = fake->duration_of(work);
-    fake->enqueue(stream, std::move(work), duration_ns);
+    fake->enqueue(stream, std::move(work), duration_ns, fake->now_ns());
     return CUDA_SUCCESS;
   }
 

@@ -226,6 +226,22 @@ TEST(calibrator_waits_for_a_short_baseline_only) {
   CHECK(reads - reads_before <= 4);
 }
 
+TEST(a_first_sample_that_was_held_up_leaves_the_rate_known) {
+  VirtualClock clock(steady_truth(0));
+  int reads = 0;
+  ClockCalibrator calibrator([&] {
+    ClockSample sample = clock.sample();
+    if (++reads > 1) return sample;
+    clock.advance(kMillisecond / 100);
+    sample.ticks_after = clock.now();
+    return sample;
+  });
+  const ClockMap map = calibrator.map();
+  CHECK(map.error_bound_ns() < 1000);
+  CHECK(map.rate_error() < 100e-6);
+  CHECK(std::abs(map.ticks_per_second() / kSecond - 1) <= map.rate_error());
+}
+
 TEST(calibrator_survives_a_clock_that_stands_still) {
   ClockCalibrator calibrator([] { return ClockSample{1000, 77, 1000}; });
   const ClockMap map = calibrator.map();

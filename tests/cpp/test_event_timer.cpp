@@ -50,6 +50,24 @@ TEST(a_span_is_as_long_as_the_work_in_it_and_lies_where_the_work_ran) {
   CHECK_EQ(lost(losses), uint64_t{0});
 }
 
+TEST(nothing_is_placed_by_anchors_of_which_one_alone_is_narrow) {
+  Rig rig;
+  const CUstream stream = rig.stream();
+  const Boundary start = rig.lane().begin(stream);
+  rig.fake.spin(stream, 250'000);
+  rig.lane().end(start, stream, rig.label());
+  rig.fake.set_call_cost(60'000);  // as where the thread is kept from each of its tries
+  rig.collect();
+  rig.fake.set_call_cost(200);
+  rig.fake.advance(20'000'000);
+  rig.collect();
+  CHECK_EQ(rig.spans.size(), size_t{0});
+  rig.settle();
+  CHECK_EQ(rig.spans.size(), size_t{1});
+  const int64_t error_ns = rig.timer->losses().clock_error_ns;
+  CHECK(error_ns > 0 && error_ns < 50'000);
+}
+
 TEST(regions_in_a_row_share_their_boundaries) {
   Rig rig;
   rig.fake.set_call_cost(50);

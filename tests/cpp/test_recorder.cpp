@@ -211,7 +211,7 @@ TEST(a_forked_child_records_nothing_and_exits) {
   for (int i = 0; i < 20; ++i) {
     const pid_t child = fork();
     if (child == 0) {
-      alarm(20);  // a deadlock ends the child, and its status fails the check
+      alarm(200);  // a deadlock ends the child, and its status fails the check
       const bool inactive = !recorder->active();
       const size_t spans = span_count(recorder->snapshot());
       recorder->start();

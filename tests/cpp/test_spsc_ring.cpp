@@ -51,6 +51,39 @@ TEST(a_narrow_index_wraps_without_loss_or_reordering) {
   }
 }
 
+// It is told of no less than half a ring, and in time: a consumer that comes only then, and no
+// later than half a ring after, loses nothing.
+TEST(the_producer_tells_when_half_of_the_ring_is_in_use) {
+  constexpr size_t kCapacity = 64;
+  SpscRing<uint32_t, uint8_t> ring(kCapacity);
+  std::mt19937 random(3);
+  size_t used = 0;
+  int told = 0;
+  size_t comes_in = 0;  // pushes until the consumer comes; 0: it sleeps
+  for (uint32_t number = 0; number < 100'000; ++number) {
+    CHECK(ring.try_push(number, [&]() noexcept {
+      CHECK(used >= kCapacity / 2);
+      ++told;
+      if (comes_in == 0) comes_in = 1 + random() % (kCapacity / 2);
+    }));
+    ++used;
+    if (comes_in == 0 || --comes_in > 0) continue;
+    while (!ring.readable().empty()) ring.release(ring.readable().size());
+    used = 0;
+  }
+  CHECK(told > 1000);
+}
+
+TEST(a_full_ring_tells_at_every_attempt) {
+  SpscRing<int> ring(4);
+  int told = 0;
+  const auto on_filling = [&]() noexcept { ++told; };
+  for (int i = 0; i < 4; ++i) CHECK(ring.try_push(i, on_filling));
+  CHECK_EQ(told, 1);
+  for (int i = 0; i < 3; ++i) CHECK(!ring.try_push(i, on_filling));
+  CHECK_EQ(told, 4);
+}
+
 TEST(two_threads_pass_every_accepted_record_in_order) {
   SpscRing<uint64_t> ring(1024);
   constexpr uint64_t kAttempts = 300000;

@@ -51,7 +51,7 @@ def main() -> None:
     # What is imported late must not be taken for something that the loader did.
     for data in starting_inputs().values():
         test_one_input(data)
-    options = [f"-max_len={LONGEST_INPUT}", "-timeout=20", "-rss_limit_mb=2048"]
+    options = [f"-max_len={LONGEST_INPUT}", "-timeout=200", "-rss_limit_mb=2048"]
     atheris.Setup([sys.argv[0], *options, *sys.argv[1:]], test_one_input, custom_mutator=mutate)
     try:
         atheris.Fuzz()

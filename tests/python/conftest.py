@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Summaries are as wide as the terminal; the tests' are the same whatever they run in.
 os.environ["COLUMNS"] = "100"
+# The same examples in each run, however long one takes.
+settings.register_profile(
+    "same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("same")
+
+
+@pytest.hookimpl(tryfirst=True)  # before any fixture
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Has recordings choose as they did in every run of this test; forked children do likewise."""
+    if "pertoken" in sys.modules:
+        from pertoken import seeds
+
+        drawn = random.Random(item.nodeid)
+        seeds.new_seed = lambda: drawn.getrandbits(64)
 
 
 @pytest.fixture(autouse=True)

@@ -36,8 +36,8 @@ _HEADERS = ("driver_api.h", "device_ops.h", "stamp_record.h", "tagged_words.h")
 class FakeGpu:
     """One or more devices; each has streams, the first of which is 0, the default."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self.library = library
+    def __init__(self, library: ctypes.CDLL, devices: int) -> None:
+        self.library, self.devices = library, devices
         self.streams: dict[int, int] = {}  # the current one of each device
         self.new_graph: type[FakeGraph] = FakeGraph
 
@@ -48,6 +48,22 @@ class FakeGpu:
         """Enqueues a kernel that takes so long."""
         stream = ctypes.c_void_p(self.current_stream(device))
         self.library.fake_spin(stream, ctypes.c_longlong(duration_ns), device)
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Has the devices begin with what is enqueued inside once all of it is.
+
+        So that its times are those of the kernels alone, however long the host takes to enqueue it.
+        """
+        devices = range(self.devices)
+        streams = [(ctypes.c_void_p(self.current_stream(device)), device) for device in devices]
+        for stream, device in streams:
+            self.library.fake_hold(stream, device)
+        try:
+            yield
+        finally:
+            for stream, device in streams:
+                self.library.fake_release(stream, device)
 
 
 class FakeGraph:
@@ -101,7 +117,7 @@ def _library() -> ctypes.CDLL:
 def fake_gpu(monkeypatch: pytest.MonkeyPatch, devices: int = 1) -> Iterator[FakeGpu]:
     """Puts it in the driver's place; parameters are on the device that `device` of them names."""
     library = _library()
-    gpu = FakeGpu(library)
+    gpu = FakeGpu(library, devices)
     new_capsule = ctypes.pythonapi.PyCapsule_New
     new_capsule.restype = ctypes.py_object
     new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]

@@ -162,7 +162,8 @@ def assert_histogram(histogram: Histogram, values_ns: np.ndarray) -> None:
     """It counts these values; each was converted from ticks apart, so that they differ a little."""
     assert histogram.count == len(values_ns)
     if len(values_ns):
-        tolerance_ns = len(values_ns) * (2 + 1e-4 * float(np.abs(values_ns).max()))
+        relative = totals_of_tables.RELATIVE * float(np.abs(values_ns).max())
+        tolerance_ns = len(values_ns) * (totals_of_tables.ABSOLUTE_NS + relative)
         assert abs(histogram.sum - float(values_ns.sum())) <= tolerance_ns
 
 

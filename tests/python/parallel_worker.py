@@ -20,6 +20,7 @@ from torch import nn
 
 import pertoken
 from pertoken import clock_sync
+from waiting import PATIENCE_S
 
 WIDTH = 8
 STEPS = 40
@@ -112,7 +113,7 @@ def main(folder: Path, rank: int, world_size: int) -> None:
         init_method=f"file://{folder}/rendezvous",
         rank=rank,
         world_size=world_size,
-        timeout=timedelta(seconds=120),
+        timeout=timedelta(seconds=PATIENCE_S),
     )
     torch.manual_seed(0)
     model = Parallel()

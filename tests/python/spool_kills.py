@@ -119,7 +119,8 @@ def _check(profile: pertoken.Profile, logs: Path) -> int:
     """Compares; gives the number of steps that the bound of the spool has dropped."""
     assert profile.losses["faults"] == {}
     assert profile.losses["records_dropped"] == 0
-    assert not any("could not be read" in reason for reason in profile.losses["reasons"])
+    reasons = profile.losses["reasons"]
+    assert not any("could not be read" in reason for reason in reasons), reasons
     tids = dict(zip(profile.tracks["track"].tolist(), profile.tracks["tid"].tolist(), strict=True))
     spans: dict[int, Counter[str]] = defaultdict(Counter)
     for step, site in zip(

@@ -8,10 +8,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -53,7 +55,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stderr
     return dict(json.loads(output.read_text()))
@@ -302,6 +304,28 @@ def test_means_medians_and_tails_of_blocks_are_compared_apart(module: Any) -> No
     )
     ratios = ("ratio", "middle_ratio", "tail_ratio")
     assert [found["slow"][name]["median"] for name in ratios] == [1.12, 1.0, 9.0]
+
+
+def test_what_the_steps_put_off_is_theirs(module: Any) -> None:
+    paired = module("paired")
+    variant = paired.Variant("slow", settle=lambda: time.sleep(0.05))
+    comparison = paired.Comparison([variant], lambda: [1.0] * 10)
+    comparison.run_round(Random(0), keep=True)
+    assert comparison.estimates()["slow"]["step_ns"]["median"] >= 0.05e9 / 10
+    assert comparison.estimates()["nothing"]["step_ns"]["median"] == 1.0
+
+
+def test_what_one_block_of_nothing_is_off_by_weighs_half(module: Any) -> None:
+    paired = module("paired")
+    steps = iter([[10.0], [30.0], [50.0]])
+    comparison = paired.Comparison([paired.Variant("slow")], lambda: next(steps))
+    in_turn = SimpleNamespace(sample=lambda variants, count: variants)
+    comparison.run_round(in_turn, keep=True)
+    found = {
+        name: (of["added_ns"]["median"], of["ratio"]["median"])
+        for name, of in comparison.estimates().items()
+    }
+    assert found == {"nothing": (0.0, 1.0), "nothing again": (20.0, 3.0), "slow": (30.0, 2.5)}
 
 
 def test_the_table_of_power_has_what_was_simulated(module: Any) -> None:

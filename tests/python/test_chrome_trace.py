@@ -23,7 +23,9 @@ from trace_profiles import (
 
 ANY_TEXT = st.text(alphabet=st.characters(exclude_categories=()), max_size=30)
 SAME_FOLDER = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=100
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    deadline=None,
+    max_examples=100,
 )
 
 

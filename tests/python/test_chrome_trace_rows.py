@@ -21,7 +21,9 @@ from trace_profiles import (
 )
 
 SAME_FOLDER = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=100
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    deadline=None,
+    max_examples=100,
 )
 FIRST_MADE_UP_TID = 1 << 22
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from requirements_check import require
+from waiting import PATIENCE_S
 
 HERE = str(Path(__file__).parent)
 
@@ -79,7 +80,7 @@ def recorded_over_a_step(preloaded: Path, clock: int, ns: int) -> dict[str, Any]
         env={**os.environ, "LD_PRELOAD": str(preloaded)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert (run.returncode, run.stderr) == (0, "")

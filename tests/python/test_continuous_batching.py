@@ -23,9 +23,11 @@ from transformers.generation.continuous_batching import (
 import invariants
 import pertoken
 from batching_log import BatchingLog, logged
+from held_forwards import Held
 from models import VOCABULARY, llama
 from pertoken import Profile
 from residue import foreign_values, state_of
+from waiting import PATIENCE_S, wait_for
 
 CLASSES = (
     continuous_api.ContinuousBatchingManager,
@@ -167,7 +169,7 @@ def test_eager_attention_gives_the_same_rows(model: Any, monkeypatch: pytest.Mon
 
 def collected(manager: Any, count: int) -> dict[str, Any]:
     results: dict[str, Any] = {}
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while len(results) < count and time.monotonic() < deadline:
         output = manager.get_result(timeout=0.5)
         if output is not None and output.is_finished():
@@ -187,7 +189,12 @@ def test_requests_that_arrive_finish_and_are_cancelled_at_any_time(
     managed = model.continuous_batching_context_manager(
         generation_config=settings(), continuous_batching_config=batching(num_blocks=256)
     )
-    with logged(model, monkeypatch) as log, recording, managed as manager:
+    with (
+        Held(model, at=40) as held,  # what is long is not done when it is cancelled
+        logged(model, monkeypatch) as log,
+        recording,
+        managed as manager,
+    ):
 
         def add(names: list[str]) -> None:
             own = random.Random(names[0])
@@ -208,6 +215,7 @@ def test_requests_that_arrive_finish_and_are_cancelled_at_any_time(
         for name in long_ones:
             manager.cancel_request(name)
         manager.cancel_request("unheard of")
+        held.go_on()
         results = collected(manager, len(wanted) - len(long_ones))
     profile = recording.result()
     check(profile, log)
@@ -272,15 +280,17 @@ def test_recordings_start_and_stop_while_the_manager_runs(model: Any) -> None:
         )
     )
     recordings = [pertoken.profile(model), pertoken.profile(model, modules="root")]
-    with model.continuous_batching_context_manager(
+    managed = model.continuous_batching_context_manager(
         settings(max_new_tokens=40),
         continuous_batching_config=batching(num_blocks=256, max_batch_tokens=64),
-    ) as manager:
+    )
+    with Held(model, at=sys.maxsize) as forwards, managed as manager:
         for number, ids in enumerate(inputs):
-            manager.add_request(ids, request_id=f"req_{number}")
             recording = recordings[number % 2]
             recording.start()
-            time.sleep(0.004)
+            before = forwards.count
+            manager.add_request(ids, request_id=f"req_{number}")
+            wait_for(lambda: forwards.count >= before + 2)  # noqa: B023
             if number % 3:
                 recording.stop()
         results = collected(manager, len(inputs))
@@ -311,12 +321,14 @@ def test_recordings_start_and_stop_while_the_manager_runs(model: Any) -> None:
 
 def test_a_recording_that_begins_in_the_middle_says_so(model: Any) -> None:
     recording = pertoken.profile(model)
-    with model.continuous_batching_context_manager(
+    managed = model.continuous_batching_context_manager(
         settings(max_new_tokens=90), continuous_batching_config=batching(num_blocks=256)
-    ) as manager:
+    )
+    with Held(model, at=40) as held, managed as manager:
         manager.add_request([1, 2, 3], request_id="before", streaming=True)
-        assert manager.get_result(timeout=30) is not None
+        assert manager.get_result(timeout=PATIENCE_S) is not None
         with recording:
+            held.go_on()
             manager.add_request([4, 5], request_id="inside", max_new_tokens=3)
             collected(manager, 2)
     profile = recording.result()

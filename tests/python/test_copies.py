@@ -32,6 +32,7 @@ from odd_modules import (
 )
 from pertoken import instrument
 from residue import assert_untouched, foreign_attributes, state_of
+from waiting import PATIENCE_S
 
 
 def through_torch_save(model: Any) -> Any:
@@ -212,7 +213,7 @@ def test_saved_models_load_where_pertoken_is_not_installed(slot: str, tmp_path: 
         [sys.executable, "-c", LOAD_WITHOUT_US.format(tests=tests), *map(str, files)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert run.stdout == f"loaded {len(files)}\n", run.stderr

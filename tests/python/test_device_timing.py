@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,8 +14,11 @@ import invariants
 import pertoken
 from fake_gpu import FakeGpu, fake_gpu, put_on
 from pertoken import DeviceError, SelectionError, _native
+from waiting import wait_for
 
 KERNEL_NS = 2_000_000
+# Of placing what the host took seconds to get to, by a rate that is known to some parts in 1000.
+LARGEST_ERROR_NS = 100_000_000
 
 
 class Block(torch.nn.Module):
@@ -59,9 +61,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
 def run(model: torch.nn.Module, steps: int, **options: object) -> pertoken.Profile:
     with pertoken.profile(model, modules=["layers.*"], **options) as prof:  # type: ignore[arg-type]
         for _ in range(steps):
-            model(IDS)
-            time.sleep(0.012)  # as the wait for a token's id: the GPU is done
-    time.sleep(0.05)
+            with model.layers[0].gpu.busy():
+                model(IDS)
     return prof.result()
 
 
@@ -71,18 +72,15 @@ def test_spans_and_steps_have_their_time_on_the_gpu(gpu: FakeGpu) -> None:
     spans, steps = profile.spans, profile.steps
     layers = spans.where((spans["device"] == 0) & (spans["site"] != "Model"))
     assert len(layers) == 15
-    # The first layer waits for its launch; the others are behind it in the queue.
-    queued = layers.where(layers["site"] != "layers.0")["dur_ns"]
-    assert (np.abs(queued - KERNEL_NS) < KERNEL_NS // 10).all()
-    assert (steps["gpu_ns"] >= 2.9 * KERNEL_NS).all()
-    assert (steps["gpu_ns"] < 5 * KERNEL_NS).all()
-    # The host is long done when the GPU is.
-    assert (np.median(steps["wall_ns"]) < np.median(steps["gpu_ns"])).all()
-    assert (steps["launch_lag_ns"] >= 0).all()
+    assert (np.abs(layers["dur_ns"] - KERNEL_NS) < KERNEL_NS // 10).all()
+    assert (np.abs(steps["gpu_ns"] - 3 * KERNEL_NS) < 3 * KERNEL_NS // 10).all()
+    # The host is done when the GPU begins.
+    error_ns = profile.losses["device_clock_error_ns"]
+    assert (steps["launch_lag_ns"] + error_ns >= steps["wall_ns"]).all()
     assert (steps["gpu_idle_ns"] >= 0).all()
     assert (steps["gpu_idle_ns"] <= steps["gpu_ns"]).all()
     assert profile.losses["device_spans_lost"] == {}
-    assert 0 < profile.losses["device_clock_error_ns"] < 1_000_000
+    assert 0 < error_ns < LARGEST_ERROR_NS
     roots = spans.where((spans["device"] == 0) & (spans["site"] == "Model"))
     assert set(layers["parent"].tolist()) == set(roots["span"].tolist())
 
@@ -104,13 +102,27 @@ def test_regions_and_declared_steps_are_timed_too(gpu: FakeGpu) -> None:
             gpu.spin(KERNEL_NS)
         with pertoken.step("decode"):  # as the replay of a graph, without a call of the model
             gpu.spin(KERNEL_NS)
-        time.sleep(0.05)
-    time.sleep(0.03)
     profile = prof.result()
     regions = profile.spans.where(profile.spans["device"] == 0)
     assert regions["site"].tolist() == ["before"]
     assert regions["dur_ns"][0] >= 0.99 * KERNEL_NS
     assert profile.steps["gpu_ns"][0] >= 0.99 * KERNEL_NS
+
+
+def test_a_result_says_what_the_gpu_has_not_come_to(gpu: FakeGpu) -> None:
+    model = Model(gpu)
+    with pertoken.profile(model, modules=["layers.*"]) as prof:
+        gpu.library.fake_hold(None, 0)
+        model(IDS)
+        early = prof.result()
+        gpu.library.fake_release(None, 0)
+    assert early.losses["device_spans_pending"] == 4
+    assert early.losses["device_spans_lost"] == {}
+    assert "4 spans on the GPU were still under way" in " ".join(early.losses["reasons"])
+    profile = prof.result()
+    assert profile.losses["device_spans_pending"] == 0
+    assert profile.losses["device_spans_lost"] == {}
+    assert pertoken.merge([early]).losses["device_spans_pending"] == 4
 
 
 def test_a_capture_is_left_alone_and_said(gpu: FakeGpu) -> None:
@@ -122,7 +134,6 @@ def test_a_capture_is_left_alone_and_said(gpu: FakeGpu) -> None:
         gpu.library.fake_begin_capture(ctypes.c_void_p(stream))
         model(IDS)
         gpu.library.fake_end_capture(ctypes.c_void_p(stream))
-        time.sleep(0.05)
     profile = prof.result()
     assert profile.steps["gpu_ns"][1] == -1
     # Where there are kernels, the calls are stamped into the graph instead: test_graph_replays.py.
@@ -137,7 +148,7 @@ def test_an_error_of_the_gpu_ends_the_timing_and_not_the_model(gpu: FakeGpu) -> 
     expected = model(IDS)
     with pertoken.profile(model, modules=["layers.*"]) as prof:
         model(IDS)
-        time.sleep(0.05)
+        wait_for(lambda: (prof.result().spans["device"] == 0).sum() == 4)
         gpu.library.fake_break(700)
         assert torch.equal(model(IDS), expected)
     profile = prof.result()
@@ -155,10 +166,8 @@ def test_an_exception_in_a_module_passes_through_with_its_times(gpu: FakeGpu) ->
 
     model = Model(gpu)
     model.layers[1] = Failing(gpu, 0)
-    with pertoken.profile(model, modules=["layers.*"]) as prof:
-        with pytest.raises(ZeroDivisionError):
-            model(IDS)
-        time.sleep(0.05)
+    with pertoken.profile(model, modules=["layers.*"]) as prof, pytest.raises(ZeroDivisionError):
+        model(IDS)
     profile = prof.result()
     assert profile.spans.where(profile.spans["device"] == 0)["site"].tolist() == [
         "layers.0",
@@ -214,10 +223,26 @@ def test_nothing_is_left_when_the_recording_is_gone(gpu: FakeGpu) -> None:
     for _ in range(3):
         with prof:
             model(IDS)
-            time.sleep(0.03)
     assert gpu.library.fake_live_events() > 0
     started = len(prof.result().spans)
     assert started == 3 * 8
     del prof
     gc.collect()
     assert gpu.library.fake_live_events() == 0
+
+
+def test_a_recording_that_outlives_its_gpu_does_not_disturb_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with fake_gpu(monkeypatch) as first:
+        prof = pertoken.profile(Model(first), modules=["layers.*"])
+        with prof:
+            prof.model(IDS)
+        assert first.library.fake_live_events() > 0
+    with fake_gpu(monkeypatch) as second:
+        assert len(run(Model(second), 1, device="cuda").spans) == 8
+        before = second.library.fake_live_events()
+        del prof
+        gc.collect()
+        assert second.library.fake_live_events() <= before
+        assert second.library.fake_misuses() == 0

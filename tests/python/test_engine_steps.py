@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from typing import Any
@@ -17,6 +16,7 @@ from models import NextToken, prompt
 from pertoken import Profile
 from pertoken.engines import Engine, Row, manual
 from pertoken.table import Table
+from test_processes import exit_code
 
 
 def rows_of(table: Table, *names: str) -> list[tuple[Any, ...]]:
@@ -433,11 +433,5 @@ def test_a_forked_child_has_an_engine_whose_lock_is_free_and_no_requests(
             done = not engine.open_requests
             engine.request_arrived("of the child")
             os._exit(0 if done and engine.open_requests == ["of the child"] else 1)
-    deadline = time.monotonic() + 30
-    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    if ended == (0, 0):
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    assert ended == (child, 0)
+    assert exit_code(child) == 0
     assert engine.open_requests == ["of the parent"]

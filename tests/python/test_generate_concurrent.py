@@ -10,6 +10,7 @@ import invariants
 import pertoken
 from forward_log import ForwardLog
 from models import llama, prompt
+from waiting import PATIENCE_S
 
 
 class PassedOn:
@@ -33,7 +34,7 @@ def test_streaming_from_a_thread_of_its_own() -> None:
         kwargs = {"inputs": prompt(), "max_new_tokens": 6, "streamer": streamer}
         worker = threading.Thread(target=model.generate, kwargs=kwargs, name="worker")
         worker.start()
-        assert streamer.ended.wait(60)
+        assert streamer.ended.wait(PATIENCE_S)
         worker.join()
     profile = recording.result()
     invariants.check(profile)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import threading
 import time
@@ -318,7 +319,9 @@ def test_results_taken_from_another_thread_always_agree_with_themselves() -> Non
 
     def serve() -> None:
         try:
-            for turn in range(12):
+            for turn in itertools.count():
+                if turn >= 12 and len(results) > 2:
+                    break
                 with pertoken.request(id=turn):
                     model.generate(prompt(2, seed=turn), max_new_tokens=4)
         finally:
@@ -332,7 +335,6 @@ def test_results_taken_from_another_thread_always_agree_with_themselves() -> Non
             results.append(recording.result())
         worker.join()
     results.append(recording.result())
-    assert len(results) > 2
     for profile in results:
         invariants.check_tokens(profile)
         invariants.check_steps(profile)
@@ -341,4 +343,5 @@ def test_results_taken_from_another_thread_always_agree_with_themselves() -> Non
         assert set(profile.tokens["request"].tolist()) <= requests
         ended = profile.requests["end_ns"] >= 0
         assert set(profile.requests["tokens_out"][ended].tolist()) <= {8}
-    assert results[-1].requests["tokens_out"].tolist() == [8] * 12
+    told = results[-1].requests["tokens_out"].tolist()
+    assert len(told) >= 12 and set(told) == {8}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import math
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +19,7 @@ import invariants
 import pertoken
 from fake_gpu import FakeGpu, fake_gpu, on_gpu, put_on
 from pertoken import _native
+from waiting import wait_for
 
 pytestmark = pytest.mark.skipif(
     _native.build_info()["cuda_kernels"] == "none", reason="built without kernels"
@@ -238,7 +238,7 @@ def test_a_gpu_that_fails_is_counted_and_the_model_runs(gpu: FakeGpu) -> None:
     with pertoken.profile(model, activations=["layers.*"], activation_every=1) as prof:
         for step in range(4):
             if step == 2:
-                time.sleep(0.05)
+                wait_for(lambda: len(prof.result().activations) == 2)
                 gpu.library.fake_break(700)
             model(torch.zeros(3, 5, dtype=torch.long))
     profile = prof.result()
@@ -254,7 +254,7 @@ def test_results_that_do_not_come_are_waited_for_so_long_and_counted(gpu: FakeGp
     held = on_gpu(torch.ones(4))
     with pertoken.profile(Model((0,)), activation_every=1) as prof:
         pertoken.observe("before", held)
-        time.sleep(0.05)
+        wait_for(lambda: len(prof.result().activations) == 1)
         gpu.library.fake_hold(ctypes.c_void_p(stream), 0)
         pertoken.observe("never", held)
     profile = prof.result()

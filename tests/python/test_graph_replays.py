@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,6 +16,8 @@ from fake_gpu import FakeGpu, FakeGraph, fake_gpu, put_on
 from pertoken import _native
 
 KERNEL_NS = 2_000_000
+# Of placing what the host took seconds to get to, by a rate that is known to some parts in 1000.
+LARGEST_ERROR_NS = 100_000_000
 IDS = torch.zeros(1, 4, dtype=torch.long)
 
 pytestmark = pytest.mark.skipif(
@@ -98,10 +99,7 @@ def test_layers_have_their_times_in_every_replay(gpu: FakeGpu) -> None:
         for _ in range(5):
             with pertoken.step("decode"):
                 graph.replay()
-            time.sleep(0.012)
         graph.replay()
-        time.sleep(0.02)
-    time.sleep(0.1)  # until all is drained
     profile = prof.result()
     invariants.check_spans(profile)
     replays = on_gpu(profile, "torch.cuda.CUDAGraph.replay")
@@ -113,7 +111,7 @@ def test_layers_have_their_times_in_every_replay(gpu: FakeGpu) -> None:
     assert (profile.steps["gpu_ns"][1:] >= 2.9 * KERNEL_NS).all()
     assert profile.losses["device_spans_lost"] == {}
     assert profile.losses["replays_without_layers"] == 0
-    assert 0 < profile.losses["device_clock_error_ns"] < 1_000_000
+    assert 0 < profile.losses["device_clock_error_ns"] < LARGEST_ERROR_NS
 
 
 def test_a_step_whose_model_is_a_replay_has_its_layers(gpu: FakeGpu) -> None:
@@ -122,9 +120,6 @@ def test_a_step_whose_model_is_a_replay_has_its_layers(gpu: FakeGpu) -> None:
         model.graph = capture(model)
         for _ in range(3):
             model(IDS)
-            time.sleep(0.012)
-        time.sleep(0.02)
-    time.sleep(0.1)  # until all is drained
     profile = prof.result()
     invariants.check_spans(profile)
     replays = on_gpu(profile, "torch.cuda.CUDAGraph.replay")
@@ -138,8 +133,6 @@ def test_a_graph_captured_before_has_times_as_a_whole_and_it_is_said(gpu: FakeGp
     with pertoken.profile(model, modules=["layers.*"]) as prof:
         for _ in range(3):
             graph.replay()
-            time.sleep(0.012)
-        time.sleep(0.05)
     profile = prof.result()
     replays = on_gpu(profile, "torch.cuda.CUDAGraph.replay")
     assert len(replays) == 3
@@ -155,7 +148,6 @@ def test_with_roots_alone_nothing_is_said_of_layers(gpu: FakeGpu) -> None:
     graph = capture(model)
     with pertoken.profile(model, modules="root") as prof:
         graph.replay()
-        time.sleep(0.05)
     profile = prof.result()
     assert len(on_gpu(profile, "torch.cuda.CUDAGraph.replay")) == 1
     assert profile.losses["replays_without_layers"] == 0
@@ -171,8 +163,6 @@ def test_a_graph_that_is_captured_again_is_another(gpu: FakeGpu) -> None:
         model.layers[0](IDS.float())
         graph.capture_end()
         graph.replay()
-        time.sleep(0.02)
-    time.sleep(0.1)  # until all is drained
     profile = prof.result()
     assert [len(on_gpu(profile, f"layers.{i}")) for i in range(3)] == [2, 1, 1]
     assert profile.losses["device_spans_lost"] == {}
@@ -185,8 +175,6 @@ def test_two_recordings_see_the_same_replay(gpu: FakeGpu) -> None:
     with outer, inner:
         graph = capture(model)
         graph.replay()
-        time.sleep(0.02)
-    time.sleep(0.1)
     assert len(on_gpu(outer.result(), "layers.2")) == 1
     assert len(on_gpu(inner.result(), "layers.1")) == 1
     assert len(on_gpu(inner.result(), "layers.2")) == 0
@@ -195,29 +183,26 @@ def test_two_recordings_see_the_same_replay(gpu: FakeGpu) -> None:
 
 def test_steps_that_a_budget_leaves_bare_still_capture_their_layers(gpu: FakeGpu) -> None:
     model = Model(gpu)
+    for layer in model.layers:
+        layer.kernel_ns = 10_000
     with pertoken.profile(model, modules=["layers.*"], budget=1e-9) as prof:
-        for layer in model.layers:
-            layer.kernel_ns = 0
-        for _ in range(40):  # until almost no step has layers
-            model(IDS)
-            time.sleep(0.003)
-        for layer in model.layers:
-            layer.kernel_ns = KERNEL_NS
-        graph = capture(model)
-        for _ in range(20):
+        graphs = [capture(model) for _ in range(100)]  # each in a step, almost all of them bare
+        for graph in graphs:
+            graph.replay()  # in no step, so not sampled
+            prof.recorder.drain()  # so that there are events for the next, whatever thread is late
+        for _ in range(100):
             with pertoken.step("decode"):
-                graph.replay()
-            time.sleep(0.003)
-        graph.replay()  # in no step, so not sampled
-        time.sleep(0.02)
-    time.sleep(0.1)
+                graphs[0].replay()
+            prof.recorder.drain()
     profile = prof.result()
     invariants.check_spans(profile)
-    replays = on_gpu(profile, "torch.cuda.CUDAGraph.replay")
-    assert 1 <= len(replays) < 21
-    assert set(replays["step"].tolist()) <= set(on_gpu(profile, "layers.1")["step"].tolist())
-    detail = profile.steps.where(profile.steps["kind"] == "decode")
-    assert (detail["detail"] == "root").sum() > 0
+    assert profile.losses["device_spans_lost"] == {}
+    steps = profile.steps
+    assert len(steps) == 200 and (steps["detail"][:100] == "root").any()
+    assert (steps["detail"][100:] == "root").any()
+    detailed = steps["step"][100:][steps["detail"][100:] != "root"].tolist()
+    for site in ("torch.cuda.CUDAGraph.replay", "layers.0", "layers.1", "layers.2"):
+        assert sorted(on_gpu(profile, site)["step"].tolist()) == [-1] * 100 + detailed
 
 
 def test_nothing_is_left_in_torch_and_errors_pass_through(gpu: FakeGpu) -> None:

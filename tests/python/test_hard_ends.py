@@ -19,10 +19,10 @@ import invariants
 import pertoken
 from odd_modules import NoTensors, Stack, numbers, seeded
 from residue import foreign_values
+from waiting import PATIENCE_S
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
-PATIENCE_S = 60
 HERE = str(Path(__file__).parent)
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from pertoken import Histogram, PertokenError, UnsupportedTensorError
+from waiting import PATIENCE_S
 
 TORCH_DTYPES = (
     "float64", "float32", "float16", "bfloat16",
@@ -233,7 +234,7 @@ def test_a_histogram_needs_no_torch() -> None:
         "h = Histogram.from_values(np.arange(5, dtype=np.float32)); assert h.count == 5;"
         "assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE_S)
 
 
 def test_the_hosts_flush_of_subnormals_changes_nothing() -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from waiting import PATIENCE_S
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "python" / "pertoken"
 
@@ -277,7 +279,7 @@ def test_files_are_of_one_noun_and_of_readable_length() -> None:
 
 def _python(code: str) -> str:
     return subprocess.run(
-        [sys.executable, "-c", code], check=True, text=True, capture_output=True, timeout=120
+        [sys.executable, "-c", code], check=True, text=True, capture_output=True, timeout=PATIENCE_S
     ).stdout
 
 

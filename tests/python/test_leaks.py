@@ -42,17 +42,23 @@ def count_of(folder: str) -> int:
 
 
 def assert_nothing_grows(work: Callable[[], Any], times: int, bytes_each: int) -> None:
-    """Asserts that `work`, done so often after a warm-up, leaks neither memory nor handles."""
+    """Asserts that `work`, done so often after a warm-up, leaks neither memory nor handles.
+
+    A leak grows every time. What grows once, as where a thread came late to what others left for
+    it, is none.
+    """
     for _ in range(times // 4):
         work()
-    before = resident_bytes(), count_of("task"), count_of("fd")
-    for _ in range(times):
-        work()
-    after = resident_bytes(), count_of("task"), count_of("fd")
-    # A drain thread that was told to stop may still be on its way out.
-    assert after[1] <= before[1] + 1
-    assert after[2] == before[2]
-    assert after[0] - before[0] < times * bytes_each + 256 * KIB
+    for last in (False, False, True):
+        before = resident_bytes(), count_of("task"), count_of("fd")
+        for _ in range(times):
+            work()
+        after = resident_bytes(), count_of("task"), count_of("fd")
+        grown = [now - then for now, then in zip(after, before, strict=True)]
+        # A drain thread that was told to stop may still be on its way out.
+        if grown[0] < times * bytes_each + 256 * KIB and grown[1] <= 1 and grown[2] == 0:
+            return
+        assert not last, f"bytes, threads and files more: {grown}"
 
 
 def test_a_thousand_short_recordings_leave_nothing() -> None:
@@ -71,9 +77,12 @@ def test_a_thousand_short_recordings_leave_nothing() -> None:
 
 def test_a_thousand_threads_leave_nothing() -> None:
     model = NoTensors()
+    runs = 0
     with pertoken.profile(model, modules="all", memory_limit_bytes=1 << 20) as recording:
 
         def run() -> None:
+            nonlocal runs
+            runs += 1
             thread = threading.Thread(target=model, args=(models.prompt(),))
             thread.start()
             thread.join()
@@ -85,7 +94,7 @@ def test_a_thousand_threads_leave_nothing() -> None:
         assert_nothing_grows(run, 1000, 128)
     profile = recording.result()
     assert profile.losses["records_dropped"] == 0
-    assert len(profile.steps) + profile.losses["steps_evicted"] == 1100 + 250 + 1000
+    assert len(profile.steps) + profile.losses["steps_evicted"] == runs
     assert set(profile.spans["track"].tolist()) <= set(profile.tracks["track"].tolist())
     assert len(profile.tracks) < 1500
 

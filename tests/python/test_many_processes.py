@@ -19,12 +19,12 @@ import parallel_worker as worker
 import pertoken
 from pertoken import clock_sync
 from pertoken.analysis.stragglers import Stragglers
+from waiting import PATIENCE_S
 
 WORLD_SIZE = 4
 # The planted delay is two thirds of a step. On a busy machine, a rank that shares its core with
 # another program is late, too, by less.
 LEAST_SHARE = 0.35
-PATIENCE_S = 300
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),

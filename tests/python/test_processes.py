@@ -22,10 +22,9 @@ import models
 import pertoken
 from odd_modules import NoTensors, Stack, numbers, seeded
 from residue import assert_untouched, foreign_values
+from waiting import PATIENCE_S
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-
-PATIENCE_S = 60
 
 
 def exit_code(pid: int) -> int:

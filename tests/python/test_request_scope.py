@@ -12,6 +12,7 @@ from transformers import DynamicCache
 import invariants
 import pertoken
 from models import llama, prompt
+from waiting import PATIENCE_S
 
 
 def test_two_generations_in_one_request_are_one_request() -> None:
@@ -73,7 +74,7 @@ def test_one_object_entered_in_two_threads_is_two_requests() -> None:
 
     def serve(count: int) -> None:
         with scope:
-            both_inside.wait(60)
+            both_inside.wait(PATIENCE_S)
             llama().generate(prompt(), max_new_tokens=count)
 
     with recording:

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 import pertoken
+from waiting import PATIENCE_S
 
 AUTOSTART = Path(pertoken.__file__).resolve().parents[1] / "pertoken_autostart.pth"
 IS_INSTALLED = AUTOSTART.parent in [Path(folder).resolve() for folder in site.getsitepackages()]
@@ -74,7 +75,7 @@ def execute(*command: str, **environment: str) -> subprocess.CompletedProcess[st
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         check=False,
     )
 
@@ -392,13 +393,13 @@ def test_pertoken_0_leaves_no_wrapper_no_thread_and_no_buffer(folder: Path) -> N
 
 
 def test_sigterm_without_a_handler_leaves_no_part_of_a_file(folder: Path) -> None:
-    write("waits.py", "run(1); print('ready', flush=True); import time; time.sleep(60)", TINY)
+    write("waits.py", "run(1); print('ready', flush=True); import time; time.sleep(600)", TINY)
     process = subprocess.Popen(
         [*RUN, "waits.py"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     process.terminate()  # it reaches the script: there is no process between
-    assert process.wait(60) == -signal.SIGTERM
+    assert process.wait(PATIENCE_S) == -signal.SIGTERM
     process.stdout.close()
     assert sorted(path.name for path in folder.iterdir()) == ["waits.py"]
 

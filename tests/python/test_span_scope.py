@@ -14,6 +14,7 @@ import invariants
 import pertoken
 from models import NextToken, llama, prompt
 from pertoken import Profile
+from waiting import PATIENCE_S
 
 
 def regions(profile: Profile) -> list[tuple[str, int]]:
@@ -147,7 +148,7 @@ def test_threads_have_tracks_of_their_own() -> None:
 
     def work() -> None:
         with region:
-            inside.wait(60)
+            inside.wait(PATIENCE_S)
 
     with recording, pertoken.span("main"):
         workers = [threading.Thread(target=work) for _ in range(2)]

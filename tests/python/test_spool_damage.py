@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 import pertoken
 from pertoken.errors import PertokenError
+from pertoken.spool_reader import RECORD, RECORDS, Frames, batch_of
 from spool_inputs import CORPUS, RING_BYTES, joined, mutated, parts, unpack
 
 NAMES = sorted(path.name for path in CORPUS.iterdir())
@@ -79,6 +81,35 @@ def test_a_file_that_ends_anywhere_gives_a_part_of_what_was_there(
             else:
                 assert rows <= whole[table], (table, end)
     assert given >= 10
+
+
+def test_of_a_frame_torn_by_the_end_of_the_process_nothing_is_lost(tmp_path: Path) -> None:
+    """What it was to hold is in the ring still, which lets go of records once they are written."""
+    files = parts((CORPUS / "generate").read_bytes())
+    segment = files["segment-0"]
+    ends, batches = [0], []
+    for frame in Frames(segment):
+        ends.append(ends[-1] + 16 + len(frame.payload))
+        if frame.type == RECORDS:
+            batches.append((ends[-2], ends[-1], batch_of(frame)))
+    begin, end, batch = batches[-1]
+    behind = batch.first_index + len(batch.records)
+
+    def with_ring_from(tail: int) -> bytes:
+        slots = bytearray(64 * RECORD.itemsize)
+        for number, record in enumerate(batch.records, batch.first_index):
+            struct.pack_into("32s", slots, number % 64 * 32, record.tobytes())
+        return files["ring-0"][:4096] + struct.pack("<Q56xQ56x", behind, tail) + bytes(slots)
+
+    whole = recovered(joined({**files, "ring-0": with_ring_from(behind)}), tmp_path / "whole")
+    assert whole is not None and whole.losses["reasons"][2:] == []
+    files["ring-0"] = with_ring_from(batch.first_index)
+    for cut in (begin, begin + 1, begin + 15, begin + 16, begin + 200, end - 1, end, end + 20):
+        torn = joined({**files, "segment-0": segment[:cut]})
+        profile = recovered(torn, tmp_path / str(cut))
+        assert profile is not None
+        assert identified(profile) == identified(whole)
+        assert profile.losses["reasons"] == whole.losses["reasons"]
 
 
 @pytest.mark.parametrize("file", ["segment-0", "sites"])

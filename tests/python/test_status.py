@@ -8,7 +8,6 @@ import math
 import os
 import re
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -20,17 +19,11 @@ from pertoken import _native, record_costs, status
 from pertoken.errors import SelectionError
 from pertoken.record_costs import RecordCosts, estimated_ns
 from test_processes import in_child
+from waiting import wait_for
 
 
 def log_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "pertoken-status"]
-
-
-def wait_until(condition: Any, what: str) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.002)
 
 
 def test_it_says_what_ran_for_how_long_and_what_is_held_and_lost() -> None:
@@ -159,9 +152,9 @@ def test_it_is_logged_until_the_recording_stops(caplog: pytest.LogCaptureFixture
     recording = pertoken.profile(model, log_interval_s=0.001)
     for runs in (1, 2):
         with recording:
-            wait_until(lambda: len(caplog.records) >= 3 * runs, "no line was logged")  # noqa: B023
+            wait_for(lambda: len(caplog.records) >= 3 * runs, "no line was logged")  # noqa: B023
             assert len(log_threads()) == 1
-        wait_until(lambda: not log_threads(), "the thread goes on")
+        wait_for(lambda: not log_threads(), "the thread goes on")
     assert {record.levelno for record in caplog.records} == {logging.INFO}
     assert caplog.records[0].message.startswith("recording Stack (layers) for ")
 
@@ -172,7 +165,7 @@ def test_logging_keeps_no_recording_and_ends_with_it() -> None:
     assert len(log_threads()) == 1
     del recording
     gc.collect()
-    wait_until(lambda: not log_threads(), "the thread goes on")
+    wait_for(lambda: not log_threads(), "the thread goes on")
 
 
 def test_a_handler_that_fails_is_a_fault_and_no_more() -> None:
@@ -186,7 +179,7 @@ def test_a_handler_that_fails_is_a_fault_and_no_more() -> None:
     logger.setLevel(logging.INFO)
     try:
         with pertoken.profile(seeded(Stack), log_interval_s=0.001) as recording:
-            wait_until(lambda: any("full" in reason for reason in recording.faults), "no fault")
+            wait_for(lambda: any("full" in reason for reason in recording.faults), "no fault")
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)

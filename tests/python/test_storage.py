@@ -61,7 +61,9 @@ def test_an_empty_profile_comes_back(profile: Profile, tmp_path: Path) -> None:
     assert_same(profile, load(tmp_path / "empty"))
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     texts=st.lists(st.text(), min_size=16, max_size=16),
     host=st.text(),

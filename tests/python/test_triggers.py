@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,18 +25,9 @@ from pertoken.dumps import Dumps
 from pertoken.errors import RecordingStateError, SelectionError
 from pertoken.triggers import NonFinite, Signal, SlowStep, StepTime, When
 from test_keep import Waits
+from waiting import PATIENCE_S, wait_for
 
-PATIENCE_S = 20.0
 HERE = str(Path(__file__).parent)
-
-
-def wait_for(condition: Callable[[], Any]) -> Any:
-    """Waits until it holds."""
-    until = time.monotonic() + PATIENCE_S
-    while not (answer := condition()):
-        assert time.monotonic() < until, "it did not happen"
-        time.sleep(0.01)
-    return answer
 
 
 def dump_threads() -> list[threading.Thread]:
@@ -66,22 +58,27 @@ def test_a_planted_slow_step_dumps_once_with_that_step_inside(tmp_path: Path) ->
         wait_for(lambda: recording.dumps)
         model(torch.tensor([0.0]))
     wait_for(lambda: not dump_threads())
-    (path,) = recording.dumps
-    assert [path] == list((tmp_path / "dumps").iterdir()), "whole, and no other file"
+    profile = recording.result()
+    invariants.check(profile)
+    assert len(profile.steps) == 5, "the recording went on, and lost nothing"
+    assert set(recording.dumps) == set((tmp_path / "dumps").iterdir()), "whole, and no other file"
+    dumps = {path: pertoken.load(path).meta["trigger"] for path in recording.dumps}
+    # Another step may be slow, too, where the machine held it up.
+    slow = profile.steps.where(profile.steps["wall_ns"] > 400_000_000)["step"].tolist()
+    assert {trigger["step"] for trigger in dumps.values()} <= set(slow)
+    assert sum(1 + trigger["others"] for trigger in dumps.values()) == len(slow)
+    (path,) = [path for path, trigger in dumps.items() if trigger["step"] == 2]
     assert path.name.endswith("-step_time.pertoken") and str(os.getpid()) in path.name
     dumped = pertoken.load(path)
     invariants.check(dumped)
     trigger = dumped.meta["trigger"]
-    assert trigger["reason"] == "step_time" and trigger["step"] == 2
+    assert trigger["reason"] == "step_time"
     assert trigger["kind"] == "other" and trigger["over_ns"] == 400_000_000
     steps = dumped.steps["step"].tolist()
     assert set(steps) >= {0, 1, 2}, "what led to it is there"
     assert "Dumped because step 2 (other) took" in str(dumped.summary())
     slow_ns = int(dumped.steps["wall_ns"][steps.index(2)])
     assert slow_ns >= 600_000_000 and abs(trigger["wall_ns"] - slow_ns) < slow_ns * 1e-3
-    profile = recording.result()
-    invariants.check(profile)
-    assert len(profile.steps) == 5, "the recording went on, and lost nothing"
 
 
 def test_the_last_step_before_the_end_fires_as_well(tmp_path: Path) -> None:
@@ -106,12 +103,14 @@ def test_a_time_is_learned_from_the_steps_before(tmp_path: Path) -> None:
     with recording:
         for _ in range(25):
             model(torch.tensor([0.005]))
+    learned_ns = 50 * float(np.median(recording.result().steps["wall_ns"]))
     with recording:  # what was learned is looked at here, and then once a second
-        model(torch.tensor([0.9]))
-    wait_for(lambda: recording.dumps)
-    told = pertoken.load(recording.dumps[-1]).meta["trigger"]
-    assert told["reason"] == "slow_step" and told["step"] == 25
-    assert 0.2e9 < told["over_ns"] < 0.9e9 <= told["wall_ns"]
+        model(torch.tensor([1.5e-9 * learned_ns]))
+    wait_for(lambda: not dump_threads())
+    triggers = [pertoken.load(path).meta["trigger"] for path in recording.dumps]
+    (told,) = [trigger for trigger in triggers if trigger["step"] == 25]
+    assert told["reason"] == "slow_step"
+    assert learned_ns * 0.8 < told["over_ns"] < learned_ns * 1.2 < told["wall_ns"]
 
 
 def test_a_planted_nan_dumps_with_its_observation_inside(tmp_path: Path) -> None:
@@ -180,7 +179,7 @@ def test_the_interpreter_ends_with_triggers_armed(tmp_path: Path) -> None:
         [sys.executable, "-X", "dev", "-W", "ignore", "-c", script, str(tmp_path), HERE],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -21,7 +21,7 @@ def test_the_adapter_of_vllm_in_its_own_engine() -> None:
         [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", FOLDER],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
         env=environment,
     )
     assert run.returncode == 0, run.stdout[-20_000:] + run.stderr[-5_000:]

@@ -31,7 +31,7 @@ def _run(*command: str | Path, **options: object) -> str:
 
 def _find_python(version: str) -> str:
     found = subprocess.run(
-        [ROOT / ".ci" / "find_python.sh", version], text=True, capture_output=True, timeout=60
+        [ROOT / ".ci" / "find_python.sh", version], text=True, capture_output=True, timeout=600
     )
     return found.stdout.strip()
 

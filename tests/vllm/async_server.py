@@ -45,7 +45,7 @@ async def serve_all(config: Any) -> dict[str, int]:
     try:
         counts = await asyncio.gather(*(serve(engine, name) for name in TOKENS))
     finally:
-        engine.shutdown(timeout=20)
+        engine.shutdown(timeout=200)
     return dict(zip(TOKENS, counts, strict=True))
 
 

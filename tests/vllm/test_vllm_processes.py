@@ -23,7 +23,7 @@ def test_a_server_that_knows_nothing_of_pertoken_is_recorded_in_all_its_processe
         [sys.executable, HERE / "async_server.py", tmp_path, "uni", "mp"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=500,
         env={
             **os.environ,  # in which `conftest.py` has set what vLLM needs
             "PYTHONPATH": str(HERE.parent / "python"),

@@ -20,7 +20,7 @@ from typing import Any
 
 from requirements_check import require
 
-_TIMEOUT_S = 120
+_TIMEOUT_S = 300
 _VIEWER = "catapult_trace_viewer.html"
 _IMPORT = """
 <script>
