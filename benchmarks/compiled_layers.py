@@ -101,7 +101,10 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
         with recording:
             difference = float((run_told(x) - expected).abs().max())
         spans = len(recording.result().spans)
-        variants = [Variant("operators, idle", idle), Variant("operators, recorded", in_recording)]
+        variants = [
+            Variant("operators, idle", idle),
+            Variant("operators, recorded", in_recording, recording.recorder.drain),
+        ]
         estimates = compare(variants, block, rounds=rounds, advance=advance)
     require_complete(recording)
     return {

@@ -161,7 +161,8 @@ def _case(decode: _Decode, mode: str, rounds: int, advance: Advance) -> dict[str
         if is_graph:
             with recording:
                 run = _as_step(decode.captured())
-        variants.append(Variant(name, partial(_running, decode, run, partial(recorded, recording))))
+        context = partial(_running, decode, run, partial(recorded, recording))
+        variants.append(Variant(name, context, recording.recorder.drain))
     for name, tool in _other_tools(decode.device).items():
         variants.append(Variant(name, partial(_running, decode, plain, tool)))
     estimates = compare(variants, decode.block, rounds=rounds, advance=advance)

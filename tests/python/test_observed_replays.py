@@ -17,6 +17,7 @@ import invariants
 import pertoken
 from fake_gpu import FakeGpu, FakeGraph, fake_gpu, on_gpu, put_on
 from pertoken import _native
+from waiting import wait_for
 
 IDS = torch.zeros(2, 3, dtype=torch.long)
 
@@ -76,6 +77,11 @@ def recording(model: Model, **options: Any) -> pertoken.Recording:
     return pertoken.profile(model, activations=["layers.*"], **options)
 
 
+def arrive(prof: pertoken.Recording, observations: int) -> None:
+    """Waits until what was launched has been counted, and read."""
+    wait_for(lambda: len(prof.result().activations) == observations)
+
+
 def test_each_replay_is_observed_at_its_own_step(gpu: FakeGpu) -> None:
     model = Model()
     with recording(model) as prof:
@@ -84,6 +90,7 @@ def test_each_replay_is_observed_at_its_own_step(gpu: FakeGpu) -> None:
             with pertoken.step("decode"):
                 graph.replay()
         graph.replay()
+        arrive(prof, 12)
     profile = prof.result()
     invariants.check(profile)
     table = profile.activations
@@ -104,9 +111,10 @@ def test_a_nan_that_a_replay_puts_out_is_found_there(gpu: FakeGpu) -> None:
         model.graph = capture(gpu, model)
         for i in range(4):
             if i == 2:
-                prof.result()  # what was replayed has been read
+                arrive(prof, 6)
                 model.layers[1].out[1, 2, 3] = float("nan")
             model(IDS)
+        arrive(prof, 12)
     found = prof.result().first_nonfinite()
     assert found is not None
     assert (found.site, found.step) == ("layers.1", 3)
@@ -117,6 +125,7 @@ def test_rows_are_those_of_the_batch(gpu: FakeGpu) -> None:
     with recording(model, activation_rows=True) as prof:
         model.graph = capture(gpu, model)
         model(IDS)
+        arrive(prof, 6)
     table = prof.result().activations
     assert table["row"].tolist() == [0, 1] * 3
     assert table["max"].tolist() == [10, 11, 20, 21, 30, 31]
@@ -130,6 +139,7 @@ def test_the_rate_and_the_budget_choose_among_replays_without_a_new_capture(gpu:
         for _ in range(33):
             with pertoken.step("decode"):
                 graph.replay()
+        arrive(prof, 27)
     profile = prof.result()
     table = profile.activations.where(profile.activations["site"] == "layers.0")
     assert table["weight"].tolist() == [1] + [4] * 8
@@ -144,6 +154,7 @@ def test_steps_without_layers_are_observed_all_the_same(gpu: FakeGpu) -> None:
             graph.replay()
         model.graph = graph
         model(IDS)
+        arrive(prof, 6)
     profile = prof.result()
     assert profile.activations["step"].tolist() == [1] * 3 + [2] * 3
 
@@ -156,9 +167,10 @@ def test_a_value_by_hand_is_a_part_of_the_graph_as_well(gpu: FakeGpu) -> None:
         pertoken.observe("mine", values)
         graph.capture_end()
         graph.replay()
-        prof.result()
+        arrive(prof, 1)
         values.fill_(4.0)
         graph.replay()
+        arrive(prof, 2)
     table = prof.result().activations
     assert table["site"].tolist() == ["mine"] * 2
     assert table["max"].tolist() == [3, 4]
@@ -169,13 +181,14 @@ def test_replays_after_the_recording_and_in_the_next_one_write_nothing(gpu: Fake
     with recording(model) as prof:
         graph = capture(gpu, model)
         graph.replay()
-    assert len(prof.result().activations) == 3
+        arrive(prof, 3)
     graph.replay()
     with recording(model) as later:
         graph.replay()
         again = capture(gpu, model)
         again.replay()
         graph.replay()
+        arrive(later, 3)
     profile = later.result()
     assert len(profile.activations) == 3
     assert profile.losses["observations_skipped"] == {}
@@ -190,8 +203,9 @@ def test_two_recordings_observe_the_same_replay(gpu: FakeGpu) -> None:
         for _ in range(4):
             with pertoken.step("decode"):
                 graph.replay()
-    assert len(outer.result().activations) == 12
-    assert set(inner.result().activations["weight"].tolist()) == {1, 2}
+        arrive(outer, 12)
+        wait_for(lambda: set(inner.result().activations["weight"].tolist()) == {1, 2})
+    assert inner.result().losses["observations_skipped"] == {}
 
 
 def test_a_replay_that_raises_is_counted_and_passes_through(gpu: FakeGpu) -> None:
@@ -205,6 +219,7 @@ def test_a_replay_that_raises_is_counted_and_passes_through(gpu: FakeGpu) -> Non
         graph.exec = executable
         with pertoken.step("decode"):
             graph.replay()
+        arrive(prof, 3)
     profile = prof.result()
     assert profile.activations["step"].tolist() == [1] * 3
     assert profile.losses["observations_skipped"] == {"the GPU or its context had failed": 3}
