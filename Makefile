@@ -40,10 +40,15 @@ help: ## list the targets
 demo: $(VENV)/.installed ## profile a small model; writes demo/
 	$(BIN)/pertoken demo --output demo
 
-# Goes on after a failure, so that one run tells everything; pytest comes last and sums up. mypy and
-# stubtest, which use one core, run beside clang-tidy.
+# Goes on after a failure, so that one run tells everything; pytest comes last and sums up. What uses
+# one core runs beside what uses all: mypy and stubtest beside clang-tidy, the fuzzers beside aarch64.
 test: $(VENV)/.installed $(VENV)/.dev ## lint, the C++ tests under sanitizers, the Python tests
-	@$(MAKE) -k -j2 -Otarget lint; linted=$$?; $(MAKE) -k cpp-tests aarch64 fuzz pytest && exit $$linted
+	@failed=0; \
+	$(MAKE) -k -j2 -Otarget lint || failed=1; \
+	$(MAKE) -k cpp-tests || failed=1; \
+	$(MAKE) -k -j2 -Otarget aarch64 fuzz || failed=1; \
+	$(MAKE) pytest || failed=1; \
+	exit $$failed
 
 lint: lint-python lint-types lint-cpp lint-tidy ## ruff, mypy, stubtest, clang-format, clang-tidy
 
@@ -133,12 +138,13 @@ build-tidy/ok/%: % $(HEADERS) .clang-tidy build-tidy/compile_commands.json
 	clang-tidy --quiet -p build-tidy $<
 	mkdir -p $(@D) && touch $@
 
-# C++ tests: optimised as they are shipped, then under sanitizers with assertions
+# C++ tests: optimised as they are shipped, then under sanitizers with assertions. Without link-time
+# optimisation, which would compile the core again for each of them.
 
 cpp-tests: $(VENV)/.dev ## the C++ tests: optimised, under ASan and UBSan, under TSan
 	@$(MAKE) cpp-test-plain cpp-test-asan cpp-test-tsan
 
-cpp-build-plain: CMAKE_ARGS = -DCMAKE_BUILD_TYPE=Release
+cpp-build-plain: CMAKE_ARGS = -DCMAKE_BUILD_TYPE=Release -DPERTOKEN_LTO=OFF
 cpp-build-asan: CMAKE_ARGS = -DPERTOKEN_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-Og
 cpp-build-tsan: CMAKE_ARGS = -DPERTOKEN_SANITIZE=thread -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1
 cpp-build-%: FORCE

@@ -10,7 +10,7 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -33,6 +33,11 @@ PYTHON_HEADER = re.compile(r"^(Python\.h|pybind11/)")
 INTRINSICS = re.compile(
     r"#\s*include\s*<(\w*intrin|cpuid|arm_\w+)\.h>|\b(__rdtscp?|_mm\d*_\w+|__builtin_ia32_\w+)\b"
     r"|\b__?asm(__)?\b|\basm\s*(volatile\s*)?\("
+)
+OWN_HEADER = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
+CONCURRENT = re.compile(
+    r"\bstd::(atomic|j?thread|async|\w*mutex|\w*lock\b|call_once|condition_variable|latch|barrier)"
+    r"|\b(pthread_\w+|__atomic_\w+|__sync_\w+|thread_local|volatile|fork\(\))"
 )
 ARCHITECTURE = re.compile(r"__x86_64__|__aarch64__|__AVX|__SSE|__ARM_NEON|__CUDA_ARCH__")
 
@@ -121,6 +126,23 @@ def imported_modules(text: str, package: str, *, at_import: bool) -> Iterator[st
             prefix = prefix.rstrip(".")
             yield prefix
             yield from (f"{prefix}.{alias.name}" for alias in node.names)
+
+
+def concurrent_parts(sources: Mapping[str, str], test: str) -> list[str]:
+    """Which of `sources` that `test` is built from by its includes know of threads.
+
+    `sources` are texts by the name that an include gives. A header brings the source of its name.
+    """
+    seen: set[str] = set()
+    waiting = [test]
+    while waiting:
+        name = waiting.pop()
+        if name in seen or name not in sources:
+            continue
+        seen.add(name)
+        waiting += OWN_HEADER.findall(sources[name])
+        waiting.append(str(Path(name).with_suffix(".cpp")))
+    return sorted(name for name in seen if CONCURRENT.search(sources[name]))
 
 
 def import_violations(path: str, text: str) -> list[str]:
@@ -219,6 +241,40 @@ def test_intrinsics_stand_behind_a_check_of_the_architecture() -> None:
 )
 def test_the_intrinsics_rule_finds_what_is_planted(text: str, guarded: bool) -> None:
     assert (unguarded_intrinsics(text) == []) is guarded
+
+
+def test_what_thread_sanitizer_leaves_out_knows_of_no_threads() -> None:
+    """Each test that CMakeLists.txt leaves out of that build, with all that it includes."""
+    sources = {
+        str(path.relative_to(folder)): path.read_text()
+        for folder in (ROOT / "csrc", ROOT / "tests" / "cpp")
+        for path in _sources(".h", ".cpp")
+        if path.is_relative_to(folder)
+    }
+    cmake = (ROOT / "CMakeLists.txt").read_text()
+    listed = re.search(r"set\(tests_without_threads\s+([^)]+)\)", cmake)
+    assert listed is not None
+    for test in listed[1].split():
+        assert f"{test}.cpp" in sources
+        assert concurrent_parts(sources, f"{test}.cpp") == []
+    assert "core/recorder.h" in concurrent_parts(sources, "test_recorder.cpp")
+
+
+@pytest.mark.parametrize(
+    ("part", "text"),
+    [
+        ("test_a.cpp", "std::thread worker;"),
+        ("core/a.h", "std::atomic<int> count;"),
+        ("core/a.cpp", "thread_local int depth;"),
+        ("core/b.cpp", "const std::scoped_lock lock(mutex);"),
+    ],
+)
+def test_the_threads_rule_finds_what_is_planted(part: str, text: str) -> None:
+    sources = dict.fromkeys(("core/a.cpp", "core/b.h", "core/b.cpp"), "")
+    sources |= {"test_a.cpp": '#include "core/a.h"', "core/a.h": '#include "core/b.h"'}
+    assert concurrent_parts(sources, "test_a.cpp") == []
+    sources[part] += f"\n{text}"
+    assert concurrent_parts(sources, "test_a.cpp") == [part]
 
 
 def test_python_modules_import_only_what_is_below_them() -> None:
