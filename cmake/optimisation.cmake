@@ -1,6 +1,7 @@
 # How much code speed may cost, for the Release configuration. A wheel holds it all, so that the rule
 # is -O2: -O3 is for what runs in a wrapped call and for what looks at each value of a tensor, -Os for
-# what runs a few times a recording, or takes as long as the driver's calls in it. Link-time optimisation keeps each function's own.
+# what runs a few times a recording, or takes as long as the driver's calls in it. Link-time
+# optimisation keeps each function's own.
 
 if(CMAKE_CXX_FLAGS_RELEASE STREQUAL "-O3 -DNDEBUG")
   set(CMAKE_CXX_FLAGS_RELEASE "-O2 -DNDEBUG")
