@@ -26,6 +26,7 @@ void write_counters(const ChromeTrace& trace, const CounterColumns& columns, Out
   const std::string root_name = escaped(trace.root_name);
   const std::string begin = ",\n{\"ph\":\"C\",\"name\":\"" + escaped(columns.name);
   std::vector<std::string> keys;
+  keys.reserve(columns.series.size());
   for (const auto& series : columns.series) keys.push_back(escaped(series.name) + "\":");
   for (size_t i = 0; i < columns.size && out.ok(); ++i) {
     out.append(begin);

@@ -228,7 +228,6 @@ TEST(graphs_of_an_earlier_recording_write_nothing_into_a_later_one) {
   CHECK_EQ(made.size(), 1U);
   CHECK_EQ(made[0].site, 5U);
   CHECK_EQ(made[0].step, 3U);
-  CHECK_EQ(gpu.devices.api().cuCtxGetCurrent == nullptr, false);
   // Once half of what captures take is gone, the next recording gets new memory.
   for (size_t i = 0; i < GpuStats::kCaptured / 2; ++i) gpu.capture(1, 1);
   gpu.observer = std::make_unique<GpuObserver>(gpu.devices, &FakeDriver::ticks);

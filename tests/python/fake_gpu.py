@@ -53,7 +53,8 @@ class FakeGpu:
     def busy(self) -> Iterator[None]:
         """Has the devices begin with what is enqueued inside once all of it is.
 
-        So that its times are those of the kernels alone, however long the host takes to enqueue it.
+        So that its times are those of the kernels alone, however long the host takes to enqueue it,
+        and no stamp of a replay is read before the replay is known.
         """
         devices = range(self.devices)
         streams = [(ctypes.c_void_p(self.current_stream(device)), device) for device in devices]

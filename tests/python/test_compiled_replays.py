@@ -106,7 +106,8 @@ class Graphed:
             self.graph.capture_begin()
             self.run(*args)
             self.graph.capture_end()
-        self.graph.replay()
+        with self.gpu.busy():
+            self.graph.replay()
         return self.outputs
 
 
@@ -209,7 +210,7 @@ def test_a_capture_in_a_step_that_a_budget_leaves_bare_is_stamped(gpu: FakeGpu) 
         call(torch.ones(1, 4))
         graph.capture_end()
         for _ in range(12):  # the first few of a declared kind have all detail
-            with pertoken.step("decode"):
+            with pertoken.step("decode"), gpu.busy():
                 graph.replay()
             time.sleep(0.008)
     profile = recording.result()

@@ -97,9 +97,10 @@ def test_layers_have_their_times_in_every_replay(gpu: FakeGpu) -> None:
     with pertoken.profile(model, modules=["layers.*"]) as prof:
         graph = capture(model)
         for _ in range(5):
-            with pertoken.step("decode"):
+            with pertoken.step("decode"), gpu.busy():
                 graph.replay()
-        graph.replay()
+        with gpu.busy():
+            graph.replay()
     profile = prof.result()
     invariants.check_spans(profile)
     replays = on_gpu(profile, "torch.cuda.CUDAGraph.replay")
@@ -119,7 +120,8 @@ def test_a_step_whose_model_is_a_replay_has_its_layers(gpu: FakeGpu) -> None:
     with pertoken.profile(model, modules=["layers.*"]) as prof:
         model.graph = capture(model)
         for _ in range(3):
-            model(IDS)
+            with gpu.busy():
+                model(IDS)
     profile = prof.result()
     invariants.check_spans(profile)
     replays = on_gpu(profile, "torch.cuda.CUDAGraph.replay")
@@ -132,7 +134,8 @@ def test_a_graph_captured_before_has_times_as_a_whole_and_it_is_said(gpu: FakeGp
     graph = capture(model)
     with pertoken.profile(model, modules=["layers.*"]) as prof:
         for _ in range(3):
-            graph.replay()
+            with gpu.busy():
+                graph.replay()
     profile = prof.result()
     replays = on_gpu(profile, "torch.cuda.CUDAGraph.replay")
     assert len(replays) == 3
@@ -146,7 +149,7 @@ def test_a_graph_captured_before_has_times_as_a_whole_and_it_is_said(gpu: FakeGp
 def test_with_roots_alone_nothing_is_said_of_layers(gpu: FakeGpu) -> None:
     model = Model(gpu)
     graph = capture(model)
-    with pertoken.profile(model, modules="root") as prof:
+    with pertoken.profile(model, modules="root") as prof, gpu.busy():
         graph.replay()
     profile = prof.result()
     assert len(on_gpu(profile, "torch.cuda.CUDAGraph.replay")) == 1
@@ -158,11 +161,13 @@ def test_a_graph_that_is_captured_again_is_another(gpu: FakeGpu) -> None:
     model = Model(gpu)
     with pertoken.profile(model, modules=["layers.*"]) as prof:
         graph = capture(model)
-        graph.replay()
+        with gpu.busy():
+            graph.replay()
         graph.capture_begin()
         model.layers[0](IDS.float())
         graph.capture_end()
-        graph.replay()
+        with gpu.busy():
+            graph.replay()
     profile = prof.result()
     assert [len(on_gpu(profile, f"layers.{i}")) for i in range(3)] == [2, 1, 1]
     assert profile.losses["device_spans_lost"] == {}
@@ -174,7 +179,8 @@ def test_two_recordings_see_the_same_replay(gpu: FakeGpu) -> None:
     inner = pertoken.profile(model, modules=["layers.1"])
     with outer, inner:
         graph = capture(model)
-        graph.replay()
+        with gpu.busy():
+            graph.replay()
     assert len(on_gpu(outer.result(), "layers.2")) == 1
     assert len(on_gpu(inner.result(), "layers.1")) == 1
     assert len(on_gpu(inner.result(), "layers.2")) == 0
@@ -188,10 +194,11 @@ def test_steps_that_a_budget_leaves_bare_still_capture_their_layers(gpu: FakeGpu
     with pertoken.profile(model, modules=["layers.*"], budget=1e-9) as prof:
         graphs = [capture(model) for _ in range(100)]  # each in a step, almost all of them bare
         for graph in graphs:
-            graph.replay()  # in no step, so not sampled
+            with gpu.busy():  # in no step, so not sampled
+                graph.replay()
             prof.recorder.drain()  # so that there are events for the next, whatever thread is late
         for _ in range(100):
-            with pertoken.step("decode"):
+            with pertoken.step("decode"), gpu.busy():
                 graphs[0].replay()
             prof.recorder.drain()
     profile = prof.result()
