@@ -22,9 +22,9 @@ ADDED = {
     "wrapped": 165,  # 156: a recorded call of a module
     "wrapped, weakly": 180,  # 169: by a wrapper that does not hold the module
     "wrapped, stopped": 60,  # 53: its wrapper when the recording has stopped
-    "wrapped, left out": 82,  # 74: the same in a step that was sampled without detail
-    "root": 760,  # 726: a step
-    "root, sampled": 945,  # 905: a step whose detail is sampled
+    "wrapped, left out": 83,  # 79: the same in a step that was sampled without detail
+    "root": 800,  # 766: a step
+    "root, sampled": 985,  # 950: a step whose detail is sampled
 }
 # Instructions of a whole `with`, the interpreter's own (Python 3.11) among them.
 WHOLE = {
