@@ -116,20 +116,21 @@ PyObject* timed_replay(const GraphReplayCall& call, PyObject* args, PyObject* kw
   const AnnouncedReplay announced = announce(calls, recorder, *lane, handle);
   DeviceInterval interval;
   interval.begin(calls, recorder, buffer, device, seq);
+  const cuda::StampedReplay stamped{.ticks = now_ticks(),
+                                    .graph = handle.graph,
+                                    .number = announced.number,
+                                    .seq = seq,
+                                    .first_seq = first_seq,
+                                    .calls = handle.calls,
+                                    .step = step,
+                                    .left_out = buffer.open_detail,
+                                    .track = buffer.track,
+                                    .device = static_cast<int16_t>(device)};
+  const bool is_awaited = announced.number != 0 && interval.has_start();
+  if (is_awaited) calls.stamps->await(stamped);
   PyObject* result = replay(call, args, kwargs, buffer);
   lane->note_launch();
-  if (announced.number != 0 && result != nullptr && interval.has_start()) {
-    calls.stamps->await({.ticks = now_ticks(),
-                         .graph = handle.graph,
-                         .number = announced.number,
-                         .seq = seq,
-                         .first_seq = first_seq,
-                         .calls = handle.calls,
-                         .step = step,
-                         .left_out = buffer.open_detail,
-                         .track = buffer.track,
-                         .device = static_cast<int16_t>(device)});
-  }
+  if (is_awaited && result == nullptr) calls.stamps->withdraw(stamped);
   interval.end(calls, recorder, {call.base.site, seq, 0, step, false});
   close(announced, lane->device(), handle.graph);
   return result;

@@ -93,6 +93,12 @@ void StampReader::read_ring() {
   for (auto replays = ring_.readable(); !replays.empty(); replays = ring_.readable()) {
     for (const StampedReplay& replay : replays) {
       Device& device = held_[static_cast<size_t>(replay.device)];
+      if (replay.is_withdrawn) {
+        std::erase_if(device.awaited, [&](const Awaited& awaited) {
+          return awaited.replay.graph == replay.graph && awaited.replay.number == replay.number;
+        });
+        continue;
+      }
       GraphStamps* stamps = devices_->find(replay.device);
       const uint32_t count = stamps == nullptr ? 0 : stamps->stamps_of(replay.graph);
       if (count == 0 || device.awaited.size() >= kMaxAwaited) {
@@ -233,6 +239,7 @@ void StampReader::collect_device(int index, Device& device, GraphStamps& stamps,
   const CurrentContext current(devices_->api(), timed->context);
   if (current.result() != CUDA_SUCCESS) timed->fail(current.result());
   stamps.read(device.inbox, stamps_);
+  read_ring();  // behind the stamps: replays are announced before they are launched
   for (const StampInbox::Stamp& stamp : stamps_) {
     take_stamp(device, stamp.place, device.clock->whole_ns(stamp.time_ns));
   }
@@ -251,7 +258,6 @@ void StampReader::collect(double ns_per_tick, std::vector<DeviceSpan>& spans) {
   const std::lock_guard lock(mutex_);
   if (graphs_.empty()) return;
   const RelaxedCapture relaxed(devices_->api());
-  read_ring();
   for (int index = 0; index < kMaxDevices; ++index) {
     Device& device = held_[static_cast<size_t>(index)];
     if (device.clock == nullptr) continue;

@@ -35,6 +35,7 @@ struct StampedReplay {
   uint32_t left_out;  // the step's ThreadBuffer::open_detail
   int32_t track;
   int16_t device;
+  bool is_withdrawn = false;  // the driver did not take it: what was awaited does not come
 };
 
 class StampReader final : public DeviceSource {
@@ -56,9 +57,14 @@ class StampReader final : public DeviceSource {
   // Hot.
   GraphStamps* stamps(int device) const noexcept { return devices_->find(device); }
 
-  // Hot, under the GIL, behind the launch and before the end of the replay's own span.
+  // Hot, under the GIL, before the launch: so a stamp that is there is of a replay that is known.
   void await(const StampedReplay& replay) noexcept {
     if (!ring_.try_push(replay)) no_room_.fetch_add(replay.calls, std::memory_order_relaxed);
+  }
+  // Where the launch came to nothing. Without room for it the replay counts as late in the end.
+  void withdraw(StampedReplay replay) noexcept {
+    replay.is_withdrawn = true;
+    static_cast<void>(ring_.try_push(replay));
   }
   // A replay that was to be announced and could not be.
   void count_refused(uint32_t calls) noexcept {

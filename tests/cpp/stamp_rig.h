@@ -119,10 +119,11 @@ struct StampRig : Rig {
     replay.track = buffers[thread]->track;
     EventLane& on = lane(thread);
     const Boundary start = on.begin(stream);
-    fake.api()->cuGraphLaunch(graph.exec, stream);
-    on.note_launch();
     was_awaited = replay.number != 0 && start;
     if (was_awaited) reader->await(replay);
+    const CUresult launched = fake.api()->cuGraphLaunch(graph.exec, stream);
+    on.note_launch();
+    if (was_awaited && launched != CUDA_SUCCESS) reader->withdraw(replay);
     on.end(start, stream, {kReplaySite, replay.seq, 0, 3, false});
     if (opened) stamps().close_replay(graph.number, stream);
     return replay;

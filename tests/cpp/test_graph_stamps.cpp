@@ -175,6 +175,21 @@ TEST(two_recordings_share_the_stamps_of_a_graph) {
   CHECK_EQ(std::count_if(seen.begin(), seen.end(), [](const auto& s) { return s.site == 20; }), 1);
 }
 
+TEST(a_replay_that_came_to_nothing_is_awaited_no_longer) {
+  StampRig rig;
+  const CUstream stream = rig.stream();
+  rig.lane();
+  const CapturedGraph graph = capture_model(rig, stream);
+  rig.fake.fail("cuGraphLaunch", CUDA_ERROR_OUT_OF_MEMORY);
+  rig.replay(graph, stream);
+  rig.collect();
+  CHECK(!rig.reader->is_pending());
+  rig.replay(graph, stream);
+  rig.settle();
+  CHECK_EQ(rig.of_site(11).size(), size_t{1});
+  CHECK_EQ(lost(rig.losses()), uint64_t{0});
+}
+
 TEST(a_stamp_that_cannot_be_captured_leaves_the_capture_whole) {
   StampRig rig;
   const CUstream stream = rig.stream();
