@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <chrono>
+#include <csignal>
 #include <utility>
 
 namespace pertoken {
@@ -71,6 +72,9 @@ void Recorder::stop() noexcept {
 
 void Recorder::run() noexcept {
   pthread_setname_np(pthread_self(), "pertoken-drain");
+  sigset_t all;  // the process's signals are for the program's threads, which may wait for them
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, nullptr);
   int64_t counted_cpu_ns = 0;
   int64_t begun_ns = detail::read_clock_ns(CLOCK_MONOTONIC);
   int rounds_for_devices = 0;
