@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +25,17 @@ def fresh_compiler() -> Iterator[None]:
     with torch._dynamo.config.patch(recompile_limit=64), torch.no_grad():
         yield
     torch._dynamo.reset()
+
+
+@contextmanager
+def tensor_operator(name: str, run: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """`torch.ops.pertoken_test.NAME`, from a tensor to one like it, that no compiler looks into."""
+    library = torch.library.Library("pertoken_test", "DEF")
+    library.define(f"{name}(Tensor x) -> Tensor")
+    library.impl(name, run, "CPU")
+    library.impl(name, torch.empty_like, "Meta")
+    yield
+    library._destroy()
 
 
 def compiler_counts() -> dict[str, Any]:

@@ -7,6 +7,7 @@ comes to it, so that a test holds what is observed and leaves it as it is.
 from __future__ import annotations
 
 import ctypes
+import gc
 import hashlib
 import os
 import shutil
@@ -53,8 +54,7 @@ class FakeGpu:
     def busy(self) -> Iterator[None]:
         """Has the devices begin with what is enqueued inside once all of it is.
 
-        So that its times are those of the kernels alone, however long the host takes to enqueue it,
-        and no stamp of a replay is read before the replay is known.
+        So that its times are those of the kernels alone, however long the host takes to enqueue it.
         """
         devices = range(self.devices)
         streams = [(ctypes.c_void_p(self.current_stream(device)), device) for device in devices]
@@ -136,6 +136,19 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch, devices: int = 1) -> Iterator[Fake
     finally:
         library.fake_stop()
         _native.replace_driver(None)
+
+
+@contextmanager
+def orderly_gpu(monkeypatch: pytest.MonkeyPatch, devices: int = 1) -> Iterator[FakeGpu]:
+    """The same for a whole test, which is to use the driver as it wants to be used.
+
+    What recordings hold of it goes with them.
+    """
+    with fake_gpu(monkeypatch, devices) as gpu:
+        yield gpu
+        gc.collect()
+        assert gpu.library.fake_misuses() == 0
+        assert gpu.library.fake_live_events() == 0
 
 
 # What a tensor says of itself, where it has been put on a device.

@@ -81,6 +81,13 @@ def _newest(report: ModuleType) -> dict[str, Any]:
     return dict(json.loads(report.newest_results().read_text()))
 
 
+def _page_of(module: Any, benchmark: str, measured: dict[str, Any]) -> str:
+    """The page of a run of one benchmark, on the machine of the newest results."""
+    report = module("report")
+    document = {**_newest(report), "benchmarks": {benchmark: measured}}
+    return str(report.render(document, "x.json"))
+
+
 def test_the_page_is_made_of_what_the_benchmarks_give(
     measured: dict[str, Any], module: Any
 ) -> None:
@@ -94,24 +101,21 @@ def test_the_page_is_made_of_what_the_benchmarks_give(
 
 
 def test_the_page_shows_every_tensor_and_its_bars(measured: dict[str, Any], module: Any) -> None:
-    report = module("report")
-    document = {**_newest(report), "benchmarks": {"tensor_stats": measured["tensor_stats"]}}
-    page = report.render(document, "x.json")
     tensors = measured["tensor_stats"]
+    page = _page_of(module, "tensor_stats", tensors)
     for kind, works in tensors["kinds"].items():
         for name in works:
             assert f"\n| {kind} | {name} | " in page
     expected = 4 + 2 * len(set(tensors["instruction_sets"]) & {"avx2", "avx512"})
+    document = {"benchmarks": {"tensor_stats": tensors}}
     assert len(list(module("bars").verdicts(document))) == expected
 
 
 def test_the_page_shows_what_layers_of_compiled_models_add(
     measured: dict[str, Any], module: Any
 ) -> None:
-    report = module("report")
     compiled = measured["compiled_layers"]
-    document = {**_newest(report), "benchmarks": {"compiled_layers": compiled}}
-    page = report.render(document, "x.json")
+    page = _page_of(module, "compiled_layers", compiled)
     for name in compiled["variants"]:
         assert f"\n| {name} | " in page
     assert compiled["operators_a_step"] == 2 * 8
@@ -140,20 +144,16 @@ def test_the_page_shows_what_a_gpu_gave(measured: dict[str, Any], module: Any) -
 
 
 def test_the_page_shows_what_observing_adds(measured: dict[str, Any], module: Any) -> None:
-    report = module("report")
     activations = measured["activations"]
-    document = {**_newest(report), "benchmarks": {"activations": activations}}
-    page = report.render(document, "x.json")
+    page = _page_of(module, "activations", activations)
     for name in activations["variants"]:
         assert f"\n| {name} | " in page
     assert activations["sites"] == 14 and activations["observe_ns_a_site"] > 0
 
 
 def test_the_page_shows_what_reading_logits_takes(measured: dict[str, Any], module: Any) -> None:
-    report = module("report")
     logits = measured["logit_pass"]
-    document = {**_newest(report), "benchmarks": {"logit_pass": logits}}
-    page = report.render(document, "x.json")
+    page = _page_of(module, "logit_pass", logits)
     for size, kinds in logits["rows"].items():
         for kind, works in kinds.items():
             assert len(works) == len(logits["instruction_sets"]) + 1
@@ -161,6 +161,7 @@ def test_the_page_shows_what_reading_logits_takes(measured: dict[str, Any], modu
                 assert f"\n| {int(size):,} | {kind} | {name} | " in page
         for name in logits["decode"][size]["variants"]:
             assert f"\n| {int(size):,} | {name} | " in page
+    document = {"benchmarks": {"logit_pass": logits}}
     assert len(list(module("bars").verdicts(document))) == 3 * len(logits["rows"])
 
 
@@ -185,9 +186,8 @@ def test_the_page_shows_every_budget(module: Any) -> None:
 
 
 def test_the_page_shows_what_long_runs_held_and_lost(measured: dict[str, Any], module: Any) -> None:
-    report = module("report")
     long = measured["long_run"]
-    page = report.render({**_newest(report), "benchmarks": {"long_run": long}}, "x.json")
+    page = _page_of(module, "long_run", long)
     spans, steps = long["runs"].values()
     assert f"\n| spans | {spans['spans']:,} | {steps['spans']:,} |" in page
     for run in (spans, steps):
@@ -200,7 +200,7 @@ def test_the_page_shows_what_long_runs_held_and_lost(measured: dict[str, Any], m
         run["grown_bytes"] = round(1.05 * long["memory_limit_bytes"])
         run["last_to_first"] = run["noise"] = {"median": 1.01, "low": 1.0, "high": 1.02}
     spans["untold"], steps["last_to_first"] = 1, {"median": 1.03, "low": 1.0, "high": 1.06}
-    document = {**_newest(report), "benchmarks": {"long_run": long}}
+    document = {"benchmarks": {"long_run": long}}
     outcomes = [verdict.outcome for verdict in module("bars").verdicts(document)]
     assert outcomes == ["pass", "FAIL", "pass", "FAIL"]
     steps["noise"] = {"median": 0.97, "low": 0.9, "high": 1.0}
@@ -226,9 +226,8 @@ def test_what_is_missing_without_being_told_is_found(
 
 
 def test_the_page_shows_what_looking_at_totals_adds(measured: dict[str, Any], module: Any) -> None:
-    report = module("report")
     totals = measured["totals_snapshot"]
-    page = report.render({**_newest(report), "benchmarks": {"totals_snapshot": totals}}, "x.json")
+    page = _page_of(module, "totals_snapshot", totals)
     for name in totals["variants"]:
         assert f"\n| {name} | " in page
     for state in totals["alone"]:

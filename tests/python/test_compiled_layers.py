@@ -26,7 +26,7 @@ import invariants
 import models
 import pertoken
 from compiled_modules import Failing, Odd, Tower
-from compiler import compilations, forget_compiled, fresh_compiler
+from compiler import compilations, forget_compiled, fresh_compiler, tensor_operator
 from odd_modules import Raising, Stack, numbers, seeded
 from pertoken import Profile, compiled_layers
 from residue import assert_untouched
@@ -294,12 +294,8 @@ def failing_operator() -> Iterator[None]:
             raise LookupError("not a number")
         return x.clone()
 
-    library = torch.library.Library("pertoken_test", "DEF")
-    library.define("fail_on_nan(Tensor x) -> Tensor")
-    library.impl("fail_on_nan", fail_on_nan, "CPU")
-    library.impl("fail_on_nan", torch.empty_like, "Meta")
-    yield
-    library._destroy()
+    with tensor_operator("fail_on_nan", fail_on_nan):
+        yield
 
 
 def test_an_exception_passes_and_closes_what_was_open(failing_operator: None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,8 +13,8 @@ from torch import Tensor, nn
 
 import invariants
 import pertoken
-from compiler import compilations, fresh_compiler
-from fake_gpu import FakeGpu, FakeGraph, fake_gpu, put_on
+from compiler import compilations, fresh_compiler, tensor_operator
+from fake_gpu import FakeGpu, FakeGraph, orderly_gpu, put_on
 from pertoken import _native
 from waiting import wait_for
 
@@ -36,11 +35,8 @@ def compiles_afresh() -> Iterator[None]:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
-    with fake_gpu(monkeypatch) as made:
+    with orderly_gpu(monkeypatch) as made:
         yield made
-        gc.collect()  # the events of recordings go with them
-        assert made.library.fake_misuses() == 0
-        assert made.library.fake_live_events() == 0
 
 
 @pytest.fixture(autouse=True)
@@ -53,12 +49,8 @@ def spin_operator(gpu: FakeGpu) -> Iterator[None]:
             raise LookupError("negative")
         return x.clone()
 
-    library = torch.library.Library("pertoken_test", "DEF")
-    library.define("spin(Tensor x) -> Tensor")
-    library.impl("spin", spin, "CPU")
-    library.impl("spin", torch.empty_like, "Meta")
-    yield
-    library._destroy()
+    with tensor_operator("spin", spin):
+        yield
 
 
 class Block(nn.Module):
