@@ -11,7 +11,7 @@
 #include "check.h"
 #include "core/tensor_stats.h"
 #include "cuda/gpu_observer.h"
-#include "emulated_kernels.h"
+#include "observer_rig.h"
 #include "tensor_values.h"
 
 namespace {
@@ -20,34 +20,14 @@ using namespace pertoken;
 using namespace pertoken::testing;
 using namespace pertoken::cuda;
 
-constexpr double kNsPerTick = 1 / FakeDriver::kTicksPerNs;
 constexpr int64_t kLong = 12'000'000'000;
-const std::byte kImage[16] = {};
 
-struct Gpu {
-  FakeDriver driver;
-  StatsDevices devices;
-  std::unique_ptr<GpuObserver> observer;
-  ObservationIntake intake;
-  CUstream stream = nullptr;
-  std::string reason;
-
-  explicit Gpu(int count = 1) : driver(count), devices(*driver.api(), kImage) {
-    add_stats_kernels(driver);
-    driver.set_current(0);
-    CHECK_EQ(driver.api()->cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING), CUDA_SUCCESS);
-    observer = std::make_unique<GpuObserver>(devices, &FakeDriver::ticks);
-  }
-  ~Gpu() { CHECK_EQ(driver.misuses(), 0U); }
+struct Gpu : ObserverRig {
+  using ObserverRig::ObserverRig;
 
   bool observe(const TensorView& view, uint32_t step = 0, bool by_row = false, int device = 0) {
     return observer->observe({device, device == 0 ? stream : nullptr}, {step, 7, 1, 16.0}, view,
                              by_row, reason);
-  }
-  std::vector<Observation> collect(int64_t after_ns = 1'000'000) {
-    driver.advance(after_ns);
-    observer->collect(kNsPerTick, intake);
-    return intake.take(0).observations;
   }
 };
 
@@ -64,13 +44,7 @@ void check_same(const ExpHistogram& actual, const TensorView& view) {
 }
 
 TensorView matrix(const std::vector<std::byte>& values, int64_t rows) {
-  TensorView view = view_of(values, FloatFormat::kFloat32);
-  view.dims = 2;
-  view.shape[1] = view.shape[0] / rows;
-  view.shape[0] = rows;
-  view.strides_bytes[1] = 4;
-  view.strides_bytes[0] = 4 * view.shape[1];
-  return view;
+  return float32_matrix(values.data(), values.size() / sizeof(float), rows);
 }
 
 uint64_t all(const ObservationLosses& losses) {
@@ -302,13 +276,8 @@ TEST(every_observation_is_right_or_counted) {
     std::map<uint32_t, std::pair<TensorView, uint32_t>> asked;  // what to find, and how often
     std::vector<Observation> made;
     uint64_t expected = 0;
-    bool is_held = false;
     bool captures = false;
     bool is_broken = false;
-    const auto collect = [&] {
-      gpu.observer->collect(kNsPerTick, gpu.intake);
-      for (Observation& one : gpu.intake.take(0).observations) made.push_back(std::move(one));
-    };
     for (uint32_t step = 0; step < 300; ++step) {
       const GpuPlace& place = places[random() % places.size()];
       const auto rows = static_cast<int64_t>(1 + random() % 6);
@@ -334,12 +303,7 @@ TEST(every_observation_is_right_or_counted) {
           gpu.driver.fail("cuLaunchKernel", CUDA_ERROR_INVALID_HANDLE);
           break;
         case 1:
-          if (is_held) {
-            gpu.driver.release(gpu.stream);
-          } else {
-            gpu.driver.hold(gpu.stream);
-          }
-          is_held = !is_held;
+          gpu.turn_hold();
           break;
         case 2:
           if (is_broken) break;
@@ -354,7 +318,7 @@ TEST(every_observation_is_right_or_counted) {
           break;
         case 3:
           gpu.driver.advance(kLong);
-          collect();
+          gpu.collect_into(made);
           break;
         case 4:
           gpu.observer->give_up();
@@ -364,16 +328,10 @@ TEST(every_observation_is_right_or_counted) {
           if (is_broken) gpu.driver.break_device(CUDA_ERROR_ILLEGAL_ADDRESS);
           break;
         default:
-          gpu.driver.advance(static_cast<int64_t>(random() % 20'000));
-          if (random() % 4 == 0) collect();
+          gpu.go_on(random, made);
       }
     }
-    if (is_held) gpu.driver.release(gpu.stream);
-    gpu.driver.advance(1'000'000'000);
-    collect();
-    gpu.observer->give_up();
-    collect();
-    CHECK(!gpu.observer->is_pending());
+    gpu.finish(made);
     CHECK_EQ(gpu.driver.captures_broken(), 0U);
     uint32_t last = 0;
     for (const Observation& one : made) {
@@ -396,8 +354,7 @@ TEST(a_thread_that_observes_and_one_that_collects) {
   std::vector<Observation> made;
   std::thread collector([&] {
     while (!is_done) {
-      gpu.observer->collect(kNsPerTick, gpu.intake);
-      for (Observation& one : gpu.intake.take(0).observations) made.push_back(std::move(one));
+      gpu.collect_into(made);
       std::this_thread::yield();
     }
   });

@@ -9,17 +9,13 @@
 
 #include "check.h"
 #include "cuda/gpu_observer.h"
-#include "emulated_kernels.h"
-#include "tensor_values.h"
+#include "observer_rig.h"
 
 namespace {
 
 using namespace pertoken;
 using namespace pertoken::testing;
 using namespace pertoken::cuda;
-
-constexpr double kNsPerTick = 1 / FakeDriver::kTicksPerNs;
-const std::byte kImage[16] = {};
 
 struct Graph {
   CUgraphExec exec = nullptr;
@@ -29,33 +25,13 @@ struct Graph {
   int64_t rows = 1;
 };
 
-struct Gpu {
-  FakeDriver driver;
-  StatsDevices devices;
-  std::unique_ptr<GpuObserver> observer;
-  ObservationIntake intake;
-  CUstream stream = nullptr;
-  std::string reason;
-
-  Gpu() : driver(1), devices(*driver.api(), kImage) {
-    add_stats_kernels(driver);
-    driver.set_current(0);
-    CHECK_EQ(driver.api()->cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING), CUDA_SUCCESS);
-    observer = std::make_unique<GpuObserver>(devices, &FakeDriver::ticks);
-    CHECK(observer->prepare(0, reason));
-  }
-  ~Gpu() { CHECK_EQ(driver.misuses() + driver.captures_broken(), 0U); }
+struct Gpu : ObserverRig {
+  Gpu() { CHECK(observer->prepare(0, reason)); }
+  ~Gpu() { CHECK_EQ(driver.captures_broken(), 0U); }
 
   GpuPlace place() const { return {0, stream}; }
   static TensorView matrix(const std::vector<float>& values, int64_t rows) {
-    TensorView view = view_of(reinterpret_cast<const std::byte*>(values.data()),
-                              FloatFormat::kFloat32, values.size());
-    view.dims = 2;
-    view.shape[1] = view.shape[0] / rows;
-    view.shape[0] = rows;
-    view.strides_bytes[1] = 4;
-    view.strides_bytes[0] = 4 * view.shape[1];
-    return view;
+    return float32_matrix(reinterpret_cast<const std::byte*>(values.data()), values.size(), rows);
   }
   // Sites are numbered from `first_site` on; `between` is called in the capture.
   template <typename Between>
@@ -91,11 +67,6 @@ struct Gpu {
     CHECK_EQ(driver.api()->cuGraphLaunch(graph.exec, stream), CUDA_SUCCESS);
     if (is_open) observer->close_replay(place(), graph.number, true);
     return is_open;
-  }
-  std::vector<Observation> collect(int64_t after_ns = 1'000'000) {
-    driver.advance(after_ns);
-    observer->collect(kNsPerTick, intake);
-    return intake.take(0).observations;
   }
 };
 
@@ -259,11 +230,6 @@ TEST(every_observation_of_a_replay_is_right_or_counted) {
     std::vector<size_t> graph_of_step;  // as many are eager
     std::vector<Observation> made;
     uint64_t expected = 0;
-    bool is_held = false;
-    const auto collect = [&] {
-      gpu.observer->collect(kNsPerTick, gpu.intake);
-      for (Observation& one : gpu.intake.take(0).observations) made.push_back(std::move(one));
-    };
     for (uint32_t step = 0; step < 200; ++step) {
       const size_t chosen = random() % (graphs.size() + 1);
       graph_of_step.push_back(chosen);
@@ -283,24 +249,17 @@ TEST(every_observation_of_a_replay_is_right_or_counted) {
       }
       switch (random() % 16) {
         case 0:
-          is_held ? gpu.driver.release(gpu.stream) : gpu.driver.hold(gpu.stream);
-          is_held = !is_held;
+          gpu.turn_hold();
           break;
         case 1:
           gpu.driver.advance(12'000'000'000);
-          collect();
+          gpu.collect_into(made);
           break;
         default:
-          gpu.driver.advance(static_cast<int64_t>(random() % 20'000));
-          if (random() % 4 == 0) collect();
+          gpu.go_on(random, made);
       }
     }
-    if (is_held) gpu.driver.release(gpu.stream);
-    gpu.driver.advance(1'000'000'000);
-    collect();
-    gpu.observer->give_up();
-    collect();
-    CHECK(!gpu.observer->is_pending());
+    gpu.finish(made);
     uint32_t last = 0;
     for (const Observation& one : made) {
       CHECK(one.step >= last);
