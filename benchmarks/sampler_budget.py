@@ -23,9 +23,8 @@ from script import Advance, part, run_script
 from tiny_llama import WARM_UP_STEPS, decode_by_hand, prompt_ids, tiny_llama
 
 BUDGETS = (0.002, 0.01, 0.05)
-# Of 1 %, blocks are twice as long as the pilot chooses them for this loop, whose calls are hardly
-# correlated: the call that pays for each switch is a ninth of the time and not a fifth, and the
-# pilot's own time goes to pairs.
+# Of 1 %, blocks have a given length, longer than the pilot chooses for this loop: the call that
+# pays for each switch is a ninth of the time, and the pilot's own time goes to pairs.
 PROVED: dict[float, dict[str, Any]] = {
     0.01: {"block_length": 8, "expected_pairs": 270, "max_seconds": 300.0},
     0.05: {"max_seconds": 150.0},
