@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import multiprocessing
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +42,43 @@ async def serve(engine: AsyncLLM, name: str) -> int:
     return count
 
 
+def terminate_again(pids: list[int], is_over: threading.Event) -> None:
+    """Sends SIGTERM again to engines that have not heeded the first.
+
+    Python runs a handler once the main thread comes back to it. A signal that comes right before
+    that thread sleeps in a lock, as the thread of an idle engine does, does not wake it.
+    """
+    while not is_over.wait(10):
+        for pid in pids:
+            if has_handler(pid, signal.SIGTERM):  # vLLM removes it where it begins to shut down
+                os.kill(pid, signal.SIGTERM)
+
+
+def has_handler(pid: int, number: int) -> bool:
+    """Whether a process lives and catches a signal."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return False
+    fields = dict(line.split(":", 1) for line in lines)
+    return not fields["State"].strip().startswith("Z") and bool(
+        int(fields["SigCgt"], 16) >> (number - 1) & 1
+    )
+
+
 async def serve_all(config: Any) -> dict[str, int]:
     """Serves all requests by an engine of this configuration."""
     engine = AsyncLLM.from_vllm_config(config)
     try:
         counts = await asyncio.gather(*(serve(engine, name) for name in TOKENS))
     finally:
+        is_over = threading.Event()
+        engines = [
+            child.pid for child in multiprocessing.active_children() if child.pid is not None
+        ]
+        threading.Thread(target=terminate_again, args=(engines, is_over), daemon=True).start()
         engine.shutdown(timeout=200)
+        is_over.set()
     return dict(zip(TOKENS, counts, strict=True))
 
 
