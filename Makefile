@@ -159,7 +159,10 @@ cpp-test-%: cpp-build-%
 aarch64: $(VENV)/.dev ## compile the native sources for aarch64
 	@$(MAKE) -sk -j$(JOBS) $(SOURCES:%=build-aarch64/ok/%)
 
-build-aarch64/ok/%: % $(HEADERS) .ci/check_aarch64.sh cmake/build_info.h.in
+build-aarch64/bindings.rsp: .ci/aarch64_headers.sh cmake/build_info.h.in $(VENV)/.run
+	.ci/aarch64_headers.sh build-aarch64
+
+build-aarch64/ok/%: % $(HEADERS) .ci/check_aarch64.sh build-aarch64/bindings.rsp
 	echo 'aarch64: $<'
 	.ci/check_aarch64.sh build-aarch64 $<
 	mkdir -p $(@D) && touch $@
