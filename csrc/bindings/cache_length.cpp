@@ -7,15 +7,15 @@ namespace pertoken::bindings {
 
 namespace {
 
-struct Names {
+struct CacheNames {
   PyObject* get_seq_length = PyUnicode_InternFromString("get_seq_length");
   PyObject* layers = PyUnicode_InternFromString("layers");
   PyObject* is_initialized = PyUnicode_InternFromString("is_initialized");
   PyObject* keys = PyUnicode_InternFromString("keys");
 };
 
-const Names& names() {
-  static const Names instance;
+const CacheNames& cache_names() {
+  static const CacheNames instance;
   return instance;
 }
 
@@ -36,22 +36,22 @@ bool is_method(PyObject* object, PyObject* function) {
 // asked.
 bool read_known(PyObject* cache, PyObject* method, int64_t& length) {
   if (known.of_cache == nullptr || !is_method(method, known.of_cache)) return false;
-  const Owned layers(PyObject_GetAttr(cache, names().layers));
+  const Owned layers(PyObject_GetAttr(cache, cache_names().layers));
   if (!layers || !PyList_Check(layers.get())) return false;
   if (PyList_GET_SIZE(layers.get()) == 0) {
     length = 0;
     return true;
   }
   const Owned layer(Py_NewRef(PyList_GET_ITEM(layers.get(), 0)));
-  const Owned layer_method(PyObject_GetAttr(layer.get(), names().get_seq_length));
+  const Owned layer_method(PyObject_GetAttr(layer.get(), cache_names().get_seq_length));
   if (!layer_method || !is_method(layer_method.get(), known.of_layer)) return false;
-  const Owned is_initialized(PyObject_GetAttr(layer.get(), names().is_initialized));
+  const Owned is_initialized(PyObject_GetAttr(layer.get(), cache_names().is_initialized));
   if (!is_initialized || !PyBool_Check(is_initialized.get())) return false;
   if (is_initialized.get() == Py_False) {
     length = 0;
     return true;
   }
-  const Owned keys(PyObject_GetAttr(layer.get(), names().keys));
+  const Owned keys(PyObject_GetAttr(layer.get(), cache_names().keys));
   constexpr Py_ssize_t kDimensions = 4;  // (rows, heads, length, width)
   int64_t sizes[kDimensions] = {};
   if (!keys || read_shape(keys.get(), sizes, kDimensions) != kDimensions) return false;
@@ -71,7 +71,7 @@ int64_t cache_length(PyObject* cache, bool& failed) {
     int64_t sizes[4];
     return read_shape(value, sizes, 4) == 4 ? sizes[2] : -1;
   }
-  const Owned method(PyObject_GetAttr(cache, names().get_seq_length));
+  const Owned method(PyObject_GetAttr(cache, cache_names().get_seq_length));
   if (!method) {  // a recurrent state has no length
     discard_error();
     return -1;
