@@ -130,7 +130,8 @@ lint-tidy: $(VENV)/.dev build-tidy/compile_commands.json
 
 build-tidy/compile_commands.json: CMakeLists.txt $(wildcard cmake/*) pyproject.toml $(VENV)/.run
 	cmake -S . -B build-tidy -G Ninja -DPERTOKEN_LTO=OFF -DPERTOKEN_CUDA=OFF \
-	  -DPERTOKEN_JOIN_SOURCES=OFF -Dpybind11_DIR="$$(python -m pybind11 --cmakedir)" -DPython_EXECUTABLE=$(BIN)/python
+	  -DPERTOKEN_JOIN_SOURCES=OFF -Dpybind11_DIR="$$(python -m pybind11 --cmakedir)" \
+	  -DPython_EXECUTABLE=$(BIN)/python
 	@touch $@
 
 build-tidy/ok/%: % $(HEADERS) .clang-tidy build-tidy/compile_commands.json
