@@ -12,15 +12,15 @@ namespace pertoken::bindings {
 
 namespace {
 
-struct Names {
+struct CacheNames {
   PyObject* get_seq_length = PyUnicode_InternFromString("get_seq_length");
   PyObject* layers = PyUnicode_InternFromString("layers");
   PyObject* is_initialized = PyUnicode_InternFromString("is_initialized");
   PyObject* keys = PyUnicode_InternFromString("keys");
 };
 
-const Names& names() {
-  static const Names instance;
+const CacheNames& cache_names() {
+  static const CacheNames instance;
   return instance;
 }
 
@@ -36,11 +36,11 @@ constinit KnownFunctions known;
 bool counts_by(PyObject* object, PyObject* function) {
   PyObject* found = nullptr;
   if (&_PyObject_GetMethod != nullptr) {
-    const bool is_unbound = _PyObject_GetMethod(object, names().get_seq_length, &found) == 1;
+    const bool is_unbound = _PyObject_GetMethod(object, cache_names().get_seq_length, &found) == 1;
     const Owned method(found);
     return is_unbound && found == function;
   }
-  const Owned method(PyObject_GetAttr(object, names().get_seq_length));
+  const Owned method(PyObject_GetAttr(object, cache_names().get_seq_length));
   return method && PyMethod_Check(method.get()) && PyMethod_GET_FUNCTION(method.get()) == function;
 }
 
@@ -49,7 +49,7 @@ bool counts_by(PyObject* object, PyObject* function) {
 // asked.
 bool read_known(PyObject* cache, int64_t& length) {
   if (known.of_cache == nullptr || !counts_by(cache, known.of_cache)) return false;
-  const Owned layers(PyObject_GetAttr(cache, names().layers));
+  const Owned layers(PyObject_GetAttr(cache, cache_names().layers));
   if (!layers || !PyList_Check(layers.get())) return false;
   if (PyList_GET_SIZE(layers.get()) == 0) {
     length = 0;
@@ -57,10 +57,10 @@ bool read_known(PyObject* cache, int64_t& length) {
   }
   const Owned layer(Py_NewRef(PyList_GET_ITEM(layers.get(), 0)));
   if (!counts_by(layer.get(), known.of_layer)) return false;
-  const Owned keys(PyObject_GetAttr(layer.get(), names().keys));
+  const Owned keys(PyObject_GetAttr(layer.get(), cache_names().keys));
   if (!keys) return false;
   if (keys.get() == Py_None) {
-    const Owned is_initialized(PyObject_GetAttr(layer.get(), names().is_initialized));
+    const Owned is_initialized(PyObject_GetAttr(layer.get(), cache_names().is_initialized));
     length = 0;
     return is_initialized.get() == Py_False;
   }
@@ -86,7 +86,7 @@ int64_t cache_length(PyObject* cache, bool& failed) {
   int64_t known_length = -1;
   if (read_known(cache, known_length)) return known_length;
   discard_error();
-  const Owned method(PyObject_GetAttr(cache, names().get_seq_length));
+  const Owned method(PyObject_GetAttr(cache, cache_names().get_seq_length));
   if (!method) {  // a recurrent state has no length
     discard_error();
     return -1;
