@@ -1,4 +1,4 @@
-"""The length of blocks that narrows the interval of a mean soonest, where noise meets both alike."""
+"""The length of blocks that narrows a mean's interval soonest, where noise meets both alike."""
 
 from __future__ import annotations
 
@@ -51,4 +51,5 @@ def _contrasts(values: NDArray[np.float64], length: int) -> NDArray[np.float64]:
     first, second, third, fourth = (
         blocks[i * length : i * length + count] / length for i in range(4)
     )
-    return first - second - third + fourth
+    contrasts: NDArray[np.float64] = first - second - third + fourth
+    return contrasts
