@@ -128,10 +128,10 @@ lint-cpp: $(VENV)/.dev
 lint-tidy: $(VENV)/.dev build-tidy/compile_commands.json
 	@$(MAKE) -sk -j$(JOBS) $(SOURCES:%=build-tidy/ok/%)
 
-build-tidy/compile_commands.json: CMakeLists.txt $(wildcard cmake/*) pyproject.toml $(VENV)/.run
-	cmake -S . -B build-tidy -G Ninja -DPERTOKEN_LTO=OFF -DPERTOKEN_CUDA=OFF \
-	  -DPERTOKEN_JOIN_SOURCES=OFF -Dpybind11_DIR="$$(python -m pybind11 --cmakedir)" \
-	  -DPython_EXECUTABLE=$(BIN)/python
+build-tidy/compile_commands.json: CMAKE_ARGS = -DPERTOKEN_JOIN_SOURCES=OFF
+build-%/compile_commands.json: CMakeLists.txt $(wildcard cmake/*) pyproject.toml $(VENV)/.run
+	cmake -S . -B build-$* -G Ninja -DPERTOKEN_LTO=OFF -DPERTOKEN_CUDA=OFF $(CMAKE_ARGS) \
+	  -Dpybind11_DIR="$$(python -m pybind11 --cmakedir)" -DPython_EXECUTABLE=$(BIN)/python
 	@touch $@
 
 build-tidy/ok/%: % $(HEADERS) .clang-tidy build-tidy/compile_commands.json
@@ -157,16 +157,8 @@ cpp-test-tsan: RUN = $(TSAN_RUN)
 cpp-test-%: cpp-build-%
 	$(RUN) ctest --test-dir build-$* --output-on-failure --no-tests=error --timeout 1800 -j $(JOBS)
 
-aarch64: $(VENV)/.dev ## compile the native sources for aarch64
-	@$(MAKE) -sk -j$(JOBS) $(SOURCES:%=build-aarch64/ok/%)
-
-build-aarch64/bindings.rsp: .ci/aarch64_headers.sh cmake/build_info.h.in $(VENV)/.run
-	.ci/aarch64_headers.sh build-aarch64
-
-build-aarch64/ok/%: % $(HEADERS) .ci/check_aarch64.sh build-aarch64/bindings.rsp
-	echo 'aarch64: $<'
-	.ci/check_aarch64.sh build-aarch64 $<
-	mkdir -p $(@D) && touch $@
+aarch64: $(VENV)/.dev build-aarch64/compile_commands.json ## compile the native sources for aarch64
+	.ci/check_aarch64.sh build-aarch64 $(JOBS)
 
 fuzz: $(VENV)/.installed $(VENV)/.dev cpp-build-asan ## fuzz the loader and the trace writer
 	.ci/fuzz.sh $(FUZZ_SECONDS) build-fuzz
