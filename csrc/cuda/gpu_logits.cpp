@@ -141,8 +141,9 @@ bool GpuLogits::read(const GpuPlace& place, const GpuLogitRows& rows, bool copie
 bool GpuLogits::tell(const GpuPlace& place, const KeptLogitRows& kept, uint32_t step, float weight,
                      std::span<const ToldToken> tokens, const DeviceTokens& fed,
                      std::string& reason) noexcept {
+  if (kept.slab_ == nullptr) return false;
   Device* device = devices_[static_cast<size_t>(kept.number_)].load(std::memory_order_relaxed);
-  if (device == nullptr || kept.slab_ == nullptr) return false;
+  if (device == nullptr || kept.device_ != device->kernels) return false;
   const CurrentContext current(pool_.api(), device->kernels->context());
   if (current.result() != CUDA_SUCCESS) {
     count(loss_of(*device, current.result()), tokens.size());
