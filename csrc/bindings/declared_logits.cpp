@@ -146,8 +146,7 @@ bool read_on_gpu(LogitReader& reader, const DeclaredLogits& declared, const Tens
   });
   if (kept.rows.empty()) return false;
   std::string reason;
-  const bool is_read =
-      reader.gpus().read(view, place, 1, kNoTokens, is_kept, *kept.gpu, reason);
+  const bool is_read = reader.gpus().read(view, place, 1, kNoTokens, is_kept, *kept.gpu, reason);
   reader.skip_if(reason);
   if (is_read) {
     tell_on_gpu(reader, kept, kNoTokens,

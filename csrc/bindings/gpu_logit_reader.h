@@ -38,8 +38,7 @@ class GpuLogitReader {
   // Reads `step.addresses`, rows of `view`, which holds what is told with each of `places` a row.
   // False, counted or with a reason for people, where nothing is read. Throws std::bad_alloc.
   bool read(const TensorView& view, const cuda::GpuPlace& place, int64_t places,
-            const cuda::DeviceTokens& drafts, bool copied, GpuLogitStep& step,
-            std::string& reason);
+            const cuda::DeviceTokens& drafts, bool copied, GpuLogitStep& step, std::string& reason);
   // Tells of `step.tokens`; likewise.
   bool tell(const GpuLogitStep& step, const LogitStep& of, const cuda::DeviceTokens& fed,
             std::string& reason);

@@ -134,15 +134,14 @@ bool read_on_gpu(LogitReader& reader, PendingLogits& pending, const TensorView& 
   gpu.addresses.clear();
   for (int64_t row = 0; row < of.rows; ++row) {
     for (int64_t at = 0; at < of.places(); ++at) {
-      gpu.addresses.push_back(
-          reinterpret_cast<uintptr_t>(logits_at(view, row, first + at).data));
+      gpu.addresses.push_back(reinterpret_cast<uintptr_t>(logits_at(view, row, first + at).data));
     }
   }
   cuda::DeviceTokens drafts = kNoTokens;
   if (pending.draft_ids) {
     const int64_t count = of.places() - 1;
-    drafts = tokens_on_gpu(pending.draft_ids.get(), place.device, of.rows, of.positions - count,
-                           count);
+    drafts =
+        tokens_on_gpu(pending.draft_ids.get(), place.device, of.rows, of.positions - count, count);
   }
   std::string reason;
   const bool is_read =
@@ -158,10 +157,9 @@ void tell_on_gpu(LogitReader& reader, PendingLogits& pending, int64_t committed,
   const LogitStep& of = pending.of;
   const auto places = static_cast<size_t>(of.places());
   GpuLogitStep& gpu = *pending.gpu;
-  const cuda::DeviceTokens fed =
-      ids == nullptr || !last.empty()
-          ? kNoTokens
-          : tokens_on_gpu(ids, gpu.kept.device(), of.rows, column, 1);
+  const cuda::DeviceTokens fed = ids == nullptr || !last.empty()
+                                     ? kNoTokens
+                                     : tokens_on_gpu(ids, gpu.kept.device(), of.rows, column, 1);
   gpu.tokens.clear();
   for (size_t row = 0; row < static_cast<size_t>(of.rows); ++row) {
     for (size_t place = 0; place < static_cast<size_t>(committed); ++place) {
@@ -171,8 +169,8 @@ void tell_on_gpu(LogitReader& reader, PendingLogits& pending, int64_t committed,
       } else if (!pending.drafts.empty()) {
         token = told_token(pending.drafts[row * (places - 1) + place]);
       }
-      gpu.tokens.push_back({static_cast<uint32_t>(row * places + place),
-                            static_cast<uint32_t>(row), static_cast<uint32_t>(place), token});
+      gpu.tokens.push_back({static_cast<uint32_t>(row * places + place), static_cast<uint32_t>(row),
+                            static_cast<uint32_t>(place), token});
     }
   }
   std::string reason;
@@ -284,8 +282,8 @@ void end_logits(LogitReader& reader, GenerationState& state, PyObject* output) {
     if (view.shape[1] < pending.of.places()) {
       reader.skip("logits are of fewer positions than choose a token");
     } else if (pending.is_on_gpu) {
-      pending.is_read = guarded_read(
-          *state.recorder, [&] { return read_on_gpu(reader, pending, view, place); });
+      pending.is_read =
+          guarded_read(*state.recorder, [&] { return read_on_gpu(reader, pending, view, place); });
     } else {
       pending.is_read = read_many(*state.recorder, pending.of.rows * pending.of.places(),
                                   view.shape[2], [&] { read_places(view, pending); });

@@ -74,12 +74,12 @@ namespace bindings {
 // Of one step of a generate(), until its tokens are known.
 struct PendingLogits {
   LogitStep of;
-  uint32_t commits_before = 0;    // of the generation
-  uint32_t tokens_before = 0;     // of each row
-  std::vector<int64_t> drafts;    // (rows, places - 1): the candidates that it verifies
-  Owned draft_ids{nullptr};       // what they are the last columns of, if elsewhere
-  std::vector<LogitStats> stats;  // (rows, places)
-  LogitCopies logits;             // (rows, places)
+  uint32_t commits_before = 0;        // of the generation
+  uint32_t tokens_before = 0;         // of each row
+  std::vector<int64_t> drafts;        // (rows, places - 1): the candidates that it verifies
+  Owned draft_ids{nullptr};           // what they are the last columns of, if elsewhere
+  std::vector<LogitStats> stats;      // (rows, places)
+  LogitCopies logits;                 // (rows, places)
   std::unique_ptr<GpuLogitStep> gpu;  // in the place of these two, where they lie on a GPU
   bool is_on_gpu = false;
   bool is_read = false;  // else only its room is kept, for the next ones

@@ -19,11 +19,11 @@
 #include "core/activity.h"
 #include "core/aggregates.h"
 #include "core/clock_calibrator.h"
+#include "core/device_results.h"
 #include "core/device_source.h"
 #include "core/device_tracks.h"
 #include "core/observation_intake.h"
 #include "core/observation_rate.h"
-#include "core/device_results.h"
 #include "core/request_tracker.h"
 #include "core/sampler.h"
 #include "core/spool.h"
@@ -265,7 +265,7 @@ class Recorder {
   std::shared_ptr<ObservationSource> device_observations_;  // may be null
   std::shared_ptr<LogitSource> device_logits_;              // likewise
   ThreadBuffer* logits_buffer_ = nullptr;  // what that one tells; the drain's on both sides
-  std::vector<DeviceSpan> device_spans_;                    // of one round
+  std::vector<DeviceSpan> device_spans_;   // of one round
   DeviceTracks device_tracks_;
   TraceStore store_;
   Aggregates aggregates_;

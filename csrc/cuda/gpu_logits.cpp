@@ -131,8 +131,7 @@ bool GpuLogits::read(const GpuPlace& place, const GpuLogitRows& rows, bool copie
   kept.rows_ = static_cast<uint32_t>(count_of_rows);
   kept.vocabulary_ = rows.vocabulary;
   kept.format_ = rows.format;
-  const CUresult result =
-      device->kernels->read(rows, *kept.slab_, kept.has_copies_, place.stream);
+  const CUresult result = device->kernels->read(rows, *kept.slab_, kept.has_copies_, place.stream);
   if (result == CUDA_SUCCESS) return true;
   count(loss_of(*device, result), count_of_rows);
   return false;
@@ -247,7 +246,8 @@ void GpuLogits::match(int number, std::span<const uint64_t> record, ThreadBuffer
   const Message& message = pending.message;
   if (message.device != number || pending.missing == 0 || message.loss != Loss::kNone) return;
   --pending.missing;
-  devices_[message.device].load(std::memory_order_relaxed)
+  devices_[message.device]
+      .load(std::memory_order_relaxed)
       ->done.fetch_add(1, std::memory_order_relaxed);
   into.push(record_of({.step = message.step,
                        .row = static_cast<uint32_t>(content_of(record, LogitWord::kRow)),
@@ -267,8 +267,7 @@ void GpuLogits::collect(double ns_per_tick, ThreadBuffer& into) {
     Device* device = devices_[static_cast<size_t>(number)].load(std::memory_order_acquire);
     if (device == nullptr) continue;
     was_alive[static_cast<size_t>(number)] = device->is_alive.load(std::memory_order_acquire);
-    for (auto record = device->kernels->take(); !record.empty();
-         record = device->kernels->take()) {
+    for (auto record = device->kernels->take(); !record.empty(); record = device->kernels->take()) {
       Arrived& arrived = arrived_.emplace_back(Arrived{number, {}});
       std::copy(record.begin(), record.end(), arrived.words.begin());
     }
@@ -293,7 +292,8 @@ void GpuLogits::collect(double ns_per_tick, ThreadBuffer& into) {
       }
     }
     if (oldest.missing != 0) count(message.loss, oldest.missing);
-    devices_[message.device].load(std::memory_order_relaxed)
+    devices_[message.device]
+        .load(std::memory_order_relaxed)
         ->done.fetch_add(oldest.missing, std::memory_order_relaxed);
     pending_.pop_front();
   }
@@ -312,8 +312,8 @@ double GpuLogits::fullness() noexcept {
     if (device == nullptr) continue;
     const uint64_t launched = device->launched.load(std::memory_order_relaxed);
     const uint64_t since = launched - std::exchange(device->launched_before, launched);
-    fullest = std::max(fullest, static_cast<double>(since) /
-                                    static_cast<double>(device->kernels->records()));
+    fullest = std::max(
+        fullest, static_cast<double>(since) / static_cast<double>(device->kernels->records()));
   }
   return fullest;
 }

