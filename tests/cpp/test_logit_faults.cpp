@@ -101,14 +101,14 @@ TEST(memory_that_must_be_made_while_others_capture_breaks_nothing) {
 
 TEST(without_room_for_copies_the_rest_is_told) {
   Gpu gpu;
-  const auto bytes = random_logits(FloatFormat::kFloat32, 500, 6);
-  const TensorView row = row_at(bytes, FloatFormat::kFloat32, 0, 500);
+  const auto bytes = random_logits(FloatFormat::kFloat32, 40'000, 6);
+  const TensorView row = row_at(bytes, FloatFormat::kFloat32, 0, 40'000);
   CHECK(gpu.logits->prepare(0, gpu.reason));
   KeptLogitRows other;
   // Where the GPU has no memory left; and then not even the rest.
   gpu.driver.fail("cuMemAlloc_v2", CUDA_ERROR_OUT_OF_MEMORY, 1);
   const std::vector<uint64_t> one = {reinterpret_cast<uintptr_t>(row.data)};
-  const GpuLogitRows rows{one, 4, 500, FloatFormat::kFloat32, 1, kNone};
+  const GpuLogitRows rows{one, 4, 40'000, FloatFormat::kFloat32, 1, kNone};
   CHECK(gpu.logits->read({0, gpu.stream}, rows, true, other, gpu.reason));
   CHECK(!other.has_copies());
   CHECK(gpu.logits->tell({0, gpu.stream}, other, 1, 1.0F, std::vector<ToldToken>{{0, 0, 0, 9}},
