@@ -94,10 +94,8 @@ def test_every_kernel_compiles_and_keeps_its_values_in_registers(
     if source == "gpu_stats.cu":
         assert entries == ENTRIES
     if source == "gpu_logits.cu":
-        assert entries - {"_ZN8pertoken13exp_of_doubleEd"} == {
-            "pertoken_read_logits",
-            "pertoken_tell_logits",
-        }
+        shared = {name for name in entries if name.startswith("$")}  # what they call
+        assert entries - shared == {"pertoken_read_logits", "pertoken_tell_logits"}
     if source == "graph_stamp.cu":
         assert entries == {"pertoken_graph_stamp"}
 
