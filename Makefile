@@ -130,7 +130,8 @@ lint-tidy: $(VENV)/.dev build-tidy/compile_commands.json
 
 build-tidy/compile_commands.json: CMakeLists.txt $(wildcard cmake/*) pyproject.toml $(VENV)/.run
 	cmake -S . -B build-tidy -G Ninja -DPERTOKEN_LTO=OFF -DPERTOKEN_CUDA=OFF \
-	  -Dpybind11_DIR="$$(python -m pybind11 --cmakedir)" -DPython_EXECUTABLE=$(BIN)/python
+	  -DPERTOKEN_JOIN_SOURCES=OFF -Dpybind11_DIR="$$(python -m pybind11 --cmakedir)" \
+	  -DPython_EXECUTABLE=$(BIN)/python
 	@touch $@
 
 build-tidy/ok/%: % $(HEADERS) .clang-tidy build-tidy/compile_commands.json
@@ -159,7 +160,10 @@ cpp-test-%: cpp-build-%
 aarch64: $(VENV)/.dev ## compile the native sources for aarch64
 	@$(MAKE) -sk -j$(JOBS) $(SOURCES:%=build-aarch64/ok/%)
 
-build-aarch64/ok/%: % $(HEADERS) .ci/check_aarch64.sh cmake/build_info.h.in
+build-aarch64/bindings.rsp: .ci/aarch64_headers.sh cmake/build_info.h.in $(VENV)/.run
+	.ci/aarch64_headers.sh build-aarch64
+
+build-aarch64/ok/%: % $(HEADERS) .ci/check_aarch64.sh build-aarch64/bindings.rsp
 	echo 'aarch64: $<'
 	.ci/check_aarch64.sh build-aarch64 $<
 	mkdir -p $(@D) && touch $@

@@ -5,10 +5,11 @@ against, and there a recording has most to do. And in a loop by hand around the 
 where the same cost weighs more, since nothing else is part of the step. Rounds of the two
 alternate, so that a machine that is slower for a minute is so for both.
 
-Rounds are many and short, and hold nothing slow: what is to be found is a few tenths of a per cent.
-Tools that add tens of per cent are compared in `peers.py`, with fewer rounds. A block is shorter
-than the drain thread sleeps: what it would have done for a block is done at the end of it, in the
-model's thread, and counts as if each step had waited for its part.
+Rounds are many, and hold nothing slow: what is to be found is a few tenths of a per cent. Tools
+that add tens of per cent are compared in `peers.py`, with fewer rounds. A block lasts nearly as
+long as the drain thread sleeps, a quarter of a second: what the thread does once for that time is
+done once at the end of the block, in the model's thread, and counts as if each step had waited for
+its part.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ WAYS: dict[str, Callable[..., list[int]]] = {
 
 def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
     """Compares all selections in one interleaved run of both ways to decode."""
-    rounds, steps = (3, 4) if smoke else (400, 32)
+    rounds, steps = (3, 4) if smoke else (150, 96)
     model, prompt = tiny_llama(), prompt_ids()
     result: dict[str, Any] = {
         "modules": sum(1 for _ in model.modules()),

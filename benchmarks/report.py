@@ -142,8 +142,8 @@ def _method(decode: dict[str, Any]) -> str:
         "median over the rounds is quoted, its interval by order statistics. One torch thread;\n"
         "no garbage collection inside a block; each block warms up before its first timed step;\n"
         'starting and stopping a recording is not timed. "nothing again" is compared with\n'
-        '"nothing" alone: its distance from 0 is the noise. The drain thread\n'
-        "sleeps for longer than a block lasts: its work for a block is done at the end of it, in\n"
+        '"nothing" alone: its distance from 0 is the noise. A block lasts\n'
+        "nearly as long as the drain thread sleeps: its work for a block is done at the end, in\n"
         "the model's thread, and is part of the steps. The mean step of a block counts; the\n"
         "median step, which hides what disturbs a few, stands beside it.\n\n"
         f"The model of the decode is a Llama of 4 layers x 256, {decode['modules']} modules and\n"

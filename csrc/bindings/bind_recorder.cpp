@@ -12,6 +12,7 @@
 #include "bindings/cache_length.h"
 #include "bindings/compiled_layers.h"
 #include "bindings/device_calls.h"
+#include "bindings/dlpack_tensor.h"
 #include "bindings/graph_replay.h"
 #include "bindings/logit_reader.h"
 #include "bindings/module.h"
@@ -130,6 +131,12 @@ void bind_recorder(py::module_& m) {
       "intern_module",
       [](const std::string& name) { return intern_site(SiteCategory::kModule, name); },
       py::arg("name"));
+  m.def(
+      "learn_exchange_table",
+      [](const py::type& tensor_type, const py::type& parameter_type) {
+        learn_exchange_table(tensor_type.ptr(), parameter_type.ptr());
+      },
+      py::arg("tensor_type"), py::arg("parameter_type"));
   m.def(
       "set_known_cache",
       [](const py::function& cache_function, const py::function& layer_function) {

@@ -17,7 +17,7 @@ namespace py = pybind11;
 
 namespace {
 
-using Int64Array = py::array_t<int64_t, py::array::c_style>;
+using ClockRows = py::array_t<int64_t, py::array::c_style>;
 
 void spool_into(Recorder& recorder, const std::string& folder, size_t segment_bytes,
                 size_t segments) {
@@ -35,7 +35,7 @@ void spool_note(Recorder& recorder, int scope, uint64_t key, std::string_view js
   if (Spool* spool = recorder.spool()) spool->note(static_cast<NoteScope>(scope), key, json);
 }
 
-void replay_clock(Recorder& recorder, const Int64Array& rows) {
+void replay_clock(Recorder& recorder, const ClockRows& rows) {
   if (rows.ndim() != 2 || rows.shape(1) != 3) {
     throw py::value_error("samples must have the shape (n, 3)");
   }

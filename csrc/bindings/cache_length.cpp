@@ -3,19 +3,24 @@
 #include "bindings/owned.h"
 #include "bindings/step_inputs.h"
 
+// Finds a method without binding it: 1 where it is a function of the object's class. Every CPython
+// from 3.10 to 3.13 has it, and later ones declare it in their own headers only.
+extern "C" [[gnu::weak]] int _PyObject_GetMethod(PyObject* object, PyObject* name,
+                                                 PyObject** method);
+
 namespace pertoken::bindings {
 
 namespace {
 
-struct Names {
+struct CacheNames {
   PyObject* get_seq_length = PyUnicode_InternFromString("get_seq_length");
   PyObject* layers = PyUnicode_InternFromString("layers");
   PyObject* is_initialized = PyUnicode_InternFromString("is_initialized");
   PyObject* keys = PyUnicode_InternFromString("keys");
 };
 
-const Names& names() {
-  static const Names instance;
+const CacheNames& cache_names() {
+  static const CacheNames instance;
   return instance;
 }
 
@@ -27,34 +32,41 @@ struct KnownFunctions {
 
 constinit KnownFunctions known;
 
-bool is_method(PyObject* object, PyObject* function) {
-  return PyMethod_Check(object) && PyMethod_GET_FUNCTION(object) == function;
+// Whether the object's get_seq_length is this function.
+bool counts_by(PyObject* object, PyObject* function) {
+  PyObject* found = nullptr;
+  if (&_PyObject_GetMethod != nullptr) {
+    const bool is_unbound = _PyObject_GetMethod(object, cache_names().get_seq_length, &found) == 1;
+    const Owned method(found);
+    return is_unbound && found == function;
+  }
+  const Owned method(PyObject_GetAttr(object, cache_names().get_seq_length));
+  return method && PyMethod_Check(method.get()) && PyMethod_GET_FUNCTION(method.get()) == function;
 }
 
 // What the known functions return, without a call into Python: these, in the interpreter's cold
 // code, are most of what a step costs. False where anything is not as expected: then the cache is
 // asked.
-bool read_known(PyObject* cache, PyObject* method, int64_t& length) {
-  if (known.of_cache == nullptr || !is_method(method, known.of_cache)) return false;
-  const Owned layers(PyObject_GetAttr(cache, names().layers));
+bool read_known(PyObject* cache, int64_t& length) {
+  if (known.of_cache == nullptr || !counts_by(cache, known.of_cache)) return false;
+  const Owned layers(PyObject_GetAttr(cache, cache_names().layers));
   if (!layers || !PyList_Check(layers.get())) return false;
   if (PyList_GET_SIZE(layers.get()) == 0) {
     length = 0;
     return true;
   }
   const Owned layer(Py_NewRef(PyList_GET_ITEM(layers.get(), 0)));
-  const Owned layer_method(PyObject_GetAttr(layer.get(), names().get_seq_length));
-  if (!layer_method || !is_method(layer_method.get(), known.of_layer)) return false;
-  const Owned is_initialized(PyObject_GetAttr(layer.get(), names().is_initialized));
-  if (!is_initialized || !PyBool_Check(is_initialized.get())) return false;
-  if (is_initialized.get() == Py_False) {
+  if (!counts_by(layer.get(), known.of_layer)) return false;
+  const Owned keys(PyObject_GetAttr(layer.get(), cache_names().keys));
+  if (!keys) return false;
+  if (keys.get() == Py_None) {
+    const Owned is_initialized(PyObject_GetAttr(layer.get(), cache_names().is_initialized));
     length = 0;
-    return true;
+    return is_initialized.get() == Py_False;
   }
-  const Owned keys(PyObject_GetAttr(layer.get(), names().keys));
   constexpr Py_ssize_t kDimensions = 4;  // (rows, heads, length, width)
   int64_t sizes[kDimensions] = {};
-  if (!keys || read_shape(keys.get(), sizes, kDimensions) != kDimensions) return false;
+  if (read_shape(keys.get(), sizes, kDimensions) != kDimensions) return false;
   length = sizes[2];
   for (const int64_t size : sizes) {
     if (size == 0) length = 0;
@@ -71,14 +83,14 @@ int64_t cache_length(PyObject* cache, bool& failed) {
     int64_t sizes[4];
     return read_shape(value, sizes, 4) == 4 ? sizes[2] : -1;
   }
-  const Owned method(PyObject_GetAttr(cache, names().get_seq_length));
+  int64_t known_length = -1;
+  if (read_known(cache, known_length)) return known_length;
+  discard_error();
+  const Owned method(PyObject_GetAttr(cache, cache_names().get_seq_length));
   if (!method) {  // a recurrent state has no length
     discard_error();
     return -1;
   }
-  int64_t known_length = -1;
-  if (read_known(cache, method.get(), known_length)) return known_length;
-  discard_error();
   const Owned length(PyObject_CallNoArgs(method.get()));
   if (!length) {
     discard_error();

@@ -13,7 +13,8 @@ int64_t cache_length(PyObject* cache, bool& failed);
 
 // Where a cache's get_seq_length is `cache_function` and that of its first layer `layer_function`,
 // neither is called from now on: the length is that of the layer's keys, along the last dimension
-// but one, or 0 without layers, before the layer is initialized, and where a dimension is empty.
+// but one, or 0 without layers, where the layer is not initialized and has none, and where a
+// dimension is empty.
 void set_known_cache(PyObject* cache_function, PyObject* layer_function);
 
 }  // namespace pertoken::bindings

@@ -1,5 +1,6 @@
 #include "bindings/host_tensor.h"
 
+#include "bindings/dlpack_tensor.h"
 #include "bindings/owned.h"
 #include "bindings/step_inputs.h"
 
@@ -146,6 +147,26 @@ bool view_values(PyObject* tensor, int64_t item_bytes, TensorView& view) {
   return is_in_storage(tensor, view, item_bytes);
 }
 
+// The same of what its library describes. Whether the values are negated, and whether the memory
+// is still there, is not part of a description.
+bool view_described(PyObject* tensor, const DlpackTensor& described, TensorView& view) {
+  const std::optional<FloatFormat> format = float_format(described);
+  if (!format.has_value() || described.dims > kMaxDims || described.strides == nullptr)
+    return false;
+  view.format = *format;
+  view.dims = described.dims;
+  const int64_t item_bytes = bytes_of(view.format);
+  for (int32_t i = 0; i < described.dims; ++i) {
+    const auto dim = static_cast<size_t>(i);
+    view.shape[dim] = described.shape[i];
+    view.strides_bytes[dim] = described.strides[i] * item_bytes;
+  }
+  view.data = static_cast<const std::byte*>(described.data) + described.byte_offset;
+  const Owned is_negated(PyObject_CallMethodNoArgs(tensor, names().is_neg));
+  if (!is_negated) discard_error();
+  return is_negated.get() == Py_False && is_in_storage(tensor, view, item_bytes);
+}
+
 bool view_plain(PyObject* tensor, TensorView& view) {
   const Names& name = names();
   const Owned is_negated(PyObject_CallMethodNoArgs(tensor, name.is_neg));
@@ -163,6 +184,7 @@ bool view_plain(PyObject* tensor, TensorView& view) {
 void learn_torch(PyObject* tensor_type, PyObject* parameter_type, PyObject* formats,
                  PyObject* strided, PyObject* get_tracing_state) {
   if (torch.tensor_type != nullptr) return;
+  learn_exchange_table(tensor_type, parameter_type);
   torch.parameter_type = reinterpret_cast<PyTypeObject*>(Py_NewRef(parameter_type));
   torch.formats = Py_NewRef(formats);
   torch.strided = Py_NewRef(strided);
@@ -215,10 +237,20 @@ bool view_of_memory(PyObject* memory, TensorView& view, int& device, void*& stre
 }
 
 bool view_host_tensor(PyObject* tensor, TensorView& view) {
+  DlpackTensor described;
+  if (describe_tensor(tensor, described)) {
+    if (described.device_type == kDlpackCpu) return view_described(tensor, described, view);
+    if (described.device_type == kDlpackCuda) return false;
+  }
   return is_plain(tensor, names().is_cpu) && view_plain(tensor, view);
 }
 
 bool view_gpu_tensor(PyObject* tensor, TensorView& view, int& device) {
+  DlpackTensor described;
+  if (describe_tensor(tensor, described) && described.device_type == kDlpackCuda) {
+    device = described.device_ordinal;
+    return view_described(tensor, described, view);
+  }
   if (!is_plain(tensor, names().is_cuda) || !view_plain(tensor, view)) return false;
   int64_t index = -1;
   if (!method_integer(tensor, names().get_device, index)) return false;

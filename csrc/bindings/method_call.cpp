@@ -73,7 +73,7 @@ PyObject* get_attribute(PyObject* self, PyObject* name) {
   return PyObject_GetAttr(reinterpret_cast<MethodCall*>(self)->inner, name);
 }
 
-int init(PyObject* self, PyObject* args, PyObject*) {
+int method_call_init(PyObject* self, PyObject* args, PyObject*) {
   auto* call = reinterpret_cast<MethodCall*>(self);
   if (!PyArg_ParseTuple(args, "OOO:MethodCall", &call->inner, &call->before, &call->after)) {
     return -1;
@@ -84,7 +84,7 @@ int init(PyObject* self, PyObject* args, PyObject*) {
   return 0;
 }
 
-int traverse(PyObject* self, visitproc visit, void* arg) {
+int method_call_traverse(PyObject* self, visitproc visit, void* arg) {
   auto* call = reinterpret_cast<MethodCall*>(self);
   Py_VISIT(call->inner);
   Py_VISIT(call->before);
@@ -101,7 +101,7 @@ int clear(PyObject* self) {
   return 0;
 }
 
-void dealloc(PyObject* self) {
+void method_call_dealloc(PyObject* self) {
   PyObject_GC_UnTrack(self);
   if (reinterpret_cast<MethodCall*>(self)->weakrefs != nullptr) PyObject_ClearWeakRefs(self);
   clear(self);
@@ -110,29 +110,30 @@ void dealloc(PyObject* self) {
   Py_DECREF(type);
 }
 
-PyMemberDef members[] = {
+PyMemberDef method_call_members[] = {
     {"inner", T_OBJECT, offsetof(MethodCall, inner), 0, nullptr},
     {"__wrapped__", T_OBJECT, offsetof(MethodCall, inner), READONLY, nullptr},
     {"__weaklistoffset__", T_PYSSIZET, offsetof(MethodCall, weakrefs), READONLY, nullptr},
     {nullptr, 0, 0, 0, nullptr}};
 
-PyType_Slot slots[] = {{Py_tp_init, reinterpret_cast<void*>(init)},
-                       {Py_tp_new, reinterpret_cast<void*>(PyType_GenericNew)},
-                       {Py_tp_dealloc, reinterpret_cast<void*>(dealloc)},
-                       {Py_tp_traverse, reinterpret_cast<void*>(traverse)},
-                       {Py_tp_clear, reinterpret_cast<void*>(clear)},
-                       {Py_tp_call, reinterpret_cast<void*>(method_call)},
-                       {Py_tp_getattro, reinterpret_cast<void*>(get_attribute)},
-                       {Py_tp_descr_get, reinterpret_cast<void*>(bind_method)},
-                       {Py_tp_members, members},
-                       {0, nullptr}};
-PyType_Spec spec = {"pertoken._native.MethodCall", sizeof(MethodCall), 0,
-                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE, slots};
+PyType_Slot method_call_slots[] = {{Py_tp_init, reinterpret_cast<void*>(method_call_init)},
+                                   {Py_tp_new, reinterpret_cast<void*>(PyType_GenericNew)},
+                                   {Py_tp_dealloc, reinterpret_cast<void*>(method_call_dealloc)},
+                                   {Py_tp_traverse, reinterpret_cast<void*>(method_call_traverse)},
+                                   {Py_tp_clear, reinterpret_cast<void*>(clear)},
+                                   {Py_tp_call, reinterpret_cast<void*>(method_call)},
+                                   {Py_tp_getattro, reinterpret_cast<void*>(get_attribute)},
+                                   {Py_tp_descr_get, reinterpret_cast<void*>(bind_method)},
+                                   {Py_tp_members, method_call_members},
+                                   {0, nullptr}};
+PyType_Spec method_call_spec = {"pertoken._native.MethodCall", sizeof(MethodCall), 0,
+                                Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE,
+                                method_call_slots};
 
 }  // namespace
 
 bool add_method_call_type(PyObject* module) {
-  PyObject* type = PyType_FromSpec(&spec);
+  PyObject* type = PyType_FromSpec(&method_call_spec);
   return type != nullptr && PyModule_AddObject(module, "MethodCall", type) == 0;
 }
 

@@ -314,31 +314,31 @@ void root_dealloc(PyObject* self) {
   Py_DECREF(type);
 }
 
-PyMemberDef members[] = {
+PyMemberDef root_members[] = {
     {"__weaklistoffset__", T_PYSSIZET, offsetof(RootCall, base.weakrefs), READONLY, nullptr},
     {"site", T_UINT, offsetof(RootCall, base.site), READONLY, nullptr},
     {nullptr, 0, 0, 0, nullptr}};
 
-PyMethodDef methods[] = {{"__reduce_ex__", span_call_reduce, METH_O, nullptr},
-                         {nullptr, nullptr, 0, nullptr}};
+PyMethodDef root_methods[] = {{"__reduce_ex__", span_call_reduce, METH_O, nullptr},
+                              {nullptr, nullptr, 0, nullptr}};
 
-PyType_Slot slots[] = {{Py_tp_init, reinterpret_cast<void*>(root_init)},
-                       {Py_tp_new, reinterpret_cast<void*>(PyType_GenericNew)},
-                       {Py_tp_dealloc, reinterpret_cast<void*>(root_dealloc)},
-                       {Py_tp_traverse, reinterpret_cast<void*>(root_traverse)},
-                       {Py_tp_clear, reinterpret_cast<void*>(root_clear)},
-                       {Py_tp_call, reinterpret_cast<void*>(root_call)},
-                       {Py_tp_members, members},
-                       {Py_tp_getset, span_call_attributes},
-                       {Py_tp_methods, methods},
-                       {0, nullptr}};
-PyType_Spec spec = {"pertoken._native.RootCall", sizeof(RootCall), 0,
-                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE, slots};
+PyType_Slot root_slots[] = {{Py_tp_init, reinterpret_cast<void*>(root_init)},
+                            {Py_tp_new, reinterpret_cast<void*>(PyType_GenericNew)},
+                            {Py_tp_dealloc, reinterpret_cast<void*>(root_dealloc)},
+                            {Py_tp_traverse, reinterpret_cast<void*>(root_traverse)},
+                            {Py_tp_clear, reinterpret_cast<void*>(root_clear)},
+                            {Py_tp_call, reinterpret_cast<void*>(root_call)},
+                            {Py_tp_members, root_members},
+                            {Py_tp_getset, span_call_attributes},
+                            {Py_tp_methods, root_methods},
+                            {0, nullptr}};
+PyType_Spec root_spec = {"pertoken._native.RootCall", sizeof(RootCall), 0,
+                         Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE, root_slots};
 
 }  // namespace
 
 bool add_root_call_type(PyObject* module) {
-  PyObject* type = PyType_FromSpec(&spec);
+  PyObject* type = PyType_FromSpec(&root_spec);
   return type != nullptr && PyModule_AddObject(module, "RootCall", type) == 0;
 }
 

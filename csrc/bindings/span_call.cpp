@@ -115,7 +115,7 @@ PyGetSetDef span_call_attributes[] = {{"inner", get_inner, set_inner, nullptr, n
 
 namespace {
 
-int init(PyObject* self, PyObject* args, PyObject*) {
+int span_init(PyObject* self, PyObject* args, PyObject*) {
   PyObject* inner = nullptr;
   PyObject* recorder = nullptr;
   PyObject* observer = nullptr;
@@ -129,7 +129,7 @@ int init(PyObject* self, PyObject* args, PyObject*) {
                         observer);
 }
 
-void dealloc(PyObject* self) {
+void span_dealloc(PyObject* self) {
   PyObject_GC_UnTrack(self);
   auto* call = reinterpret_cast<SpanCall*>(self);
   if (call->weakrefs != nullptr) PyObject_ClearWeakRefs(self);
@@ -139,31 +139,31 @@ void dealloc(PyObject* self) {
   Py_DECREF(type);
 }
 
-PyMemberDef members[] = {
+PyMemberDef span_members[] = {
     {"__weaklistoffset__", T_PYSSIZET, offsetof(SpanCall, weakrefs), READONLY, nullptr},
     {"site", T_UINT, offsetof(SpanCall, site), READONLY, nullptr},
     {nullptr, 0, 0, 0, nullptr}};
 
-PyMethodDef methods[] = {{"__reduce_ex__", span_call_reduce, METH_O, nullptr},
-                         {nullptr, nullptr, 0, nullptr}};
+PyMethodDef span_methods[] = {{"__reduce_ex__", span_call_reduce, METH_O, nullptr},
+                              {nullptr, nullptr, 0, nullptr}};
 
-PyType_Slot slots[] = {{Py_tp_init, reinterpret_cast<void*>(init)},
-                       {Py_tp_new, reinterpret_cast<void*>(PyType_GenericNew)},
-                       {Py_tp_dealloc, reinterpret_cast<void*>(dealloc)},
-                       {Py_tp_traverse, reinterpret_cast<void*>(span_call_traverse)},
-                       {Py_tp_clear, reinterpret_cast<void*>(span_call_clear)},
-                       {Py_tp_call, reinterpret_cast<void*>(span_call)},
-                       {Py_tp_members, members},
-                       {Py_tp_getset, span_call_attributes},
-                       {Py_tp_methods, methods},
-                       {0, nullptr}};
-PyType_Spec spec = {"pertoken._native.SpanCall", sizeof(SpanCall), 0,
-                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE, slots};
+PyType_Slot span_slots[] = {{Py_tp_init, reinterpret_cast<void*>(span_init)},
+                            {Py_tp_new, reinterpret_cast<void*>(PyType_GenericNew)},
+                            {Py_tp_dealloc, reinterpret_cast<void*>(span_dealloc)},
+                            {Py_tp_traverse, reinterpret_cast<void*>(span_call_traverse)},
+                            {Py_tp_clear, reinterpret_cast<void*>(span_call_clear)},
+                            {Py_tp_call, reinterpret_cast<void*>(span_call)},
+                            {Py_tp_members, span_members},
+                            {Py_tp_getset, span_call_attributes},
+                            {Py_tp_methods, span_methods},
+                            {0, nullptr}};
+PyType_Spec span_spec = {"pertoken._native.SpanCall", sizeof(SpanCall), 0,
+                         Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE, span_slots};
 
 }  // namespace
 
 bool add_span_call_type(PyObject* module) {
-  PyObject* type = PyType_FromSpec(&spec);
+  PyObject* type = PyType_FromSpec(&span_spec);
   return type != nullptr && PyModule_AddObject(module, "SpanCall", type) == 0;
 }
 

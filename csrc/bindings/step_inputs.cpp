@@ -6,6 +6,7 @@
 #include <cstring>
 #include <new>
 
+#include "bindings/dlpack_tensor.h"
 #include "bindings/owned.h"
 #include "core/record.h"
 
@@ -152,6 +153,11 @@ void discard_error() {
 }
 
 Py_ssize_t read_shape(PyObject* tensor, int64_t* sizes, Py_ssize_t limit) {
+  DlpackTensor described;
+  if (describe_tensor(tensor, described)) {
+    for (int32_t i = 0; i < described.dims && i < limit; ++i) sizes[i] = described.shape[i];
+    return described.dims;
+  }
   const Owned shape(PyObject_GetAttr(tensor, names().shape));
   if (!shape) {
     discard_error();

@@ -49,7 +49,8 @@ StepPlan plan_step(const ForwardSignature& signature, Recorder& recorder,
   plan.query_len = shape.query_len;
   plan.keep = integer_argument(signature.find(ArgumentRole::kKeep, args, kwargs), 0);
   plan.cache = signature.find(ArgumentRole::kCache, args, kwargs);
-  plan.asks_for_cache = signature.find(ArgumentRole::kUseCache, args, kwargs) == Py_True;
+  plan.asks_for_cache =
+      plan.cache == nullptr && signature.find(ArgumentRole::kUseCache, args, kwargs) == Py_True;
   if (state != nullptr) {
     plan.generation = state->generation;
     // Models that make their cache themselves pass none at first.

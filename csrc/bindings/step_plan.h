@@ -18,9 +18,9 @@ struct StepPlan {
   int64_t query_len = -1;
   int64_t past = -1;
   int64_t keep = 0;
-  PyObject* cache = nullptr;  // borrowed from the arguments
-  bool is_new_cache = false;  // not that of the step before
-  bool asks_for_cache = false;
+  PyObject* cache = nullptr;    // borrowed from the arguments
+  bool is_new_cache = false;    // not that of the step before
+  bool asks_for_cache = false;  // of the model, which makes one itself
   uint32_t generation = kNone32;
   uint32_t flags = 0;
 };

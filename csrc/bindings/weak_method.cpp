@@ -15,7 +15,7 @@ PyObject* weak_method_call(PyObject* self, PyObject* args, PyObject* kwargs) {
   return call_weak_method(*reinterpret_cast<WeakMethod*>(self), args, kwargs);
 }
 
-int init(PyObject* self, PyObject* args, PyObject*) {
+int weak_method_init(PyObject* self, PyObject* args, PyObject*) {
   PyObject* function = nullptr;
   PyObject* instance = nullptr;
   if (!PyArg_ParseTuple(args, "OO:WeakMethod", &function, &instance)) return -1;
@@ -27,7 +27,7 @@ int init(PyObject* self, PyObject* args, PyObject*) {
   return 0;
 }
 
-int traverse(PyObject* self, visitproc visit, void* arg) {
+int weak_method_traverse(PyObject* self, visitproc visit, void* arg) {
   auto& method = *reinterpret_cast<WeakMethod*>(self);
   Py_VISIT(method.function);
   Py_VISIT(method.ref);
@@ -35,7 +35,7 @@ int traverse(PyObject* self, visitproc visit, void* arg) {
   return 0;
 }
 
-void dealloc(PyObject* self) {
+void weak_method_dealloc(PyObject* self) {
   PyObject_GC_UnTrack(self);
   auto& method = *reinterpret_cast<WeakMethod*>(self);
   Py_CLEAR(method.function);
@@ -45,14 +45,14 @@ void dealloc(PyObject* self) {
   Py_DECREF(type);
 }
 
-PyType_Slot slots[] = {{Py_tp_init, reinterpret_cast<void*>(init)},
-                       {Py_tp_new, reinterpret_cast<void*>(PyType_GenericNew)},
-                       {Py_tp_dealloc, reinterpret_cast<void*>(dealloc)},
-                       {Py_tp_traverse, reinterpret_cast<void*>(traverse)},
-                       {Py_tp_call, reinterpret_cast<void*>(weak_method_call)},
-                       {0, nullptr}};
-PyType_Spec spec = {"pertoken._native.WeakMethod", sizeof(WeakMethod), 0,
-                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, slots};
+PyType_Slot weak_method_slots[] = {{Py_tp_init, reinterpret_cast<void*>(weak_method_init)},
+                                   {Py_tp_new, reinterpret_cast<void*>(PyType_GenericNew)},
+                                   {Py_tp_dealloc, reinterpret_cast<void*>(weak_method_dealloc)},
+                                   {Py_tp_traverse, reinterpret_cast<void*>(weak_method_traverse)},
+                                   {Py_tp_call, reinterpret_cast<void*>(weak_method_call)},
+                                   {0, nullptr}};
+PyType_Spec weak_method_spec = {"pertoken._native.WeakMethod", sizeof(WeakMethod), 0,
+                                Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, weak_method_slots};
 
 }  // namespace
 
@@ -68,7 +68,7 @@ PyObject* call_weak_method(const WeakMethod& method, PyObject* args, PyObject* k
 }
 
 bool add_weak_method_type(PyObject* module) {
-  PyObject* type = PyType_FromSpec(&spec);
+  PyObject* type = PyType_FromSpec(&weak_method_spec);
   weak_method_type = reinterpret_cast<PyTypeObject*>(type);
   return type != nullptr && PyModule_AddObject(module, "WeakMethod", Py_NewRef(type)) == 0;
 }

@@ -7,6 +7,7 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <sys/prctl.h>
+#include <x86intrin.h>
 #endif
 
 namespace pertoken {

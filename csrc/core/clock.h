@@ -11,10 +11,6 @@
 
 #include "core/clock_map.h"
 
-#if defined(__x86_64__)
-#include <x86intrin.h>
-#endif
-
 namespace pertoken {
 
 enum class ClockSource : uint8_t { kTsc, kSteady };
@@ -66,7 +62,7 @@ inline const bool ticks_are_tsc = clock_source() == ClockSource::kTsc;
 inline uint64_t now_ticks() noexcept {
 #if defined(__x86_64__)
   if (detail::ticks_are_tsc) [[likely]]
-    return __rdtsc();
+    return __builtin_ia32_rdtsc();  // __rdtsc() would have every file read all of <x86intrin.h>
 #endif
   return static_cast<uint64_t>(detail::read_clock_ns(CLOCK_MONOTONIC));
 }

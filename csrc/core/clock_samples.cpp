@@ -8,7 +8,7 @@ namespace pertoken {
 namespace {
 
 // A bracket this many times as wide as that of the best quarter holds a preemption.
-constexpr uint64_t kWideBracket = 4;
+constexpr uint64_t kPreemptedBracket = 4;
 constexpr uint64_t kBracketSlackTicks = 64;
 // A clock may be slewed by its discipline, by some hundred parts per million; more is a step.
 constexpr double kLargestSlew = 1e-3;
@@ -54,8 +54,8 @@ std::vector<ClockPoint> narrow_points(std::span<const ClockSample> samples) {
   if (widths.empty()) return points;
   const auto quartile = widths.begin() + static_cast<std::ptrdiff_t>(widths.size() / 4);
   std::nth_element(widths.begin(), quartile, widths.end());
-  const uint64_t narrow = std::min(*quartile, UINT64_MAX / (2 * kWideBracket));
-  const uint64_t widest = narrow * kWideBracket + kBracketSlackTicks;
+  const uint64_t narrow = std::min(*quartile, UINT64_MAX / (2 * kPreemptedBracket));
+  const uint64_t widest = narrow * kPreemptedBracket + kBracketSlackTicks;
   for (const ClockSample& sample : samples) {
     if (sample.ticks_after < sample.ticks_before) continue;
     const uint64_t width = sample.ticks_after - sample.ticks_before;

@@ -14,7 +14,7 @@ namespace {
 
 // Two samples this far apart give the rate to some 25 parts per million.
 constexpr int64_t kFirstBaselineNs = 2'000'000;
-constexpr int kMostBaselineSamples = 20'000;
+constexpr int kMostFirstSamples = 20'000;
 // No count of a recording comes near; sums with it stay far from the ends of 64 bits.
 constexpr int64_t kLargestCount = int64_t{1} << 62;
 
@@ -46,7 +46,7 @@ void Recorder::spool_into(const SpoolOptions& options) {
   auto spool = std::make_unique<Spool>(options);
   // A process that is killed at once leaves times, too.
   std::array<ClockSample, 2> samples{sample_clock(), sample_clock()};
-  for (int i = 0; i < kMostBaselineSamples; ++i) {
+  for (int i = 0; i < kMostFirstSamples; ++i) {
     if (samples[1].boot_ns - samples[0].boot_ns >= kFirstBaselineNs) break;
     samples[1] = sample_clock();
   }

@@ -30,7 +30,7 @@ struct Slot {
   const char* symbol;
   size_t offset_bytes;
 };
-constexpr Slot kSlots[] = {
+constexpr Slot kTableSlots[] = {
 #define PERTOKEN_SLOT(symbol, arguments) {#symbol, offsetof(DriverApi, symbol)},
     PERTOKEN_DRIVER_FUNCTIONS(PERTOKEN_SLOT)
 #undef PERTOKEN_SLOT
@@ -54,9 +54,9 @@ bool load_driver(const char* path, DriverApi& api, std::string& reason) {
     reason = std::string("the CUDA driver could not be loaded: ") + error;
     return false;
   }
-  const auto* const missing =
-      std::ranges::find_if_not(kSlots, [&](const Slot& slot) { return fill(slot, library, api); });
-  if (missing == std::end(kSlots)) return true;
+  const auto* const missing = std::ranges::find_if_not(
+      kTableSlots, [&](const Slot& slot) { return fill(slot, library, api); });
+  if (missing == std::end(kTableSlots)) return true;
   api = {};
   dlclose(library);
   reason = std::string("the CUDA driver has no ") + missing->symbol +

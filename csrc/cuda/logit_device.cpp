@@ -11,7 +11,7 @@
 namespace pertoken::cuda {
 namespace {
 
-size_t words_of_record(std::span<const uint64_t>) noexcept { return kLogitRecordWords; }
+size_t words_of_logit_record(std::span<const uint64_t>) noexcept { return kLogitRecordWords; }
 
 constexpr uint64_t rounded_up(uint64_t bytes) noexcept {
   return (bytes + kVectorBytes - 1) / kVectorBytes * kVectorBytes;
@@ -51,7 +51,7 @@ CUresult LogitDevice::set_up(std::span<const std::byte> image) {
   if (const CUresult result = make_pinned_words(api_, ring_, ring_.words, read.words)) {
     return result;
   }
-  reader_ = std::make_unique<TaggedReader>(read, kLogitRecordWords, &words_of_record);
+  reader_ = std::make_unique<TaggedReader>(read, kLogitRecordWords, &words_of_logit_record);
   return CUDA_SUCCESS;
 }
 

@@ -254,6 +254,8 @@ class Instrumentation:
         ) -> tuple[Any, Any]:
             places, takes_first = argument_places(module)
             learn_cache()
+            torch = sys.modules["torch"]
+            _native.learn_exchange_table(torch.Tensor, torch.nn.Parameter)
             only_of = id(module) if only_own_generate else 0
             rest = (recorder, site, generation_var, places, takes_first)
             own = observer if name in observed else None

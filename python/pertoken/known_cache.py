@@ -66,6 +66,8 @@ def countable(module: Any) -> tuple[FunctionType, FunctionType] | None:
     cache.layers = []
     lengths = [of_cache(cache)]
     layer = module.DynamicLayer()
+    if layer.keys is not None:  # what a layer without keys is known by
+        return None
     cache.layers = [layer, module.DynamicLayer()]
     lengths.append(of_cache(cache))
     layer.is_initialized = True

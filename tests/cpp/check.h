@@ -48,11 +48,20 @@ std::string show(const T& value) {
   return out.str();
 }
 
-inline void check(bool ok, const char* file, int line, const std::string& what) {
-  ++checks_done;
-  if (ok) return;
+// Out of line and cold, so that the compiler spends little on each of thousands of checks.
+[[gnu::noinline, gnu::cold]] inline void fail(const char* file, int line, const std::string& what) {
   ++checks_failed;
   std::cerr << file << ":" << line << ": " << what << "\n";
+}
+
+[[gnu::noinline, gnu::cold]] inline void fail(const char* file, int line, const char* what) {
+  fail(file, line, std::string(what));
+}
+
+template <typename Actual, typename Expected>
+[[gnu::noinline, gnu::cold]] void fail_equal(const char* file, int line, const char* what,
+                                             const Actual& actual, const Expected& expected) {
+  fail(file, line, std::string(what) + ": " + show(actual) + " is not " + show(expected));
 }
 
 inline int run_tests(int argc, char** argv) {
@@ -74,9 +83,9 @@ inline int run_tests(int argc, char** argv) {
     try {
       test.run();
     } catch (const std::exception& error) {
-      check(false, test.name, 0, std::string("threw: ") + error.what());
+      fail(test.name, 0, std::string("threw: ") + error.what());
     } catch (...) {
-      check(false, test.name, 0, "threw something that is not a std::exception");
+      fail(test.name, 0, "threw something that is not a std::exception");
     }
     if (checks_failed == failed_before) continue;
     ++failed;
@@ -95,21 +104,23 @@ inline int run_tests(int argc, char** argv) {
       ::pertoken::testing::add_test(#name, &test_##name);  \
   static void test_##name()
 
-#define CHECK(condition)                                                       \
-  ::pertoken::testing::check(static_cast<bool>(condition), __FILE__, __LINE__, \
-                             "CHECK(" #condition ")")
+#define CHECK(condition)                                                      \
+  do {                                                                        \
+    ++::pertoken::testing::checks_done;                                       \
+    if (!static_cast<bool>(condition)) {                                      \
+      ::pertoken::testing::fail(__FILE__, __LINE__, "CHECK(" #condition ")"); \
+    }                                                                         \
+  } while (false)
 
-#define CHECK_EQ(actual, expected)                                                                 \
-  do {                                                                                             \
-    const auto& check_actual = (actual);                                                           \
-    const auto& check_expected = (expected);                                                       \
-    const bool check_ok = (check_actual == check_expected);                                        \
-    ::pertoken::testing::check(                                                                    \
-        check_ok, __FILE__, __LINE__,                                                              \
-        check_ok                                                                                   \
-            ? std::string()                                                                        \
-            : "CHECK_EQ(" #actual ", " #expected "): " + ::pertoken::testing::show(check_actual) + \
-                  " is not " + ::pertoken::testing::show(check_expected));                         \
+#define CHECK_EQ(actual, expected)                                                                \
+  do {                                                                                            \
+    const auto& check_actual = (actual);                                                          \
+    const auto& check_expected = (expected);                                                      \
+    ++::pertoken::testing::checks_done;                                                           \
+    if (!(check_actual == check_expected)) {                                                      \
+      ::pertoken::testing::fail_equal(__FILE__, __LINE__, "CHECK_EQ(" #actual ", " #expected ")", \
+                                      check_actual, check_expected);                              \
+    }                                                                                             \
   } while (false)
 
 // Weak, so that files of tests may be built each on its own or linked into one executable.

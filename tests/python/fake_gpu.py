@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 
+from fake_exchange import table_of_gpu_tensors
 from pertoken import _native, device_timing, graph_captures, observing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,7 +137,8 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch, devices: int = 1) -> Iterator[Fake
     monkeypatch.setattr(graph_captures, "graph_class", lambda: graph_class)
     gpu.new_graph = graph_class
     try:
-        yield gpu
+        with table_of_gpu_tensors():
+            yield gpu
     finally:
         library.fake_stop()
         _native.replace_driver(None)

@@ -19,17 +19,17 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 # Instructions added to a bare call; behind each what was counted when it was set (GNU 12, x86-64,
 # Python 3.11).
 ADDED = {
-    "wrapped": 165,  # 156: a recorded call of a module
-    "wrapped, weakly": 180,  # 169: by a wrapper that does not hold the module
+    "wrapped": 165,  # 159: a recorded call of a module
+    "wrapped, weakly": 180,  # 174: by a wrapper that does not hold the module
     "wrapped, stopped": 60,  # 53: its wrapper when the recording has stopped
-    "wrapped, left out": 83,  # 79: the same in a step that was sampled without detail
-    "root": 800,  # 766: a step
-    "root, sampled": 985,  # 950: a step whose detail is sampled
+    "wrapped, left out": 87,  # 83: the same in a step that was sampled without detail
+    "root": 775,  # 738: a step
+    "root, sampled": 960,  # 921: a step whose detail is sampled
 }
 # Instructions of a whole `with`, the interpreter's own (Python 3.11) among them.
 WHOLE = {
-    "region": 5400,  # 4851: pertoken.span
-    "step": 5500,  # 4923: pertoken.step that runs no model
+    "region": 5400,  # 4866: pertoken.span
+    "step": 5500,  # 5203: pertoken.step that runs no model
 }
 
 
