@@ -185,7 +185,7 @@ PERTOKEN_HOST_DEVICE inline void read_logits(const LogitArgs& args, uint32_t num
   const uint64_t begin = is_dense && aligned < end ? aligned : end;
   const uint64_t whole = begin + (end - begin) / kVectorBytes * kVectorBytes;
   const uint64_t copy_offset = copy == 0 ? 0 : copy - row;
-  const uint64_t turn_bytes = kLogitThreads * kLogitsATurn * bytes;
+  const uint64_t turn_bytes = bytes * kLogitThreads * kLogitsATurn;
   const uint32_t shift = bytes == 4 ? 2 : 1;  // a division by a variable is long
   const auto before = static_cast<uint32_t>((begin - row) >> shift);
   const auto behind = static_cast<uint32_t>((end - whole) >> shift);
