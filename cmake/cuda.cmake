@@ -73,7 +73,7 @@ set(PERTOKEN_GPU_CODE "")
 if(PERTOKEN_NVCC)
   execute_process(COMMAND ${PERTOKEN_NVCC} --list-gpu-code
                   OUTPUT_VARIABLE known_code ERROR_QUIET TIMEOUT 60)
-  foreach(generation 80 90 100)
+  foreach(generation 80 90)
     if(known_code MATCHES "sm_${generation}[ \r\n]")
       list(APPEND PERTOKEN_GPU_CODE -gencode=arch=compute_${generation},code=sm_${generation})
       list(APPEND PERTOKEN_GPU_TARGETS sm_${generation})

@@ -46,6 +46,8 @@ set_source_files_properties(
   csrc/bindings/bind_spool.cpp
   csrc/bindings/bind_totals.cpp
   csrc/bindings/bind_triggers.cpp
+  csrc/bindings/current_stream.cpp
+  csrc/bindings/gpu_logit_reader.cpp
   csrc/bindings/module.cpp
   csrc/bindings/named_values.cpp
   csrc/bindings/observation_columns.cpp
@@ -71,7 +73,11 @@ set_source_files_properties(
   csrc/cuda/gpu_observer.cpp
   csrc/cuda/gpu_observer_graphs.cpp
   csrc/cuda/gpu_stats.cpp
+  csrc/cuda/gpu_logits.cpp
   csrc/cuda/kernel_image.cpp
+  csrc/cuda/kernel_memory.cpp
+  csrc/cuda/logit_device.cpp
+  csrc/cuda/opened_context.cpp
   csrc/cuda/stamp_clock.cpp
   csrc/cuda/stamp_reader.cpp
   csrc/cuda/stats_device.cpp

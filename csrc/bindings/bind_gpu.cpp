@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <exception>
+#include <string>
 #include <utility>
 
 #include "bindings/module.h"
@@ -17,7 +18,20 @@ namespace py = pybind11;
 namespace pertoken::bindings {
 namespace {
 
-cuda::StatsDevices* known_devices = nullptr;  // under the GIL
+// Under the GIL.
+cuda::StatsDevices* known_devices = nullptr;
+cuda::LogitDevices* known_logit_devices = nullptr;
+
+template <typename Devices>
+Devices* devices_of_driver(Devices*& known, std::string& reason) {
+  if (known == nullptr) {
+    cuda::DriverStatus driver = cuda::driver();
+    reason = std::move(driver.reason);
+    if (driver.api == nullptr) return nullptr;
+    known = new Devices(*driver.api, cuda::kernel_image());
+  }
+  return known;
+}
 
 cuda::GpuHistograms& gpu_histograms() {
   const cuda::DriverStatus driver = cuda::driver();
@@ -51,16 +65,17 @@ void translate(std::exception_ptr failure) {
 }  // namespace
 
 cuda::StatsDevices* stats_devices(std::string& reason) {
-  if (known_devices == nullptr) {
-    cuda::DriverStatus driver = cuda::driver();
-    reason = std::move(driver.reason);
-    if (driver.api == nullptr) return nullptr;
-    known_devices = new cuda::StatsDevices(*driver.api, cuda::kernel_image());
-  }
-  return known_devices;
+  return devices_of_driver(known_devices, reason);
 }
 
-void forget_stats_devices() { known_devices = nullptr; }
+cuda::LogitDevices* logit_devices(std::string& reason) {
+  return devices_of_driver(known_logit_devices, reason);
+}
+
+void forget_stats_devices() {
+  known_devices = nullptr;
+  known_logit_devices = nullptr;
+}
 
 void bind_gpu(py::module_& m) {
   py::register_local_exception_translator(&translate);

@@ -103,6 +103,7 @@ py::dict totals(Recorder& recorder) {
   losses["records_dropped"] = snapshot.losses.records_dropped;
   losses["observations_dropped"] = snapshot.losses.observations_dropped;
   losses["device_observations"] = device_observation_losses(snapshot.losses.device_observations);
+  losses["device_logits"] = device_observation_losses(snapshot.losses.device_logits);
   losses["observations_evicted"] = snapshot.losses.observations_evicted;
   losses["spans_evicted"] = snapshot.losses.spans_evicted;
   losses["steps_evicted"] = snapshot.losses.steps_evicted;

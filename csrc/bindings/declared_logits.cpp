@@ -1,7 +1,9 @@
 #include "bindings/declared_logits.h"
 
 #include <algorithm>
+#include <limits>
 #include <new>
+#include <string>
 #include <utility>
 
 #include "bindings/host_tensor.h"
@@ -15,17 +17,45 @@ namespace pertoken::bindings {
 
 namespace {
 
+constexpr int32_t kUntold = std::numeric_limits<int32_t>::min();
+
+// `token_of(row)` is what is known of the token of each. Throws std::bad_alloc.
+template <typename TokenOf>
+void tell_on_gpu(LogitReader& reader, const KeptLogits& kept, const cuda::DeviceTokens& fed,
+                 TokenOf&& token_of) {
+  GpuLogitStep& gpu = *kept.gpu;
+  gpu.tokens.clear();
+  for (size_t at = 0; at < kept.rows.size(); ++at) {
+    const KeptLogits::Row& row = kept.rows[at];
+    const int32_t token = token_of(row);
+    if (token == kUntold) continue;
+    gpu.tokens.push_back({static_cast<uint32_t>(at), row.row, row.place, token});
+  }
+  std::string reason;
+  reader.gpus().tell(gpu, kept.of, fed, reason);
+  reader.skip_if(reason);
+}
+
 // A loop by hand: the next forward of the request is fed what the step before has chosen, where it
 // goes on behind it. Throws std::bad_alloc.
-void tell_fed(ThreadBuffer& buffer, KeptLogits& kept, const LogitStep& next, PyObject* ids) {
+void tell_fed(LogitReader& reader, Recorder& recorder, ThreadBuffer& buffer, KeptLogits& kept,
+              const LogitStep& next, PyObject* ids) {
   const LogitStep& of = kept.of;
   if (of.past < 0 || next.past < 0 || next.rows != of.rows || ids == nullptr) return;
   const int64_t column = of.past + of.positions - next.past;
   std::vector<int64_t> tokens;
-  if (!read_tokens(ids, next.rows, column, 1, tokens)) return;
-  ChosenTokens chosen;
-  for (const int64_t token : tokens) chosen.push_back({token});
-  tell_chosen(buffer, kept, chosen);
+  if (read_tokens(ids, next.rows, column, 1, tokens)) {
+    ChosenTokens chosen;
+    for (const int64_t token : tokens) chosen.push_back({token});
+    tell_chosen(recorder, buffer, kept, chosen);
+  } else if (kept.gpu != nullptr) {
+    const cuda::DeviceTokens fed =
+        tokens_on_gpu(ids, kept.gpu->kept.device(), next.rows, column, 1);
+    if (fed.address == 0) return;
+    tell_on_gpu(reader, kept, fed, [](const KeptLogits::Row&) { return cuda::kFedToken; });
+  } else {
+    return;
+  }
   kept.rows.clear();
 }
 
@@ -55,64 +85,96 @@ int64_t kept_position(const DeclaredLogits& declared, int64_t positions_out, int
   return found == kept.end() ? -1 : found - kept.begin();
 }
 
-// Without the GIL. Throws std::bad_alloc.
-class DeclaredReading {
- public:
-  DeclaredReading(const DeclaredLogits& declared, const TensorView& view, ThreadBuffer& buffer,
-                  KeptLogits* kept)
-      : declared_(declared), view_(view), buffer_(buffer), kept_(kept) {}
+// Calls visit(row, place, logits) for each position that chooses a token, as the last of a run of
+// positions does, or, where candidates are verified, each of them; `logits` are its own.
+template <typename Visit>
+void visit_run(const DeclaredLogits& declared, const TensorView& view, const ValidRun& run,
+               Visit&& visit) {
+  const LogitStep& of = declared.of;
+  const int64_t places = of.kind != StepKind::kVerify ? 1
+                         : of.keep > 1                ? of.keep
+                                                      : run.end - run.begin;
+  for (int64_t place = 0; place < places; ++place) {
+    const int64_t position = kept_position(declared, view.shape[1], run.end - places + place);
+    if (position < 0 || position >= view.shape[1]) continue;
+    visit(static_cast<uint32_t>(run.row), static_cast<uint32_t>(place),
+          logits_at(view, run.batch_row, position));
+  }
+}
 
-  bool has_told() const { return has_told_; }
-
-  void read() {
-    if (kept_ != nullptr) kept_->logits.start(view_, declared_.rows.rows);
-    if (declared_.rows.valid == nullptr) {
-      for (int64_t row = 0; row < declared_.rows.rows; ++row) {
-        read_run({row, row, 0, declared_.rows.positions});
-      }
-      return;
+template <typename Visit>
+void visit_places(const DeclaredLogits& declared, const TensorView& view, Visit&& visit) {
+  if (declared.rows.valid == nullptr) {
+    for (int64_t row = 0; row < declared.rows.rows; ++row) {
+      visit_run(declared, view, {row, row, 0, declared.rows.positions}, visit);
     }
-    const std::vector<ValidRun>& runs = *declared_.rows.valid;
-    for (size_t i = 0; i < runs.size(); ++i) {
-      // What a mask leaves valid may be several runs, of which the last one ends the row.
-      if (i + 1 == runs.size() || runs[i + 1].row != runs[i].row) read_run(runs[i]);
+    return;
+  }
+  const std::vector<ValidRun>& runs = *declared.rows.valid;
+  for (size_t i = 0; i < runs.size(); ++i) {
+    // What a mask leaves valid may be several runs, of which the last one ends the row.
+    if (i + 1 == runs.size() || runs[i + 1].row != runs[i].row) {
+      visit_run(declared, view, runs[i], visit);
     }
   }
+}
 
- private:
-  // Of a run of positions, the last chooses a token; where candidates are verified, each does.
-  void read_run(const ValidRun& run) {
-    const LogitStep& of = declared_.of;
-    const int64_t places = of.kind != StepKind::kVerify ? 1
-                           : of.keep > 1                ? of.keep
-                                                        : run.end - run.begin;
-    for (int64_t place = 0; place < places; ++place) {
-      const int64_t position = kept_position(declared_, view_.shape[1], run.end - places + place);
-      if (position < 0 || position >= view_.shape[1]) continue;
-      has_told_ = true;
-      const TensorView one = logits_at(view_, run.batch_row, position);
-      const LogitStats stats = logit_stats(one);
-      push_logits(buffer_, of, run.row, place, stats, LogitStats::kUnknown);
-      if (kept_ == nullptr) continue;
-      kept_->logits.add(one);
-      kept_->rows.push_back({static_cast<uint32_t>(run.row), static_cast<uint32_t>(place), stats});
-    }
+// Without the GIL where there are many. Whether there was any to tell of.
+bool read_on_host(const DeclaredLogits& declared, const TensorView& view, ThreadBuffer& buffer,
+                  KeptLogits* kept) {
+  bool has_told = false;
+  if (kept != nullptr) kept->logits.start(view, declared.rows.rows);
+  visit_places(declared, view, [&](uint32_t row, uint32_t place, const TensorView& one) {
+    has_told = true;
+    const LogitStats stats = logit_stats(one);
+    push_logits(buffer, declared.of, row, place, stats, LogitStats::kUnknown);
+    if (kept == nullptr) return;
+    kept->logits.add(one);
+    kept->rows.push_back({row, place, stats});
+  });
+  return has_told;
+}
+
+// Likewise; what is read is told behind the GPU. False, counted, also where it cannot be read.
+bool read_on_gpu(LogitReader& reader, const DeclaredLogits& declared, const TensorView& view,
+                 const cuda::GpuPlace& place, bool is_kept, KeptLogits& kept) {
+  if (kept.gpu == nullptr) kept.gpu = std::make_unique<GpuLogitStep>();
+  kept.gpu->addresses.clear();
+  visit_places(declared, view, [&](uint32_t row, uint32_t at, const TensorView& one) {
+    kept.gpu->addresses.push_back(reinterpret_cast<uintptr_t>(one.data));
+    kept.rows.push_back({row, at, {}});
+  });
+  if (kept.rows.empty()) return false;
+  std::string reason;
+  const bool is_read = reader.gpus().read(view, place, 1, kNoTokens, is_kept, *kept.gpu, reason);
+  reader.skip_if(reason);
+  if (is_read) {
+    tell_on_gpu(reader, kept, kNoTokens,
+                [](const KeptLogits::Row&) { return cuda::kUnknownToken; });
   }
-
-  const DeclaredLogits& declared_;
-  const TensorView& view_;
-  ThreadBuffer& buffer_;
-  KeptLogits* kept_;
-  bool has_told_ = false;
-};
+  if (!is_read || !kept.gpu->kept.has_copies()) kept.rows.clear();
+  return true;
+}
 
 }  // namespace
 
-void tell_chosen(ThreadBuffer& buffer, const KeptLogits& kept,
+void tell_chosen(Recorder& recorder, ThreadBuffer& buffer, const KeptLogits& kept,
                  const ChosenTokens& chosen) noexcept {
+  const auto is_known = [&](const KeptLogits::Row& row) {
+    return row.row < chosen.size() && row.place < chosen[row.row].size();
+  };
+  if (kept.gpu != nullptr) {
+    guarded_read(recorder, [&] {
+      tell_on_gpu(*recorder.logit_reader(), kept, kNoTokens, [&](const KeptLogits::Row& row) {
+        return is_known(row) ? told_token(chosen[row.row][row.place]) : kUntold;
+      });
+      return true;
+    });
+    return;
+  }
   for (size_t at = 0; at < kept.rows.size(); ++at) {
     const KeptLogits::Row& row = kept.rows[at];
-    if (row.row >= chosen.size() || row.place >= chosen[row.row].size()) continue;
+    if (!is_known(row)) continue;
     const double logprob = kept.logits.logprob(at, chosen[row.row][row.place], row.stats);
     push_logits(buffer, kept.of, row.row, row.place, row.stats, logprob);
   }
@@ -127,7 +189,7 @@ std::unique_ptr<DeclaredLogits> begin_declared_logits(LogitReader& reader, Recor
     Scope* request = region->nearest_open(&Scope::request);
     KeptLogits* before = request == nullptr ? nullptr : request->entries[recorder.slot()].logits;
     if (before != nullptr && before->recorder_uid == recorder.uid() && !before->rows.empty()) {
-      tell_fed(buffer, *before, step, arguments.ids);
+      tell_fed(reader, recorder, buffer, *before, step, arguments.ids);
     }
     const float weight = reader.weight(region->step_kind);
     if (weight == 0 || is_being_traced()) return nullptr;
@@ -162,7 +224,10 @@ void end_declared_logits(LogitReader& reader, DeclaredLogits& declared, Recorder
                          ThreadBuffer& buffer, PyObject* output) {
   TensorView view;
   Owned memory(nullptr);
-  if (output == nullptr || !reader.view(output, declared.rows.batch_rows, view, memory)) return;
+  cuda::GpuPlace place{-1, nullptr};
+  if (output == nullptr || !reader.view(output, declared.rows.batch_rows, view, memory, place)) {
+    return;
+  }
   const bool is_kept = declared.region || declared.request;
   // Apart from where it is kept, to which others may come while the GIL is given up.
   KeptLogits kept;
@@ -172,11 +237,21 @@ void end_declared_logits(LogitReader& reader, DeclaredLogits& declared, Recorder
   kept.of = declared.of;
   kept.recorder_uid = recorder.uid();
   kept.rows.clear();
-  DeclaredReading reading(declared, view, buffer, is_kept ? &kept : nullptr);
-  const bool is_read =
-      read_many(recorder, declared.rows.rows, view.shape[2], [&] { reading.read(); });
-  if (is_read && !reading.has_told()) reader.skip("the positions of the rows are not known");
-  if (!is_read || kept.rows.empty()) return;
+  bool has_told = false;
+  bool is_read = false;
+  if (place.device >= 0) {
+    is_read = guarded_read(recorder, [&] {
+      has_told = read_on_gpu(reader, declared, view, place, is_kept, kept);
+      return true;
+    });
+  } else {
+    kept.gpu.reset();
+    is_read = read_many(recorder, declared.rows.rows, view.shape[2], [&] {
+      has_told = read_on_host(declared, view, buffer, is_kept ? &kept : nullptr);
+    });
+  }
+  if (is_read && !has_told) reader.skip("the positions of the rows are not known");
+  if (!is_read || kept.rows.empty() || !is_kept) return;
   try {
     if (next == nullptr) {
       keep_until_commit(scope_of(declared.region), std::move(kept));

@@ -11,6 +11,7 @@
 #include <memory>
 #include <vector>
 
+#include "bindings/gpu_logit_reader.h"
 #include "bindings/logit_rows.h"
 #include "bindings/owned.h"
 #include "core/observed_step.h"
@@ -36,11 +37,14 @@ struct KeptLogits {
   uint64_t recorder_uid = 0;
   std::vector<Row> rows;  // empty where nothing is awaited
   LogitCopies logits;     // of each of `rows`
+  // In the place of the copies and of what they say, where the logits lie on a GPU; else null.
+  std::unique_ptr<GpuLogitStep> gpu;
 };
 
 // The tokens that were chosen, by row and then by place; those of rows beyond are unknown.
 using ChosenTokens = std::vector<std::vector<int64_t>>;
-void tell_chosen(ThreadBuffer& buffer, const KeptLogits& kept, const ChosenTokens& chosen) noexcept;
+void tell_chosen(Recorder& recorder, ThreadBuffer& buffer, const KeptLogits& kept,
+                 const ChosenTokens& chosen) noexcept;
 
 struct DeclaredLogits {
   LogitStep of;

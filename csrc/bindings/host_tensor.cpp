@@ -23,11 +23,13 @@ struct Names {
   PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
   PyObject* dtype = PyUnicode_InternFromString("dtype");
   PyObject* get_device = PyUnicode_InternFromString("get_device");
+  PyObject* is_complex = PyUnicode_InternFromString("is_complex");
   PyObject* is_cpu = PyUnicode_InternFromString("is_cpu");
   PyObject* is_cuda = PyUnicode_InternFromString("is_cuda");
   PyObject* is_floating_point = PyUnicode_InternFromString("is_floating_point");
   PyObject* is_neg = PyUnicode_InternFromString("is_neg");
   PyObject* is_nested = PyUnicode_InternFromString("is_nested");
+  PyObject* itemsize = PyUnicode_InternFromString("itemsize");
   PyObject* layout = PyUnicode_InternFromString("layout");
   PyObject* nbytes = PyUnicode_InternFromString("nbytes");
   PyObject* shape = PyUnicode_InternFromString("shape");
@@ -129,6 +131,22 @@ bool is_plain(PyObject* tensor, PyObject* where) {
          attribute_is(tensor, names().is_nested, Py_False);
 }
 
+// Of a plain tensor, where its values lie and in which form.
+bool view_values(PyObject* tensor, int64_t item_bytes, TensorView& view) {
+  const Owned shape(PyObject_GetAttr(tensor, names().shape));
+  const Py_ssize_t dims = shape && PyTuple_Check(shape.get()) ? PyTuple_GET_SIZE(shape.get()) : -1;
+  if (dims > kMaxDims || !read_integers(shape.get(), view.shape.data(), dims)) return false;
+  view.dims = static_cast<int>(dims);
+  const Owned strides(PyObject_CallMethodNoArgs(tensor, names().stride));
+  if (!read_integers(strides.get(), view.strides_bytes.data(), dims)) return false;
+  for (size_t i = 0; i < static_cast<size_t>(dims); ++i) view.strides_bytes[i] *= item_bytes;
+
+  int64_t address = 0;
+  if (!method_integer(tensor, names().data_ptr, address)) return false;
+  view.data = reinterpret_cast<const std::byte*>(address);  // NOLINT(performance-no-int-to-ptr)
+  return is_in_storage(tensor, view, item_bytes);
+}
+
 // The same of what its library describes. Whether the values are negated, and whether the memory
 // is still there, is not part of a description.
 bool view_described(PyObject* tensor, const DlpackTensor& described, TensorView& view) {
@@ -158,20 +176,7 @@ bool view_plain(PyObject* tensor, TensorView& view) {
   const int format = format_of(dtype.get());
   if (format < 0 || format >= kFloatFormats) return false;
   view.format = static_cast<FloatFormat>(format);
-
-  const Owned shape(PyObject_GetAttr(tensor, name.shape));
-  const Py_ssize_t dims = shape && PyTuple_Check(shape.get()) ? PyTuple_GET_SIZE(shape.get()) : -1;
-  if (dims > kMaxDims || !read_integers(shape.get(), view.shape.data(), dims)) return false;
-  view.dims = static_cast<int>(dims);
-  const Owned strides(PyObject_CallMethodNoArgs(tensor, name.stride));
-  if (!read_integers(strides.get(), view.strides_bytes.data(), dims)) return false;
-  const int64_t item_bytes = bytes_of(view.format);
-  for (size_t i = 0; i < static_cast<size_t>(dims); ++i) view.strides_bytes[i] *= item_bytes;
-
-  int64_t address = 0;
-  if (!method_integer(tensor, name.data_ptr, address)) return false;
-  view.data = reinterpret_cast<const std::byte*>(address);  // NOLINT(performance-no-int-to-ptr)
-  return is_in_storage(tensor, view, item_bytes);
+  return view_values(tensor, bytes_of(view.format), view);
 }
 
 }  // namespace
@@ -248,6 +253,22 @@ bool view_gpu_tensor(PyObject* tensor, TensorView& view, int& device) {
   }
   if (!is_plain(tensor, names().is_cuda) || !view_plain(tensor, view)) return false;
   int64_t index = -1;
+  if (!method_integer(tensor, names().get_device, index)) return false;
+  device = static_cast<int>(index);
+  return index >= 0;
+}
+
+bool view_gpu_integers(PyObject* tensor, TensorView& view, int64_t& value_bytes, int& device) {
+  if (!is_plain(tensor, names().is_cuda) || is_floating(tensor)) return false;
+  const Owned dtype(PyObject_GetAttr(tensor, names().dtype));
+  const Owned is_complex(dtype ? PyObject_GetAttr(dtype.get(), names().is_complex) : nullptr);
+  const Owned itemsize(is_complex ? PyObject_GetAttr(dtype.get(), names().itemsize) : nullptr);
+  if (!itemsize) discard_error();
+  if (!itemsize || is_complex.get() != Py_False) return false;
+  value_bytes = integer_argument(itemsize.get(), 0);
+  if (value_bytes != 4 && value_bytes != 8) return false;
+  int64_t index = -1;
+  if (!view_values(tensor, value_bytes, view)) return false;
   if (!method_integer(tensor, names().get_device, index)) return false;
   device = static_cast<int>(index);
   return index >= 0;

@@ -32,6 +32,9 @@ bool view_host_tensor(PyObject* tensor, TensorView& view);
 // The same of one on a GPU that is known by CUDA's number.
 bool view_gpu_tensor(PyObject* tensor, TensorView& view, int& device);
 
+// Of integers of 4 or 8 bytes there; the view's format says nothing.
+bool view_gpu_integers(PyObject* tensor, TensorView& view, int64_t& value_bytes, int& device);
+
 // What is no tensor of that sort as Python found it, a TensorMemory. `device` is -1 in host memory;
 // else the values are there behind what was enqueued on `stream`.
 bool view_of_memory(PyObject* memory, TensorView& view, int& device, void*& stream);

@@ -62,6 +62,7 @@ LogitReader::~LogitReader() {
   if (Py_IsInitialized() == 0) return;
   const PyGILState_STATE state = PyGILState_Ensure();
   Py_CLEAR(read_elsewhere_);
+  Py_CLEAR(current_stream_);
   Py_CLEAR(skip_);
   PyGILState_Release(state);
 }
@@ -71,26 +72,32 @@ void LogitReader::skip(const char* reason) const {
   if (!result) discard_error();
 }
 
-bool LogitReader::view(PyObject* output, int64_t rows, TensorView& view, Owned& memory) const {
+bool LogitReader::view(PyObject* output, int64_t rows, TensorView& view, Owned& memory,
+                       cuda::GpuPlace& place) {
+  place = {-1, nullptr};
   const Owned logits(find_logits(output));
   if (!logits) {
     skip("a model's output has no logits");
     return false;
   }
-  if (!bindings::view_host_tensor(logits.get(), view)) {
+  if (bindings::view_host_tensor(logits.get(), view)) {
+    place.device = -1;
+  } else if (bindings::view_gpu_tensor(logits.get(), view, place.device)) {
+    std::string reason;
+    if (!gpus_.find_stream(place, reason)) {
+      skip_if(reason);
+      return false;
+    }
+  } else {
     memory.reset(PyObject_CallOneArg(read_elsewhere_, logits.get()));
     if (!memory) discard_error();
     if (!memory || memory.get() == Py_None) return false;
-    int device = -1;
     void* stream = nullptr;
-    if (!bindings::view_of_memory(memory.get(), view, device, stream)) {
+    if (!bindings::view_of_memory(memory.get(), view, place.device, stream)) {
       skip("logits cannot be read");
       return false;
     }
-    if (device >= 0) {
-      skip("the tensor is on a GPU, where logits are not read");
-      return false;
-    }
+    place.stream = static_cast<cuda::CUstream>(stream);
   }
   if (shape_logits(view, rows)) return true;
   skip("logits are of another form than (rows, positions, vocabulary)");
@@ -115,6 +122,60 @@ void read_places(const TensorView& view, PendingLogits& pending) {
       pending.logits.add(one);
     }
   }
+}
+
+// Throws std::bad_alloc.
+bool read_on_gpu(LogitReader& reader, PendingLogits& pending, const TensorView& view,
+                 const cuda::GpuPlace& place) {
+  const LogitStep& of = pending.of;
+  const int64_t first = view.shape[1] - of.places();
+  if (pending.gpu == nullptr) pending.gpu = std::make_unique<GpuLogitStep>();
+  GpuLogitStep& gpu = *pending.gpu;
+  gpu.addresses.clear();
+  for (int64_t row = 0; row < of.rows; ++row) {
+    for (int64_t at = 0; at < of.places(); ++at) {
+      gpu.addresses.push_back(reinterpret_cast<uintptr_t>(logits_at(view, row, first + at).data));
+    }
+  }
+  cuda::DeviceTokens drafts = kNoTokens;
+  if (pending.draft_ids) {
+    const int64_t count = of.places() - 1;
+    drafts =
+        tokens_on_gpu(pending.draft_ids.get(), place.device, of.rows, of.positions - count, count);
+  }
+  std::string reason;
+  const bool is_read =
+      reader.gpus().read(view, place, of.places(), drafts, /*copied=*/true, gpu, reason);
+  reader.skip_if(reason);
+  return is_read;
+}
+
+// `column` of `ids`, or null, is what the step committed last; the same as `last` where that could
+// be read. Throws std::bad_alloc.
+void tell_on_gpu(LogitReader& reader, PendingLogits& pending, int64_t committed,
+                 std::span<const int64_t> last, PyObject* ids, int64_t column) {
+  const LogitStep& of = pending.of;
+  const auto places = static_cast<size_t>(of.places());
+  GpuLogitStep& gpu = *pending.gpu;
+  const cuda::DeviceTokens fed = ids == nullptr || !last.empty()
+                                     ? kNoTokens
+                                     : tokens_on_gpu(ids, gpu.kept.device(), of.rows, column, 1);
+  gpu.tokens.clear();
+  for (size_t row = 0; row < static_cast<size_t>(of.rows); ++row) {
+    for (size_t place = 0; place < static_cast<size_t>(committed); ++place) {
+      int32_t token = cuda::kDraftToken;
+      if (place + 1 == static_cast<size_t>(committed)) {
+        token = last.empty() ? cuda::kFedToken : told_token(last[row]);
+      } else if (!pending.drafts.empty()) {
+        token = told_token(pending.drafts[row * (places - 1) + place]);
+      }
+      gpu.tokens.push_back({static_cast<uint32_t>(row * places + place), static_cast<uint32_t>(row),
+                            static_cast<uint32_t>(place), token});
+    }
+  }
+  std::string reason;
+  reader.gpus().tell(gpu, of, fed, reason);
+  reader.skip_if(reason);
 }
 
 // `last` are the tokens that the step committed last, one a row; empty: unknown.
@@ -160,7 +221,12 @@ void tell_pending(GenerationState& state, ThreadBuffer& buffer, PyObject* ids, i
   }
   std::vector<int64_t> last;
   if (ids != nullptr && !read_tokens(ids, pending.of.rows, column, 1, last)) last.clear();
-  tell(buffer, pending, committed, last);
+  if (!pending.is_on_gpu) return tell(buffer, pending, committed, last);
+  try {
+    tell_on_gpu(*recorder.logit_reader(), pending, committed, last, ids, column);
+  } catch (const std::bad_alloc&) {
+    recorder.count_fault();
+  }
 }
 
 }  // namespace
@@ -197,6 +263,7 @@ bool begin_logits(LogitReader& reader, GenerationState& state, ThreadBuffer& buf
     if (drafts > 0 && ids != nullptr &&
         !read_tokens(ids, step.rows, step.positions - drafts, drafts, pending.drafts)) {
       pending.drafts.clear();
+      pending.draft_ids.reset(Py_NewRef(ids));
     }
   } catch (const std::bad_alloc&) {
     state.recorder->count_fault();
@@ -209,13 +276,20 @@ void end_logits(LogitReader& reader, GenerationState& state, PyObject* output) {
   PendingLogits& pending = *state.logits;
   TensorView view;
   Owned memory(nullptr);
-  if (output == nullptr || !reader.view(output, pending.of.rows, view, memory)) return;
-  if (view.shape[1] < pending.of.places()) {
-    reader.skip("logits are of fewer positions than choose a token");
-    return;
+  cuda::GpuPlace place{-1, nullptr};
+  if (output != nullptr && reader.view(output, pending.of.rows, view, memory, place)) {
+    pending.is_on_gpu = place.device >= 0;
+    if (view.shape[1] < pending.of.places()) {
+      reader.skip("logits are of fewer positions than choose a token");
+    } else if (pending.is_on_gpu) {
+      pending.is_read =
+          guarded_read(*state.recorder, [&] { return read_on_gpu(reader, pending, view, place); });
+    } else {
+      pending.is_read = read_many(*state.recorder, pending.of.rows * pending.of.places(),
+                                  view.shape[2], [&] { read_places(view, pending); });
+    }
   }
-  pending.is_read = read_many(*state.recorder, pending.of.rows * pending.of.places(), view.shape[2],
-                              [&] { read_places(view, pending); });
+  pending.draft_ids.reset(nullptr);
 }
 
 void tell_last_logits(GenerationState& state, ThreadBuffer& buffer, PyObject* returned) {
@@ -229,11 +303,16 @@ void bind_logit_reader(py::class_<Recorder, std::shared_ptr<Recorder>>& recorder
   recorder_class.def(
       "read_logits",
       [](Recorder& recorder, uint32_t every, uint64_t seed, const py::function& read_elsewhere,
-         const py::function& skip) {
-        recorder.set_logit_reader(
-            std::make_shared<LogitReader>(every, seed, read_elsewhere.ptr(), skip.ptr()));
+         const py::object& current_stream, const py::function& skip) {
+        recorder.set_logit_reader(std::make_shared<LogitReader>(
+            recorder, every, seed, read_elsewhere.ptr(), current_stream.ptr(), skip.ptr()));
       },
-      py::arg("every"), py::arg("seed"), py::arg("read_elsewhere"), py::arg("skip"));
+      py::arg("every"), py::arg("seed"), py::arg("read_elsewhere"), py::arg("current_stream"),
+      py::arg("skip"));
+  recorder_class.def(
+      "prepare_logits",
+      [](Recorder& recorder, int device) { recorder.logit_reader()->gpus().prepare(device); },
+      py::arg("device"));
 }
 
 }  // namespace bindings

@@ -1,9 +1,11 @@
 // Reads the logits that a root put out, in the steps that are chosen for it, and tells a record a
 // token: on the model's thread when the forward has returned, under the GIL, which is given up
-// where there are many. It may take as long as reading them; it never raises, and changes nothing.
+// where there are many. It may take as long as reading them, or, where they lie on a GPU, as
+// launching a kernel; it never raises, and changes nothing.
 //
 // Which token was chosen is seen later: in generate(), the next forward is fed it, and what the
-// call returns ends with the last one. Until then copies of the rows that choose are kept, no ids.
+// call returns ends with the last one. Until then copies of the rows that choose are kept, no ids,
+// where the logits lie; on a GPU, ids that lie there are looked up there.
 // A reference instead would keep all positions of a prompt alive for one more step, and say
 // something wrong where a sampler works in place.
 #pragma once
@@ -11,9 +13,12 @@
 #include <Python.h>
 
 #include <cstdint>
+#include <memory>
+#include <string>
 #include <vector>
 
 #include "bindings/generation_state.h"
+#include "bindings/gpu_logit_reader.h"
 #include "bindings/logit_rows.h"
 #include "bindings/owned.h"
 #include "bindings/pybind_names.h"
@@ -27,9 +32,15 @@ namespace pertoken {
 class LogitReader {
  public:
   // `read_elsewhere(tensor)` gives a TensorMemory, or None where it has counted why not;
-  // `skip(text)` counts what is not read. Keeps references.
-  LogitReader(uint32_t every, uint64_t seed, PyObject* read_elsewhere, PyObject* skip)
-      : rate_(every, seed), read_elsewhere_(Py_NewRef(read_elsewhere)), skip_(Py_NewRef(skip)) {}
+  // `current_stream(device)` is as of Observer; `skip(text)` counts what is not read. Keeps
+  // references, but of the recorder, whose it is.
+  LogitReader(Recorder& recorder, uint32_t every, uint64_t seed, PyObject* read_elsewhere,
+              PyObject* current_stream, PyObject* skip)
+      : rate_(every, seed),
+        read_elsewhere_(Py_NewRef(read_elsewhere)),
+        current_stream_(Py_NewRef(current_stream)),
+        skip_(Py_NewRef(skip)),
+        gpus_(recorder, current_stream_) {}
   LogitReader(const LogitReader&) = delete;
   LogitReader& operator=(const LogitReader&) = delete;
   ~LogitReader();
@@ -38,15 +49,24 @@ class LogitReader {
   float weight(StepKind kind) noexcept {
     return static_cast<float>(rate_.next(static_cast<uint8_t>(kind)));
   }
-  // The logits in what a root returned, as (rows, positions, vocabulary). `memory` holds what the
-  // view needs; false, counted, where there are none that can be read.
-  bool view(PyObject* output, int64_t rows, TensorView& view, bindings::Owned& memory) const;
+  // The logits in what a root returned, as (rows, positions, vocabulary), and where they lie: the
+  // device is -1 in host memory. `memory` holds what the view needs; false, counted, where there
+  // are none that can be read.
+  bool view(PyObject* output, int64_t rows, TensorView& view, bindings::Owned& memory,
+            cuda::GpuPlace& place);
   void skip(const char* reason) const;
+  // Where something went wrong on a GPU that is not counted yet.
+  void skip_if(const std::string& reason) const {
+    if (!reason.empty()) skip(reason.c_str());
+  }
+  bindings::GpuLogitReader& gpus() noexcept { return gpus_; }
 
  private:
   ObservationRate rate_;
   PyObject* read_elsewhere_;
+  PyObject* current_stream_;
   PyObject* skip_;
+  bindings::GpuLogitReader gpus_;
 };
 
 namespace bindings {
@@ -54,12 +74,15 @@ namespace bindings {
 // Of one step of a generate(), until its tokens are known.
 struct PendingLogits {
   LogitStep of;
-  uint32_t commits_before = 0;    // of the generation
-  uint32_t tokens_before = 0;     // of each row
-  std::vector<int64_t> drafts;    // (rows, places - 1): the candidates that it verifies
-  std::vector<LogitStats> stats;  // (rows, places)
-  LogitCopies logits;             // (rows, places)
-  bool is_read = false;           // else only its room is kept, for the next ones
+  uint32_t commits_before = 0;        // of the generation
+  uint32_t tokens_before = 0;         // of each row
+  std::vector<int64_t> drafts;        // (rows, places - 1): the candidates that it verifies
+  Owned draft_ids{nullptr};           // what they are the last columns of, if elsewhere
+  std::vector<LogitStats> stats;      // (rows, places)
+  LogitCopies logits;                 // (rows, places)
+  std::unique_ptr<GpuLogitStep> gpu;  // in the place of these two, where they lie on a GPU
+  bool is_on_gpu = false;
+  bool is_read = false;  // else only its room is kept, for the next ones
 };
 
 // Before a forward of generate(), which is fed `ids`, or null: tells what the forward before has

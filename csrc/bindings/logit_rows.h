@@ -56,17 +56,26 @@ class LogitCopies {
 void push_logits(ThreadBuffer& buffer, const LogitStep& of, int64_t row, int64_t place,
                  const LogitStats& stats, double logprob) noexcept;
 
+// Calls read(); false, counted, where it failed.
+template <typename Read>
+bool guarded_read(Recorder& recorder, Read&& read) noexcept {
+  try {
+    return read();
+  } catch (const std::exception&) {
+    recorder.count_fault();
+    return false;
+  }
+}
+
 // Calls read(), without the GIL where it looks at many logits; false, counted, where it failed.
 template <typename Read>
 bool read_many(Recorder& recorder, int64_t places, int64_t vocabulary, Read&& read) {
   bool is_read = false;
   const auto guarded = [&]() noexcept {
-    try {
+    is_read = guarded_read(recorder, [&] {
       read();
-      is_read = true;
-    } catch (const std::exception&) {
-      recorder.count_fault();
-    }
+      return true;
+    });
   };
   if (static_cast<uint64_t>(places * vocabulary) < kValuesWithoutGil) {
     guarded();

@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include "bindings/current_stream.h"
 #include "bindings/device_calls.h"
 #include "bindings/host_tensor.h"
 #include "bindings/module.h"
@@ -267,17 +268,9 @@ bool Observer::current_stream(cuda::GpuPlace& place) {
     skip("this torch does not tell its current stream");
     return false;
   }
-  const Owned device(PyLong_FromLong(place.device));
-  const Owned handle(device ? PyObject_CallOneArg(calls_->current_stream.ptr(), device.get())
-                            : nullptr);
-  if (!handle || !PyLong_Check(handle.get())) {
-    discard_error();
-    recorder_->count_fault();
-    return false;
-  }
-  place.stream = static_cast<cuda::CUstream>(PyLong_AsVoidPtr(handle.get()));
-  discard_error();
-  return true;
+  if (find_current_stream(calls_->current_stream.ptr(), place)) return true;
+  recorder_->count_fault();
+  return false;
 }
 
 cuda::GpuObserver* Observer::gpus(std::string& reason) {

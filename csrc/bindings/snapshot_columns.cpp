@@ -258,6 +258,8 @@ py::dict snapshot_columns(const RecorderSnapshot& snapshot, uint64_t origin_tick
   const ObservationLosses& unseen = snapshot.losses.device_observations;
   losses["device_observations"] = device_observation_losses(unseen);
   losses["observation_failure"] = unseen.failure;
+  losses["device_logits"] = device_observation_losses(snapshot.losses.device_logits);
+  losses["logit_failure"] = snapshot.losses.device_logits.failure;
   losses["device_clock_error_ns"] = on_devices.clock_error_ns;
   losses["device_failure"] = on_devices.failure;
   losses["spool_frames_lost"] = snapshot.losses.spool_frames_lost;

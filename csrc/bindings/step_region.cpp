@@ -148,7 +148,7 @@ void tell_chosen_rows(StepOpener& opener, PyObject* chosen) {
   for (const KeptLogits& kept : told) {
     for_each_active([&](int, Recorder& recorder) {
       if (recorder.uid() != kept.recorder_uid) return;
-      if (ThreadBuffer* buffer = recorder.buffer()) tell_chosen(*buffer, kept, tokens);
+      if (ThreadBuffer* buffer = recorder.buffer()) tell_chosen(recorder, *buffer, kept, tokens);
     });
   }
 }

@@ -2,12 +2,10 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 
 #include "core/float_environment.h"
 #include "core/float_value.h"
 #include "core/logit_kernels.h"
-#include "core/softmax_sums.h"
 
 namespace pertoken {
 namespace {
@@ -65,13 +63,8 @@ bool add_chunks(const std::byte* logits, size_t count, LogitKernels::Widen widen
 }
 
 LogitStats stats_of(SoftmaxSums& sums, uint64_t repeats) noexcept {
-  if (!(sums.exps > 0)) return {};
   sums.repeat(static_cast<double>(repeats));
-  const double log_exps = std::log(sums.exps);
-  return {.top1_prob = 1 / sums.exps,
-          .margin = -std::expm1(sums.second - sums.max) / sums.exps,
-          .entropy = std::max(log_exps - sums.weighted / sums.exps, 0.0),
-          .log_sum = sums.max + log_exps};
+  return sums.stats();
 }
 
 }  // namespace

@@ -118,6 +118,7 @@ void Recorder::sleep_locked(std::unique_lock<std::mutex>& lock, std::chrono::nan
 
 std::chrono::milliseconds Recorder::longest_wait_locked() {
   const bool is_awaited = !device_sources_.empty() || device_observations_ != nullptr ||
+                          device_logits_ != nullptr ||
                           (sampler_ != nullptr && sampler_->is_learning());
   return is_awaited ? std::min(kAwaitedWait, options_.longest_wait) : options_.longest_wait;
 }
@@ -151,7 +152,7 @@ size_t Recorder::drain_locked() {
   refresh_rate_locked();
   if (spool_ != nullptr) spool_->begin_round();
   tracker_.begin_round();
-  size_t fullest = 0;
+  size_t fullest = collect_logits();
   for (size_t i = 0; i < buffers_.size();) {
     ThreadBuffer& buffer = *buffers_[i];
     // Pairs with the release store in detach_thread(); read before the ring, so that an exited
@@ -401,6 +402,7 @@ RecorderLosses Recorder::losses_locked() {
   if (device_observations_ != nullptr) {
     losses.device_observations = device_observations_->losses();
   }
+  if (device_logits_ != nullptr) losses.device_logits = device_logits_->losses();
   return losses;
 }
 

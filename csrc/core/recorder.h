@@ -19,11 +19,11 @@
 #include "core/activity.h"
 #include "core/aggregates.h"
 #include "core/clock_calibrator.h"
+#include "core/device_results.h"
 #include "core/device_source.h"
 #include "core/device_tracks.h"
 #include "core/observation_intake.h"
 #include "core/observation_rate.h"
-#include "core/observation_source.h"
 #include "core/request_tracker.h"
 #include "core/sampler.h"
 #include "core/spool.h"
@@ -55,6 +55,7 @@ struct RecorderLosses {
   uint64_t observations_dropped = 0;  // the collector was too far behind
   uint64_t observations_evicted = 0;
   ObservationLosses device_observations;
+  ObservationLosses device_logits;  // tokens
   DeviceLosses devices;
   uint64_t spool_frames_lost = 0;  // that could not be written
 };
@@ -119,6 +120,8 @@ class Recorder {
   ObservationIntake& observations() noexcept { return observations_; }
   // What observes tensors on devices. It is asked in every round of the collector.
   void set_observation_source(std::shared_ptr<ObservationSource> source);
+  // What reads logits on devices; likewise. Throws std::bad_alloc.
+  void set_logit_source(std::shared_ptr<LogitSource> source);
   // One of those that time the devices, before the first start(). They are asked in every round of
   // the collector, in this order.
   void add_device_source(std::shared_ptr<DeviceSource> source);
@@ -209,6 +212,8 @@ class Recorder {
   size_t drain_locked();
   size_t drain_buffer_locked(ThreadBuffer& buffer);
   size_t collect_observations();
+  size_t collect_logits() noexcept;
+  size_t as_records(double fullness) const noexcept;
   void collect_observation(int64_t step, const Observation& observation);
   void collect(const Record& record, ThreadBuffer::Progress& progress, int32_t track);
   void collect_devices_locked();
@@ -258,7 +263,9 @@ class Recorder {
   uint64_t collector_faults_ = 0;
   std::vector<std::shared_ptr<DeviceSource>> device_sources_;
   std::shared_ptr<ObservationSource> device_observations_;  // may be null
-  std::vector<DeviceSpan> device_spans_;                    // of one round
+  std::shared_ptr<LogitSource> device_logits_;              // likewise
+  ThreadBuffer* logits_buffer_ = nullptr;  // what that one tells; the drain's on both sides
+  std::vector<DeviceSpan> device_spans_;   // of one round
   DeviceTracks device_tracks_;
   TraceStore store_;
   Aggregates aggregates_;

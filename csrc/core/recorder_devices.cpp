@@ -30,6 +30,7 @@ void Recorder::add_device_source(std::shared_ptr<DeviceSource> source) {
 
 bool Recorder::devices_are_pending_locked() {
   return (device_observations_ != nullptr && device_observations_->is_pending()) ||
+         (device_logits_ != nullptr && device_logits_->is_pending()) ||
          std::any_of(device_sources_.begin(), device_sources_.end(),
                      [](const auto& source) { return source->is_pending(); });
 }
@@ -37,6 +38,7 @@ bool Recorder::devices_are_pending_locked() {
 void Recorder::give_up_devices_locked() noexcept {
   for (const auto& source : device_sources_) source->give_up();
   if (device_observations_ != nullptr) device_observations_->give_up();
+  if (device_logits_ != nullptr) device_logits_->give_up();
   try {
     drain_locked();
   } catch (...) {

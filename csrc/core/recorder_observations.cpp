@@ -1,6 +1,9 @@
-// How observations reach the store and the aggregates.
+// How observations, and the logits of tokens on devices, reach the store and the aggregates.
 #include <algorithm>
 #include <array>
+#include <bit>
+#include <limits>
+#include <memory>
 #include <numeric>
 #include <utility>
 #include <vector>
@@ -12,6 +15,33 @@ namespace pertoken {
 void Recorder::set_observation_source(std::shared_ptr<ObservationSource> source) {
   const std::lock_guard lock(mutex_);
   device_observations_ = std::move(source);
+}
+
+void Recorder::set_logit_source(std::shared_ptr<LogitSource> source) {
+  const std::lock_guard lock(mutex_);
+  // Of no thread: the drain pushes what it takes again right after.
+  auto buffer = std::make_unique<ThreadBuffer>(std::bit_ceil(options_.ring_capacity), next_track_,
+                                               kNoThread, "logits on GPUs");
+  buffers_.push_back(std::move(buffer));
+  next_track_ = next_track_ == std::numeric_limits<int32_t>::max() ? 0 : next_track_ + 1;
+  logits_buffer_ = buffers_.back().get();
+  device_logits_ = std::move(source);
+}
+
+// How many records of a ring are as near to filling it as what takes this part of its room.
+size_t Recorder::as_records(double fullness) const noexcept {
+  return static_cast<size_t>(std::min(fullness, 1.0) * static_cast<double>(options_.ring_capacity));
+}
+
+// As records, which the same round collects, and leaves in the spool.
+size_t Recorder::collect_logits() noexcept {
+  if (device_logits_ == nullptr || in_forked_child_) return 0;
+  try {
+    device_logits_->collect(ns_per_tick_, *logits_buffer_);
+  } catch (...) {
+    ++collector_faults_;
+  }
+  return as_records(device_logits_->fullness());
 }
 
 void Recorder::collect_observation(int64_t step, const Observation& observation) {
@@ -37,9 +67,8 @@ size_t Recorder::collect_observations() {
   const std::vector<Observation>& taken = round.observations;
   fullness =
       std::max(fullness, static_cast<double>(taken.size()) / ObservationIntake::kMostWaiting);
-  const auto as_records =
-      static_cast<size_t>(std::min(fullness, 1.0) * static_cast<double>(options_.ring_capacity));
-  if (taken.empty()) return as_records;
+  const size_t filled = as_records(fullness);
+  if (taken.empty()) return filled;
   if (spool_ != nullptr) {
     spool_->add(round);
     observations_.release(round.frames);
@@ -54,12 +83,12 @@ size_t Recorder::collect_observations() {
       ++collector_faults_;
     }
   }
-  if (sampler_ == nullptr) return as_records;
+  if (sampler_ == nullptr) return filled;
   const int64_t cpu_ns = detail::read_clock_ns(CLOCK_THREAD_CPUTIME_ID) - start_cpu_ns;
   const uint64_t inside = std::accumulate(of_kind.begin(), of_kind.end(), uint64_t{0});
   const double part = static_cast<double>(inside) / static_cast<double>(taken.size());
   sampler_->see_drained(of_kind, part * static_cast<double>(cpu_ns));
-  return as_records;
+  return filled;
 }
 
 }  // namespace pertoken

@@ -98,7 +98,9 @@ bool Recorder::replay(const RecordBatch& batch, bool goes_on) {
   const std::lock_guard lock(mutex_);
   if (!is_count(batch.last_step) || !is_count(batch.last_seq) || batch.track < 0) return false;
   auto [progress, is_new] = replayed_.try_emplace(batch.track);
-  if (is_new) tracks_.push_back({batch.track, batch.tid, std::string(batch.thread_name)});
+  if (is_new && batch.tid != kNoThread) {
+    tracks_.push_back({batch.track, batch.tid, std::string(batch.thread_name)});
+  }
   if (!goes_on) {
     last_step_ = batch.last_step;
     progress->second.last_seq = batch.last_seq;

@@ -211,7 +211,9 @@ class Sampler {
   static constexpr double kMostProbability = 15.0 / 16;
 
  private:
-  static constexpr double kAim = 0.9;         // of the budget, so that chance does not pass it
+  // Of the budget, so that neither chance nor costs that are a little higher than known pass it, and
+  // an experiment can tell it from the budget in time.
+  static constexpr double kAim = 0.75;
   static constexpr double kAllowed = 0.96;    // of it, that allowances get
   static constexpr double kFavour = 4;        // of the first steps of a request
   static constexpr double kBurst = 4;         // full steps that an allowance can hold

@@ -25,6 +25,8 @@ inline constexpr int kMaxRecorders = 8;  // that run at once, in one process
 
 struct DeviceThread;  // see device_source.h
 
+inline constexpr int64_t kNoThread = 0;  // in the place of the system's number of one
+
 struct ThreadBuffer {
   // The ring lies in the file, where there is one. `waking` wakes the collector, and outlives this;
   // may be null.

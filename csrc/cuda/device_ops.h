@@ -154,4 +154,21 @@ PERTOKEN_HOST_DEVICE inline Bits load_value(uint64_t address) noexcept {
   return *reinterpret_cast<const Bits*>(address);
 }
 
+// To an aligned address.
+PERTOKEN_HOST_DEVICE inline void store_vector(uint64_t address, const Vector& vector) noexcept {
+#if defined(__CUDA_ARCH__)
+  *reinterpret_cast<uint4*>(address) =
+      make_uint4(vector.words[0], vector.words[1], vector.words[2], vector.words[3]);
+#else
+  // NOLINTNEXTLINE(performance-no-int-to-ptr)
+  std::memcpy(reinterpret_cast<void*>(address), &vector, sizeof(vector));
+#endif
+}
+
+template <typename Bits>
+PERTOKEN_HOST_DEVICE inline void store_value(uint64_t address, Bits bits) noexcept {
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): an address of the GPU.
+  *reinterpret_cast<Bits*>(address) = bits;
+}
+
 }  // namespace pertoken::cuda

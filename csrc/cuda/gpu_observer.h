@@ -21,21 +21,17 @@
 #include <vector>
 
 #include "core/clock.h"
+#include "core/device_results.h"
 #include "core/device_source.h"
-#include "core/observation_source.h"
+#include "core/observation_intake.h"
 #include "core/observed_step.h"
 #include "core/spsc_ring.h"
 #include "core/tensor_view.h"
 #include "cuda/device_clock.h"
+#include "cuda/gpu_place.h"
 #include "cuda/stats_device.h"
 
 namespace pertoken::cuda {
-
-// Where a tensor's values are there to be read.
-struct GpuPlace {
-  int device;
-  CUstream stream;
-};
 
 // What an observation belongs to.
 struct ObservationLabels {

@@ -1,13 +1,12 @@
 #include "cuda/gpu_stats.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <bit>
 #include <stdexcept>
 
 #include "core/slot_counts.h"
 #include "cuda/driver_scope.h"
+#include "cuda/kernel_memory.h"
 
 namespace pertoken::cuda {
 namespace {
@@ -84,35 +83,19 @@ CUresult GpuStats::set_up(std::span<const std::byte> image, uint32_t records_log
   constexpr size_t kDeviceBytes =
       kWorkspaces * sizeof(StatsWorkspace) + sizeof(uint64_t) + kCaptured * sizeof(uint32_t);
   CUdeviceptr device_memory = 0;
-  if (const CUresult result = api_.cuMemAlloc_v2(&device_memory, kDeviceBytes)) return result;
+  if (const CUresult result = make_zeroed_memory(api_, kDeviceBytes, device_memory)) return result;
   // NOLINTNEXTLINE(performance-no-int-to-ptr): an address of the GPU.
   workspaces_ = reinterpret_cast<StatsWorkspace*>(device_memory);
   ring_.next_index = reinterpret_cast<uint64_t*>(workspaces_ + kWorkspaces);
   words_ = reinterpret_cast<const uint32_t*>(ring_.next_index + 1);
   ring_.words_a_slot = kStatsRecordWords;
   ring_.capacity_log2 = records_log2;
-  const size_t host_bytes = (size_t{kStatsRecordWords} * sizeof(uint64_t)) << records_log2;
-  void* const host =
-      mmap(nullptr, host_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (host == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;
-  if (const CUresult result = api_.cuMemHostRegister_v2(
-          host, host_bytes, CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP)) {
-    munmap(host, host_bytes);
+  DeviceRing read = ring_;
+  if (const CUresult result = make_pinned_words(api_, ring_, ring_.words, read.words)) {
     return result;
   }
-  ring_.words = static_cast<uint64_t*>(host);
-  reader_ = std::make_unique<TaggedReader>(ring_, kStatsHeaderWords, &words_of_record);
-  CUdeviceptr mapped = 0;
-  if (const CUresult result = api_.cuMemHostGetDevicePointer_v2(&mapped, host, 0)) return result;
-  // NOLINTNEXTLINE(performance-no-int-to-ptr): an address of the GPU.
-  ring_.words = reinterpret_cast<uint64_t*>(mapped);
-  // On a stream of our own, so that no other is touched.
-  CUstream stream = nullptr;
-  if (const CUresult result = api_.cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING)) return result;
-  CUresult result = api_.cuMemsetD8Async(device_memory, 0, kDeviceBytes, stream);
-  if (result == CUDA_SUCCESS) result = api_.cuStreamSynchronize(stream);
-  api_.cuStreamDestroy_v2(stream);
-  return result;
+  reader_ = std::make_unique<TaggedReader>(read, kStatsHeaderWords, &words_of_record);
+  return CUDA_SUCCESS;
 }
 
 // Launches on a stream run one after the other, and so do those captured on one stream in one

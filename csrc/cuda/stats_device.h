@@ -7,22 +7,13 @@
 #include <memory>
 #include <mutex>
 #include <span>
-#include <stdexcept>
 #include <vector>
 
 #include "cuda/driver_api.h"
 #include "cuda/gpu_stats.h"
+#include "cuda/opened_context.h"
 
 namespace pertoken::cuda {
-
-// A GPU, its driver or its stream did not do what was asked.
-class GpuFailure : public std::runtime_error {
- public:
-  using std::runtime_error::runtime_error;
-};
-
-// Throws GpuFailure, which says `what` and the driver's own words, where a call did not succeed.
-void check_call(const DriverApi& api, CUresult result, const char* what);
 
 struct StatsDevice {
   CUcontext context;

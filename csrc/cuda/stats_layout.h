@@ -11,6 +11,7 @@
 namespace pertoken::cuda {
 
 inline constexpr int kWarpLanes = 32;
+inline constexpr uint32_t kAllLanes = 0xffffffffU;
 inline constexpr int kVectorBytes = 16;  // of a load
 inline constexpr int kVectorsAhead = 4;  // loads of a lane that are under way at once
 inline constexpr uint64_t kWarpBytes = uint64_t{kWarpLanes} * kVectorBytes;

@@ -38,6 +38,9 @@ def describe_losses(
     for reason, count in native["device_observations"].items():
         if count:
             skipped[_DEVICE_OBSERVATIONS[reason]] = count
+    for reason, count in native["device_logits"].items():
+        if count:
+            skipped[f"tokens: {_DEVICE_OBSERVATIONS[reason]}"] = count
     inlined, compiled_steps = _inlined_modules(recording, raw)
     overwritten = sorted(recording.instrumentation.overwritten)
     reasons = []
@@ -77,6 +80,8 @@ def describe_losses(
         )
     if native["observation_failure"]:
         reasons.append(f"A GPU failed while it observed: {native['observation_failure']}.")
+    if native["logit_failure"]:
+        reasons.append(f"A GPU failed while it read logits: {native['logit_failure']}.")
     bound = raw["clock"]["error_bound_ns"]
     on_devices: dict[str, Any] = {}
     if recording.device_timing.reason:

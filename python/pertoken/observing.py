@@ -135,8 +135,10 @@ class Observing:
                 every=observed.logits_every,
                 seed=seeds.new_seed(),
                 read_elsewhere=partial(self.skipped.read, skip=skip),
+                current_stream=current_stream_function(),
                 skip=skip,
             )
+        self._logits_of = recorder if observed.logits else None
 
     def select(self, root: torch.nn.Module) -> dict[str, torch.nn.Module]:
         """The observed modules by name, "" the root.
@@ -155,6 +157,9 @@ class Observing:
         if self._activations is not None:
             for device in devices_of(root):
                 self.observer.prepare(device)
+        if self._logits_of is not None:
+            for device in devices_of(root):
+                self._logits_of.prepare_logits(device)
         _running[id(self.observer)] = self.observer
 
     def stop(self) -> None:

@@ -121,6 +121,8 @@ def overhead_looks(
 class _Runs:
     """Calls of the run, each from the same state of the random generators."""
 
+    shares_noise = True  # the same work in the same process, recorded or not
+
     def __init__(
         self, run: Callable[[], object], name: str, clock: Clock, state: RandomState
     ) -> None:

@@ -38,7 +38,8 @@ def read_totals(recording: Recording | RecoveredRecording) -> Totals:
     for number, of_labels in enumerate(_in_turns(native["requests"], _ROWS_AT_ONCE // 8)):
         if of_labels["started"]:
             requests[label_sets[number]] = _request_totals(of_labels)
-    on_devices = native["losses"].pop("device_observations")
+    on_devices = sum(native["losses"].pop("device_observations").values())
+    on_devices += sum(native["losses"].pop("device_logits").values())
     return Totals(
         recordings=1,
         recorded_ns=recording.recorded_ns,
@@ -55,7 +56,7 @@ def read_totals(recording: Recording | RecoveredRecording) -> Totals:
         losses={
             **native["losses"],
             "requests_evicted": recording.log.evicted,
-            "observations_skipped": sum(recording.skipped.values()) + sum(on_devices.values()),
+            "observations_skipped": sum(recording.skipped.values()) + on_devices,
             "faults": sum(recording.faults.values()),
         },
     )

@@ -1,12 +1,13 @@
 // The fake driver as a shared library, for tests of the Python side: its table goes into the native
 // module, and what the model's kernels would do is called from Python. Its clock is the machine's,
-// and a thread has kernels run when they are due. The statistics kernel reads the host's memory,
-// and so gives real numbers.
+// and a thread has kernels run when they are due. The statistics and the logit kernels read the
+// host's memory, and so give real numbers.
 #include <atomic>
 #include <chrono>
 #include <thread>
 
 #include "emulated_kernels.h"
+#include "emulated_logits.h"
 #include "emulated_stamp.h"
 #include "fake_driver.h"
 
@@ -37,6 +38,7 @@ EXPORTED const void* fake_start(int devices) {
   stop();
   driver = new pertoken::testing::FakeDriver(devices);
   pertoken::testing::add_stats_kernels(*driver);
+  pertoken::testing::add_logit_kernels(*driver);
   driver->use_clock([] {
     const auto now = std::chrono::steady_clock::now().time_since_epoch();
     return static_cast<int64_t>(std::chrono::nanoseconds(now).count());

@@ -93,8 +93,12 @@ def _library() -> ctypes.CDLL:
     headers = [
         *sorted((ROOT / "tests/cpp").glob("*.h")),
         *sorted((ROOT / "csrc/cuda").glob("stats_*.h")),
+        *sorted((ROOT / "csrc/cuda").glob("logit_*.h")),
         *(ROOT / "csrc/cuda" / name for name in _HEADERS),
-        *(ROOT / "csrc/core" / name for name in ("float_bits.h", "tensor_view.h")),
+        *(
+            ROOT / "csrc/core" / f"{name}.h"
+            for name in ("float_bits", "softmax_sums", "tensor_view")
+        ),
     ]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in (*SOURCES, *headers)))
     path = ROOT / "build" / f"fake_driver_{digest.hexdigest()[:16]}.so"

@@ -6,6 +6,7 @@ Time is that of a virtual clock, which the run moves on by itself: no machine is
 from __future__ import annotations
 
 import json
+import math
 import random
 from importlib import import_module
 
@@ -67,12 +68,32 @@ def test_the_cost_that_was_planted_is_found(share, verdict):
     assert result["mean"].baseline == pytest.approx(CALL_NS, rel=0.01)
 
 
-def test_half_of_the_calls_are_recorded_and_each_block_has_one_that_does_not_count():
+def test_half_of_what_counts_is_recorded_and_each_switch_has_a_call_that_does_not_count():
     planted = Planted(0.0)
     result = planted.measure(plan=Plan(margin=0.5, warm_up_calls=5, **PLAN))
-    blocks = 4 * result.pairs
-    assert planted.calls == 2 * (5 + 1) + blocks * (1 + 1)
-    assert planted.recorded_calls == planted.calls // 2
+    # Of ABBA, the two in the middle are one block.
+    assert planted.calls == 2 * (5 + 1) + result.pairs * (4 + 3)
+    recorded = planted.recorded_calls - (5 + 1) - 2 * result.pairs
+    assert result.pairs < recorded < 2 * result.pairs  # a switch, or two, by the coin
+
+
+def test_blocks_are_as_long_as_pays_for_the_call_that_a_switch_costs():
+    """Of noise that is independent the longer ones; of a slow swing, short ones."""
+    planted = Planted(0.0)
+    plan = {"margin": 0.5, "max_seconds": None, "max_pairs": 100}
+    independent = planted.measure(plan=Plan(**plan))
+    assert independent.block_length >= 4
+    planted = Planted(0.0)
+
+    def swinging():
+        planted()
+        planted.now_ns += round(CALL_NS * (1.0 + math.sin(planted.calls / 30)))
+
+    swing = pertoken.measure_overhead(
+        planted.model, swinging, plan=Plan(**plan), clock=planted.clock
+    )
+    assert swing.block_length <= 2
+    assert swing.autocorrelation_time > 2
 
 
 def test_the_budget_is_the_margin_of_the_plan_that_is_used():
@@ -101,7 +122,8 @@ def test_the_time_to_drain_what_is_left_counts(monkeypatch):
     monkeypatch.setattr("pertoken.overhead_measurement.profile", lambda model, **_: recording)
     result = planted.measure(plan=Plan(margin=0.01, **PLAN))
     assert result.verdict == "over"
-    assert result["mean"].change == pytest.approx(0.05, abs=0.01)
+    # A block of one call in two, by the coin; else two blocks share it.
+    assert result["mean"].change == pytest.approx(0.75 * 0.05, abs=0.01)
 
 
 def test_a_run_may_measure_its_own_steps():

@@ -8,7 +8,6 @@ namespace pertoken::cuda {
 namespace {
 
 constexpr uint32_t kWarps = kStatsThreads / kWarpLanes;
-constexpr uint32_t kAllLanes = 0xffffffffU;
 
 template <FloatFormat Format>
 struct DeviceWarp {

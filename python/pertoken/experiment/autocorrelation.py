@@ -24,22 +24,29 @@ def autocorrelation_time(values: NDArray[np.float64]) -> float:
         values: shape (count,), in the order of measurement.
     """
     count = len(values)
-    ranks = np.empty(count)
-    # Values that are equal share their rank, so that a series of two values stays one.
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks[:] = (np.cumsum(counts) - (counts - 1) / 2.0)[inverse]
-    if count < _FEWEST_TO_TELL or len(counts) == 1:
+    if count < _FEWEST_TO_TELL:
         return 1.0
     at = np.arange(count) - (count - 1) / 2.0
-    ranks -= ranks.mean()
-    ranks -= at * (ranks @ at) / (at @ at)
-    if (ranks @ ranks) < 1e-9 * count:  # a trend, and nothing else
+    centred = ranks(values)
+    centred -= centred.mean()
+    centred -= at * (centred @ at) / (at @ at)
+    if (centred @ centred) < 1e-9 * count:  # a trend, or all the same, and nothing else
         return 1.0
-    spectrum = np.fft.rfft(ranks, 2 * count)
+    spectrum = np.fft.rfft(centred, 2 * count)
     covariance = np.fft.irfft(spectrum * np.conj(spectrum))[:count]
     times = 2.0 * np.cumsum(covariance / covariance[0]) - 1.0
     ends = np.flatnonzero(np.arange(count) >= _WINDOW * times)
     return max(1.0, float(times[ends[0]] if len(ends) else times.max()))
+
+
+def ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """From 1 for the smallest; of shape (count,), as the values.
+
+    Values that are equal share their rank, so that a series of two values stays one.
+    """
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    shared: NDArray[np.float64] = np.cumsum(counts) - (counts - 1) / 2.0
+    return shared[inverse]
 
 
 def block_length(time: float, values: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,11 +127,14 @@ def variant_looks(
 def _run_pair(
     variants: tuple[Variant, Variant], order: str, length: int
 ) -> tuple[list[Call], list[Call]]:
-    """Two blocks of each variant, the second ones in the reverse order of the first."""
+    """Two blocks of each variant, the second ones in the reverse order of the first.
+
+    Those that meet are one block of twice the length: there is nothing to switch between them.
+    """
     taken: tuple[list[Call], list[Call]] = ([], [])
-    for letter in order:
+    for letter, blocks in groupby(order):
         side = "ab".index(letter)
-        taken[side].extend(variants[side].calls(length))
+        taken[side].extend(variants[side].calls(length * len(list(blocks))))
     return taken
 
 

@@ -35,7 +35,14 @@ class Measured:
 
 
 class Variant(Protocol):
-    """One side of an experiment."""
+    """One side of an experiment.
+
+    Attributes:
+        shares_noise: whether whatever disturbs its calls would disturb the other's alike, as in one
+            process that does the same work for both.
+    """
+
+    shares_noise: bool
 
     def calls(self, count: int) -> list[Call]:
         """Makes so many calls in a row; raises `Exhausted` when there are not so many."""
@@ -43,6 +50,8 @@ class Variant(Protocol):
 
 class TimedCalls:
     """Calls a function: its nanoseconds are the value, or what it returns as `Measured`."""
+
+    shares_noise = False  # the function may have noise of its own
 
     def __init__(self, function: Callable[[], object], name: str, clock: Clock) -> None:
         self._function = function
@@ -64,6 +73,8 @@ class TimedCalls:
 
 class Stream:
     """Takes measured values from an iterator: numbers, or mappings of quantities to numbers."""
+
+    shares_noise = False
 
     def __init__(self, values: Iterable[object], name: str) -> None:
         self._values: Iterator[object] = iter(values)

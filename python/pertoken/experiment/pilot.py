@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pertoken.errors import ExperimentError
 from pertoken.experiment.autocorrelation import autocorrelation_time, block_length
+from pertoken.experiment.block_choice import quickest_block
 from pertoken.experiment.confidence_sequence import MIN_PAIRS
 from pertoken.experiment.observations import Call, Clock, Exhausted, Variant
 from pertoken.experiment.plan import FEWEST_CALLS, Metric, Plan
@@ -19,6 +20,7 @@ Floats = NDArray[np.float64]
 
 _BLOCKS_IN_TIME = 4 * 4 * MIN_PAIRS  # a pair has four
 _PART_OF_TIME = 8.0
+_SWITCHES = 8  # of each variant
 _BEYOND = 10  # values of the pilot that lie over a quantile's threshold
 
 
@@ -64,15 +66,15 @@ def run_pilot(a: Variant, b: Variant, plan: Plan, clock: Clock) -> Pilot:
             "the measured values end before the experiment begins: give more, or a plan with "
             "fewer pilot_calls and a block_length"
         ) from None
-    time = max(
-        autocorrelation_time(np.array([call[metric.quantity].mean() for call in calls]))
-        for calls in (of_a, of_b)
-        for metric in plan.metrics
-    )
+    time = max(map(autocorrelation_time, _series(of_a, plan) + _series(of_b, plan)))
     if plan.block_length is not None:
         return Pilot(plan.block_length, time, tuple(of_a))
-    wanted_length = block_length(time, max(map(len, of_a[0].values())))
     longest = _longest_block(plan, call_s)
+    if a.shares_noise and b.shares_noise and not quantiles:
+        series = _series(of_a, plan) + _series(of_b, plan)
+        switch = _switch_calls(a, b, call_s, clock)
+        return Pilot(quickest_block(series, switch, longest), time, tuple(of_a))
+    wanted_length = block_length(time, max(map(len, of_a[0].values())))
     notes: tuple[str, ...] = ()
     if wanted_length > longest:
         notes = (
@@ -106,6 +108,23 @@ def _calls_in_time(variant: Variant, count: int, plan: Plan, clock: Clock) -> li
     while len(taken) < count and (not taken or clock() - start_ns < limit_ns):
         taken += variant.calls(min(FEWEST_CALLS, count - len(taken)))
     return taken
+
+
+def _series(calls: Sequence[Call], plan: Plan) -> list[Floats]:
+    """Of each metric the means of the calls, in order."""
+    return [np.array([call[metric.quantity].mean() for call in calls]) for metric in plan.metrics]
+
+
+def _switch_calls(a: Variant, b: Variant, call_s: float, clock: Clock) -> float:
+    """What it takes to begin a block besides its calls, as so many calls of `call_s`."""
+    if call_s <= 0.0:
+        return 0.0
+    extra = []
+    for variant in (a, b) * _SWITCHES:
+        start_ns = clock()
+        variant.calls(1)
+        extra.append((clock() - start_ns) / 1e9 / call_s - 1.0)
+    return max(0.0, float(np.median(extra)))
 
 
 def _longest_block(plan: Plan, call_s: float) -> int:
