@@ -25,7 +25,7 @@ _TRIES = 8
 _DRAINED = 1000
 _OBSERVED = 31
 _OBSERVED_VALUES = 1024
-_TOUCHED_BYTES = 768 << 10  # read, and as many written: about what the caches of a core hold
+_TOUCHED_BYTES = 640 << 10  # read, and as many written: about what the caches of a core hold
 _TOUCHED_VALUES = 64
 
 

@@ -80,7 +80,9 @@ def table_in_place(
     """Offers a table with this function, with torch's own as that of an older version or not."""
     real = torch.Tensor.__dict__[_ATTRIBUTE]
     before = ctypes.addressof(_table_of(real)) if before_it else None
-    table = _Table(major=major, before=before, describe=_Describe(describe))
+    # torch's own is C, into which a compiled model's tracing does not look.
+    unseen = torch.compiler.disable(describe)
+    table = _Table(major=major, before=before, describe=_Describe(unseen))
     _offer(_capsule_of(table))
     try:
         yield
