@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import pertoken
-from decode_overhead import recorded, require_complete
+from decode_overhead import recording_variant, require_complete
 from paired import Variant, compare
 from script import Advance, run_script
 
@@ -82,11 +82,6 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
         yield
         runs[0] = run_plain
 
-    @contextmanager
-    def in_recording() -> Iterator[None]:
-        with idle(), recorded(recording):
-            yield
-
     def block() -> list[int]:
         run = runs[0]
         durations_ns = []
@@ -103,7 +98,7 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
         spans = len(recording.result().spans)
         variants = [
             Variant("operators, idle", idle),
-            Variant("operators, recorded", in_recording, recording.recorder.drain),
+            recording_variant("operators, recorded", recording, within=idle),
         ]
         estimates = compare(variants, block, rounds=rounds, advance=advance)
     require_complete(recording)

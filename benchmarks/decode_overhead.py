@@ -15,7 +15,7 @@ its part.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -72,9 +72,19 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
     return result
 
 
-def recording_variant(name: str, recording: pertoken.Recording) -> Variant:
-    """A recording, with all that the drain thread does for it."""
-    return Variant(name, partial(recorded, recording), recording.recorder.drain)
+def recording_variant(
+    name: str,
+    recording: pertoken.Recording,
+    within: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Variant:
+    """A recording, with all that the drain thread does for it; `within` is entered before it."""
+
+    @contextmanager
+    def context() -> Iterator[None]:
+        with within(), recorded(recording):
+            yield
+
+    return Variant(name, context, recording.recorder.drain)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import importlib
 import importlib.util
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
 import pertoken
-from decode_overhead import recorded
+from decode_overhead import recording_variant
 from paired import Variant, compare
 from script import Advance, part, run_script
 
@@ -161,8 +161,8 @@ def _case(decode: _Decode, mode: str, rounds: int, advance: Advance) -> dict[str
         if is_graph:
             with recording:
                 run = _as_step(decode.captured())
-        context = partial(_running, decode, run, partial(recorded, recording))
-        variants.append(Variant(name, context, recording.recorder.drain))
+        within = partial(_running, decode, run)
+        variants.append(recording_variant(name, recording, within=within))
     for name, tool in _other_tools(decode.device).items():
         variants.append(Variant(name, partial(_running, decode, plain, tool)))
     estimates = compare(variants, decode.block, rounds=rounds, advance=advance)
@@ -176,7 +176,7 @@ def _case(decode: _Decode, mode: str, rounds: int, advance: Advance) -> dict[str
 
 
 @contextmanager
-def _running(decode: _Decode, run: Run, tool: Tool) -> Iterator[None]:
+def _running(decode: _Decode, run: Run, tool: Tool = nullcontext) -> Iterator[None]:
     """Blocks in it run `run`, and the tool."""
     before, decode.run = decode.run, run
     try:
