@@ -3,10 +3,10 @@
 #include "bindings/owned.h"
 #include "bindings/step_inputs.h"
 
-// Finds a method without binding it: 1 where it is a function of the object's class. Every CPython
-// from 3.10 to 3.13 has it, and later ones declare it in their own headers only.
-extern "C" [[gnu::weak]] int _PyObject_GetMethod(PyObject* object, PyObject* name,
-                                                 PyObject** method);
+#if PY_VERSION_HEX >= 0x030D0000
+// Exported as before, and declared in the interpreter's own headers only.
+extern "C" int _PyObject_GetMethod(PyObject* object, PyObject* name, PyObject** method);
+#endif
 
 namespace pertoken::bindings {
 
@@ -32,16 +32,13 @@ struct KnownFunctions {
 
 constinit KnownFunctions known;
 
-// Whether the object's get_seq_length is this function.
+// Whether the object's get_seq_length is this function. A method is found without being bound, for
+// which an object would be made: 1 says that it is a function of the object's class.
 bool counts_by(PyObject* object, PyObject* function) {
   PyObject* found = nullptr;
-  if (&_PyObject_GetMethod != nullptr) {
-    const bool is_unbound = _PyObject_GetMethod(object, cache_names().get_seq_length, &found) == 1;
-    const Owned method(found);
-    return is_unbound && found == function;
-  }
-  const Owned method(PyObject_GetAttr(object, cache_names().get_seq_length));
-  return method && PyMethod_Check(method.get()) && PyMethod_GET_FUNCTION(method.get()) == function;
+  const bool is_unbound = _PyObject_GetMethod(object, cache_names().get_seq_length, &found) == 1;
+  const Owned method(found);
+  return is_unbound && found == function;
 }
 
 // What the known functions return, without a call into Python: these, in the interpreter's cold

@@ -211,8 +211,8 @@ class Sampler {
   static constexpr double kMostProbability = 15.0 / 16;
 
  private:
-  // Of the budget, so that neither chance nor costs that are a little higher than known pass it, and
-  // an experiment can tell it from the budget in time.
+  // Of the budget, so that neither chance nor costs that are a little higher than known pass it,
+  // and an experiment can tell it from the budget in time.
   static constexpr double kAim = 0.75;
   static constexpr double kAllowed = 0.96;    // of it, that allowances get
   static constexpr double kFavour = 4;        // of the first steps of a request
