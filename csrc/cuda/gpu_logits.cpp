@@ -42,15 +42,10 @@ GpuLogits::GpuLogits(LogitDevices& devices, HostTicks ticks)
 // What kernels may still write to is not given to another recording.
 GpuLogits::~GpuLogits() {
   for (int number = 0; number < kMaxDevices; ++number) {
-    Device* device = devices_[static_cast<size_t>(number)].load(std::memory_order_acquire);
-    if (device == nullptr) continue;
-    const bool is_idle = device->launched.load(std::memory_order_relaxed) ==
-                             device->done.load(std::memory_order_relaxed) &&
-                         device->given_up == 0;
-    if (is_idle && device->is_alive.load(std::memory_order_acquire)) {
+    Device* device = devices_.find(number);
+    if (device != nullptr && device->is_settled()) {
       pool_.give_back(number, std::move(device->kernels));
     }
-    delete device;
   }
 }
 
@@ -59,24 +54,8 @@ bool GpuLogits::prepare(int device, std::string& reason) {
 }
 
 GpuLogits::Device* GpuLogits::device_of(int number, std::string& reason) {
-  if (number < 0 || number >= kMaxDevices) {
-    reason = "only the first 16 GPUs of a process are observed";
-    return nullptr;
-  }
-  auto& known = devices_[static_cast<size_t>(number)];
-  if (Device* device = known.load(std::memory_order_relaxed)) return device;
-  std::string& refused = refused_[static_cast<size_t>(number)];
-  if (refused.empty()) {
-    try {
-      auto* device = new Device(pool_.take(number));
-      known.store(device, std::memory_order_release);
-      return device;
-    } catch (const GpuFailure& failure) {
-      refused = failure.what();
-    }
-  }
-  reason = refused;
-  return nullptr;
+  return devices_.open(
+      number, [&] { return std::make_unique<Device>(pool_.take(number)); }, reason);
 }
 
 bool GpuLogits::find_stream(Device& device, CUstream stream, unsigned long long& number,
@@ -88,9 +67,9 @@ bool GpuLogits::find_stream(Device& device, CUstream stream, unsigned long long&
     const StreamUse use = stream_use(api, stream, result);
     if (use == StreamUse::kRuns) result = api.cuStreamGetId(stream, &number);
     if (use == StreamUse::kRuns && result == CUDA_SUCCESS) return true;
-    loss = result == CUDA_SUCCESS ? Loss::kInCapture : loss_of(device, result);
+    loss = result == CUDA_SUCCESS ? Loss::kInCapture : lost_.loss_of(device, result);
   }
-  count(loss, tokens);
+  lost_.count(loss, tokens);
   return false;
 }
 
@@ -106,7 +85,7 @@ bool GpuLogits::read(const GpuPlace& place, const GpuLogitRows& rows, bool copie
   // The default stream is that of the current context, which need not be this device's.
   const CurrentContext current(pool_.api(), device->kernels->context());
   if (current.result() != CUDA_SUCCESS) {
-    count(loss_of(*device, current.result()), count_of_rows);
+    lost_.count(lost_.loss_of(*device, current.result()), count_of_rows);
     return false;
   }
   unsigned long long stream = 0;
@@ -123,17 +102,16 @@ bool GpuLogits::read(const GpuPlace& place, const GpuLogitRows& rows, bool copie
     kept.device_ = device->kernels;
     kept.number_ = place.device;
     if (kept.slab_ == nullptr) {
-      count(Loss::kNoRoom, count_of_rows);
+      lost_.count(Loss::kNoRoom, count_of_rows);
       return false;
     }
   }
   kept.has_copies_ = copied && kept.slab_->bytes >= wanted;
-  kept.rows_ = static_cast<uint32_t>(count_of_rows);
   kept.vocabulary_ = rows.vocabulary;
   kept.format_ = rows.format;
   const CUresult result = device->kernels->read(rows, *kept.slab_, kept.has_copies_, place.stream);
   if (result == CUDA_SUCCESS) return true;
-  count(loss_of(*device, result), count_of_rows);
+  lost_.count(lost_.loss_of(*device, result), count_of_rows);
   return false;
 }
 
@@ -141,11 +119,11 @@ bool GpuLogits::tell(const GpuPlace& place, const KeptLogitRows& kept, uint32_t 
                      std::span<const ToldToken> tokens, const DeviceTokens& fed,
                      std::string& reason) noexcept {
   if (kept.slab_ == nullptr) return false;
-  Device* device = devices_[static_cast<size_t>(kept.number_)].load(std::memory_order_relaxed);
+  Device* device = devices_.find(kept.number_);
   if (device == nullptr || kept.device_ != device->kernels) return false;
   const CurrentContext current(pool_.api(), device->kernels->context());
   if (current.result() != CUDA_SUCCESS) {
-    count(loss_of(*device, current.result()), tokens.size());
+    lost_.count(lost_.loss_of(*device, current.result()), tokens.size());
     return false;
   }
   unsigned long long stream = 0;
@@ -181,14 +159,12 @@ bool GpuLogits::tell(const GpuPlace& place, const KeptLogitRows& kept, uint32_t 
 bool GpuLogits::launch(Device& device, const GpuPlace& place, Message& message,
                        TellArgs& args) noexcept {
   if (!device.is_alive.load(std::memory_order_relaxed)) {
-    count(Loss::kFailed, message.tokens);
+    lost_.count(Loss::kFailed, message.tokens);
     return false;
   }
   // A result that nobody has taken must not be overwritten.
-  const uint64_t under_way =
-      device.launched.load(std::memory_order_relaxed) - device.done.load(std::memory_order_relaxed);
-  if (under_way + message.tokens > device.kernels->records() || !ring_.try_push(message)) {
-    count(Loss::kNoRoom, message.tokens);
+  if (device.count() + message.tokens > device.kernels->records() || !ring_.try_push(message)) {
+    lost_.count(Loss::kNoRoom, message.tokens);
     return false;
   }
   launch_ = message.launch;
@@ -196,28 +172,10 @@ bool GpuLogits::launch(Device& device, const GpuPlace& place, Message& message,
   args.launch = message.launch;
   const CUresult result = device.kernels->tell(args, place.stream);
   if (result == CUDA_SUCCESS) return true;
-  message.loss = loss_of(device, result);
+  message.loss = lost_.loss_of(device, result);
   // Where the collector is not told, it takes what does not come for late.
   ring_.try_push(message);
   return false;
-}
-
-// A device that failed is left alone from then on; a stream that is none harms itself alone.
-GpuLogits::Loss GpuLogits::loss_of(Device& device, CUresult result) noexcept {
-  switch (result) {
-    case CUDA_ERROR_OUT_OF_MEMORY:
-      return Loss::kNoRoom;
-    case CUDA_ERROR_STREAM_CAPTURE_IMPLICIT:
-    case CUDA_ERROR_STREAM_CAPTURE_INVALIDATED:
-    case CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED:
-      return Loss::kInCapture;
-    default:
-      break;
-  }
-  CUresult none = CUDA_SUCCESS;
-  failure_.compare_exchange_strong(none, result, std::memory_order_relaxed);
-  if (result != CUDA_ERROR_INVALID_HANDLE) device.is_alive.store(false, std::memory_order_release);
-  return Loss::kFailed;
 }
 
 void GpuLogits::read_messages() {
@@ -246,9 +204,7 @@ void GpuLogits::match(int number, std::span<const uint64_t> record, ThreadBuffer
   const Message& message = pending.message;
   if (message.device != number || pending.missing == 0 || message.loss != Loss::kNone) return;
   --pending.missing;
-  devices_[message.device]
-      .load(std::memory_order_relaxed)
-      ->done.fetch_add(1, std::memory_order_relaxed);
+  devices_.find(message.device)->done.fetch_add(1, std::memory_order_relaxed);
   into.push(record_of({.step = message.step,
                        .row = static_cast<uint32_t>(content_of(record, LogitWord::kRow)),
                        .place = static_cast<uint32_t>(content_of(record, LogitWord::kPlace)),
@@ -264,7 +220,7 @@ void GpuLogits::collect(double ns_per_tick, ThreadBuffer& into) {
   std::array<bool, kMaxDevices> was_alive{};
   arrived_.clear();
   for (int number = 0; number < kMaxDevices; ++number) {
-    Device* device = devices_[static_cast<size_t>(number)].load(std::memory_order_acquire);
+    Device* device = devices_.find(number);
     if (device == nullptr) continue;
     was_alive[static_cast<size_t>(number)] = device->is_alive.load(std::memory_order_acquire);
     for (auto record = device->kernels->take(); !record.empty(); record = device->kernels->take()) {
@@ -282,19 +238,12 @@ void GpuLogits::collect(double ns_per_tick, ThreadBuffer& into) {
     Pending& oldest = pending_.front();
     const Message& message = oldest.message;
     if (oldest.missing != 0 && message.loss == Loss::kNone) {
-      const double age_ns = static_cast<double>(now - message.ticks) * ns_per_tick;
-      if (!was_alive[message.device]) {
-        lose(oldest, Loss::kFailed);
-      } else if (now > message.ticks && age_ns > static_cast<double>(kLateNs)) {
-        lose(oldest, Loss::kLate);
-      } else {
-        return;
-      }
+      const Loss loss = loss_by_now(was_alive[message.device], message.ticks, now, ns_per_tick);
+      if (loss == Loss::kNone) return;
+      lose(oldest, loss);
     }
-    if (oldest.missing != 0) count(message.loss, oldest.missing);
-    devices_[message.device]
-        .load(std::memory_order_relaxed)
-        ->done.fetch_add(oldest.missing, std::memory_order_relaxed);
+    if (oldest.missing != 0) lost_.count(message.loss, oldest.missing);
+    devices_.find(message.device)->done.fetch_add(oldest.missing, std::memory_order_relaxed);
     pending_.pop_front();
   }
 }
@@ -302,20 +251,11 @@ void GpuLogits::collect(double ns_per_tick, ThreadBuffer& into) {
 // What was launched and not seen to arrive may arrive later still.
 void GpuLogits::lose(Pending& pending, Loss loss) noexcept {
   pending.message.loss = loss;
-  devices_[pending.message.device].load(std::memory_order_relaxed)->given_up += pending.missing;
+  devices_.find(pending.message.device)->given_up += pending.missing;
 }
 
 double GpuLogits::fullness() noexcept {
-  double fullest = 0;
-  for (auto& held : devices_) {
-    Device* device = held.load(std::memory_order_acquire);
-    if (device == nullptr) continue;
-    const uint64_t launched = device->launched.load(std::memory_order_relaxed);
-    const uint64_t since = launched - std::exchange(device->launched_before, launched);
-    fullest = std::max(
-        fullest, static_cast<double>(since) / static_cast<double>(device->kernels->records()));
-  }
-  return fullest;
+  return devices_.fullness([](const Device& device) { return device.kernels->records(); });
 }
 
 bool GpuLogits::is_pending() noexcept { return !pending_.empty() || !ring_.readable().empty(); }
@@ -326,18 +266,6 @@ void GpuLogits::give_up() noexcept {
   }
 }
 
-ObservationLosses GpuLogits::losses() {
-  const auto lost = [&](Loss loss) {
-    return lost_[static_cast<size_t>(loss)].load(std::memory_order_relaxed);
-  };
-  ObservationLosses losses{.no_room = lost(Loss::kNoRoom),
-                           .in_capture = lost(Loss::kInCapture),
-                           .late = lost(Loss::kLate),
-                           .failed = lost(Loss::kFailed),
-                           .failure = {}};
-  const CUresult failure = failure_.load(std::memory_order_relaxed);
-  if (failure != CUDA_SUCCESS) losses.failure = error_text(pool_.api(), failure);
-  return losses;
-}
+ObservationLosses GpuLogits::losses() { return lost_.losses(pool_.api()); }
 
 }  // namespace pertoken::cuda

@@ -7,7 +7,6 @@
 #pragma once
 
 #include <array>
-#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <memory>
@@ -17,11 +16,12 @@
 
 #include "core/clock.h"
 #include "core/device_results.h"
-#include "core/device_source.h"
 #include "core/spsc_ring.h"
 #include "cuda/device_clock.h"
+#include "cuda/devices_in_use.h"
 #include "cuda/gpu_place.h"
 #include "cuda/logit_device.h"
+#include "cuda/results_under_way.h"
 
 namespace pertoken::cuda {
 
@@ -48,7 +48,6 @@ class KeptLogitRows {
   std::shared_ptr<LogitDevice> device_;
   LogitDevice::Slab* slab_ = nullptr;
   int number_ = -1;
-  uint32_t rows_ = 0;
   uint32_t vocabulary_ = 0;
   FloatFormat format_ = FloatFormat::kFloat32;
   bool has_copies_ = false;
@@ -89,23 +88,10 @@ class GpuLogits final : public LogitSource {
 
  private:
   static constexpr size_t kMessages = 4096;
-  static constexpr int64_t kLateNs = 10'000'000'000;
 
-  // For which reason a token is missing.
-  enum class Loss : uint8_t { kNone, kNoRoom, kInCapture, kLate, kFailed };
-  static constexpr size_t kLosses = 5;
-
-  struct Device {
+  struct Device : ResultsUnderWay {
     explicit Device(std::shared_ptr<LogitDevice>&& opened) : kernels(std::move(opened)) {}
     std::shared_ptr<LogitDevice> kernels;
-    // Results under way are those launched, less those done with. Relaxed: they bound, and order
-    // nothing.
-    std::atomic<uint64_t> launched{0};  // written by the model's thread
-    std::atomic<uint64_t> done{0};      // written by the collector
-    // Release by the model's thread, acquire by the collector: what was launched before counts.
-    std::atomic<bool> is_alive{true};
-    uint64_t launched_before = 0;  // the collector's: in the round before
-    uint64_t given_up = 0;         // the collector's
   };
 
   // A launch, or, where `loss` is set, that the one of that number was none.
@@ -130,10 +116,6 @@ class GpuLogits final : public LogitSource {
   bool find_stream(Device& device, CUstream stream, unsigned long long& number,
                    uint64_t tokens) noexcept;
   bool launch(Device& device, const GpuPlace& place, Message& message, TellArgs& args) noexcept;
-  Loss loss_of(Device& device, CUresult result) noexcept;
-  void count(Loss loss, uint64_t tokens) noexcept {
-    lost_[static_cast<size_t>(loss)].fetch_add(tokens, std::memory_order_relaxed);
-  }
 
   void read_messages();
   void match(int number, std::span<const uint64_t> record, ThreadBuffer& into) noexcept;
@@ -141,13 +123,10 @@ class GpuLogits final : public LogitSource {
 
   LogitDevices& pool_;
   const HostTicks ticks_;
-  std::array<std::string, kMaxDevices> refused_;  // why a device cannot be set up
-  // Set once each: release by the model's thread, acquire by the collector.
-  std::array<std::atomic<Device*>, kMaxDevices> devices_{};
+  DevicesInUse<Device> devices_;
   uint32_t launch_ = 0;  // the model's thread: the last one's number
   SpscRing<Message> ring_;
-  std::array<std::atomic<uint64_t>, kLosses> lost_{};  // statistics
-  std::atomic<CUresult> failure_{CUDA_SUCCESS};        // the first; for people
+  LostResults lost_;
 
   // The collector's.
   struct Arrived {

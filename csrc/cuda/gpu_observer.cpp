@@ -23,17 +23,12 @@ GpuObserver::GpuObserver(StatsDevices& devices, HostTicks ticks)
 // What kernels may still write to is not given to another recording.
 GpuObserver::~GpuObserver() {
   for (int number = 0; number < kMaxDevices; ++number) {
-    Device* device = devices_[static_cast<size_t>(number)].load(std::memory_order_acquire);
-    if (device == nullptr) continue;
-    const bool is_idle = device->launched.load(std::memory_order_relaxed) ==
-                             device->done.load(std::memory_order_relaxed) &&
-                         device->given_up == 0;
+    Device* device = devices_.find(number);
     // Graphs that hold it stay switched off.
-    if (is_idle && device->is_switched_off && !device->stats.stats->is_worn() &&
-        device->is_alive.load(std::memory_order_acquire)) {
+    if (device != nullptr && device->is_settled() && device->is_switched_off &&
+        !device->stats.stats->is_worn()) {
       pool_.give_back(number, std::move(device->stats));
     }
-    delete device;
   }
 }
 
@@ -42,31 +37,13 @@ bool GpuObserver::prepare(int device, std::string& reason) {
 }
 
 GpuObserver::Device* GpuObserver::device_of(int number, std::string& reason) {
-  if (number < 0 || number >= kMaxDevices) {
-    reason = "only the first 16 GPUs of a process are observed";
-    return nullptr;
-  }
-  auto& known = devices_[static_cast<size_t>(number)];
-  if (Device* device = known.load(std::memory_order_relaxed)) return device;
-  std::string& refused = refused_[static_cast<size_t>(number)];
-  if (refused.empty()) {
-    try {
-      auto* device = new Device(pool_.take(number));
-      known.store(device, std::memory_order_release);
-      return device;
-    } catch (const GpuFailure& failure) {
-      refused = failure.what();
-    }
-  }
-  reason = refused;
-  return nullptr;
+  return devices_.open(
+      number, [&] { return std::make_unique<Device>(pool_.take(number)); }, reason);
 }
 
 // A result that nobody has taken must not be overwritten.
 bool GpuObserver::has_room(Device& device, uint64_t results) noexcept {
-  const uint64_t under_way =
-      device.launched.load(std::memory_order_relaxed) - device.done.load(std::memory_order_relaxed);
-  return under_way + results <= device.stats.stats->records();
+  return device.count() + results <= device.stats.stats->records();
 }
 
 bool GpuObserver::observe(const GpuPlace& place, const ObservationLabels& labels,
@@ -93,7 +70,7 @@ bool GpuObserver::observe_runs(const GpuPlace& place, const ObservationLabels& l
     return true;
   }
   if (!has_room(*device, left)) {
-    count(Loss::kNoRoom, 1);
+    lost_.count(Loss::kNoRoom, 1);
     return true;
   }
   for (const ValidRun& run : runs) {
@@ -137,13 +114,13 @@ bool GpuObserver::launch(Device& device, const GpuPlace& place, const Observatio
 bool GpuObserver::announce(Device& device, Message& message) noexcept {
   const uint32_t observations = std::max(message.rows, 1U);
   if (!device.is_alive.load(std::memory_order_relaxed)) {
-    count(Loss::kFailed, observations);
+    lost_.count(Loss::kFailed, observations);
     return false;
   }
   message.ticks = ticks_();
   message.launch = (launch_ + 1) & kLaunchMask;
   if (!has_room(device, message.rows) || !ring_.try_push(message)) {
-    count(Loss::kNoRoom, observations);
+    lost_.count(Loss::kNoRoom, observations);
     return false;
   }
   launch_ = message.launch;
@@ -159,44 +136,26 @@ void GpuObserver::withdraw(Message& message, Loss loss) noexcept {
   static_cast<void>(ring_.try_push(message));
 }
 
-GpuObserver::Loss GpuObserver::enqueue(Device& device, const GpuPlace& place, FloatFormat format,
-                                       const StatsPlan& plan, uint32_t number) noexcept {
+Loss GpuObserver::enqueue(Device& device, const GpuPlace& place, FloatFormat format,
+                          const StatsPlan& plan, uint32_t number) noexcept {
   const DriverApi& api = pool_.api();
   // The default stream is that of the current context, which need not be this device's.
   const CurrentContext current(api, device.stats.context);
-  if (current.result() != CUDA_SUCCESS) return loss_of(device, current.result());
+  if (current.result() != CUDA_SUCCESS) return lost_.loss_of(device, current.result());
   CUresult result = CUDA_SUCCESS;
   switch (stream_use(api, place.stream, result)) {
     case StreamUse::kRuns:
       result = device.stats.stats->launch(plan, format, place.stream, number);
-      return result == CUDA_SUCCESS ? Loss::kNone : loss_of(device, result);
+      return result == CUDA_SUCCESS ? Loss::kNone : lost_.loss_of(device, result);
     case StreamUse::kFailed:
-      return loss_of(device, result);
+      return lost_.loss_of(device, result);
     default:
       return Loss::kInCapture;
   }
-}
-
-// A device that failed is left alone from then on; a stream that is none harms itself alone.
-GpuObserver::Loss GpuObserver::loss_of(Device& device, CUresult result) noexcept {
-  switch (result) {
-    case CUDA_ERROR_OUT_OF_MEMORY:
-      return Loss::kNoRoom;
-    case CUDA_ERROR_STREAM_CAPTURE_IMPLICIT:
-    case CUDA_ERROR_STREAM_CAPTURE_INVALIDATED:
-    case CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED:
-      return Loss::kInCapture;
-    default:
-      break;
-  }
-  CUresult none = CUDA_SUCCESS;
-  failure_.compare_exchange_strong(none, result, std::memory_order_relaxed);
-  if (result != CUDA_ERROR_INVALID_HANDLE) device.is_alive.store(false, std::memory_order_release);
-  return Loss::kFailed;
 }
 
 void GpuObserver::take_results(int number) {
-  Device* device = devices_[static_cast<size_t>(number)].load(std::memory_order_acquire);
+  Device* device = devices_.find(number);
   if (device == nullptr) return;
   while (true) {
     Arrived arrived{number, {}};
@@ -255,7 +214,7 @@ void GpuObserver::match_results() {
     if (values.has_value()) continue;
     values = result.histogram(kDefaultHistogramScale, repeats);
     --pending.missing;
-    Device& device = *devices_[message.device].load(std::memory_order_relaxed);
+    Device& device = *devices_.find(message.device);
     device.done.fetch_add(1, std::memory_order_relaxed);
   }
   arrived_.clear();
@@ -265,7 +224,7 @@ void GpuObserver::collect(double ns_per_tick, ObservationIntake& into) {
   // A device that was dead before its results were taken leaves no more of them.
   std::array<bool, kMaxDevices> was_alive{};
   for (int number = 0; number < kMaxDevices; ++number) {
-    Device* device = devices_[static_cast<size_t>(number)].load(std::memory_order_acquire);
+    Device* device = devices_.find(number);
     was_alive[static_cast<size_t>(number)] =
         device != nullptr && device->is_alive.load(std::memory_order_acquire);
     take_results(number);
@@ -279,14 +238,9 @@ void GpuObserver::collect(double ns_per_tick, ObservationIntake& into) {
   while (!pending_.empty()) {
     const Message& message = pending_.front().message;
     if (pending_.front().missing != 0 && message.loss == Loss::kNone) {
-      const double age_ns = static_cast<double>(now - message.ticks) * ns_per_tick;
-      if (!was_alive[message.device]) {
-        lose(pending_.front(), Loss::kFailed);
-      } else if (now > message.ticks && age_ns > static_cast<double>(kLateNs)) {
-        lose(pending_.front(), Loss::kLate);
-      } else {
-        return;
-      }
+      const Loss loss = loss_by_now(was_alive[message.device], message.ticks, now, ns_per_tick);
+      if (loss == Loss::kNone) return;
+      lose(pending_.front(), loss);
     }
     settle_oldest(into);
   }
@@ -295,7 +249,7 @@ void GpuObserver::collect(double ns_per_tick, ObservationIntake& into) {
 // What was launched and not seen to arrive may arrive later still.
 void GpuObserver::lose(Pending& pending, Loss loss) noexcept {
   pending.message.loss = loss;
-  Device& device = *devices_[pending.message.device].load(std::memory_order_relaxed);
+  Device& device = *devices_.find(pending.message.device);
   device.given_up += pending.missing;
 }
 
@@ -304,10 +258,10 @@ void GpuObserver::settle_oldest(ObservationIntake& into) {
   Pending settled = std::move(pending_.front());
   pending_.pop_front();
   const Message& message = settled.message;
-  Device& device = *devices_[message.device].load(std::memory_order_relaxed);
+  Device& device = *devices_.find(message.device);
   device.done.fetch_add(settled.missing, std::memory_order_relaxed);
   if (message.goes_on || is_gathering_) return gather(settled, into);
-  if (settled.missing != 0) count(message.loss, settled.missing);
+  if (settled.missing != 0) lost_.count(message.loss, settled.missing);
   if (message.graph != nullptr) return hand_over_replay(settled, into);
   if (message.rows == 0) hand_over(message, message.row, ExpHistogram{}, into);
   const int32_t first = message.row;
@@ -327,7 +281,7 @@ void GpuObserver::gather(const Pending& part, ObservationIntake& into) {
   if (is_gathering_) return;
   ExpHistogram gathered = std::exchange(gathered_, ExpHistogram{});
   if (const Loss loss = std::exchange(gathered_loss_, Loss::kNone); loss != Loss::kNone) {
-    count(loss, 1);
+    lost_.count(loss, 1);
   } else {
     hand_over(part.message, part.message.row, std::move(gathered), into);
   }
@@ -340,16 +294,7 @@ void GpuObserver::hand_over(const Message& message, int32_t row, ExpHistogram&& 
 }
 
 double GpuObserver::fullness() noexcept {
-  double fullest = 0;
-  for (auto& held : devices_) {
-    Device* device = held.load(std::memory_order_acquire);
-    if (device == nullptr) continue;
-    const uint64_t launched = device->launched.load(std::memory_order_relaxed);
-    const uint64_t since = launched - std::exchange(device->launched_before, launched);
-    fullest = std::max(
-        fullest, static_cast<double>(since) / static_cast<double>(device->stats.stats->records()));
-  }
-  return fullest;
+  return devices_.fullness([](const Device& device) { return device.stats.stats->records(); });
 }
 
 bool GpuObserver::is_pending() noexcept { return !pending_.empty() || !ring_.readable().empty(); }
@@ -360,18 +305,6 @@ void GpuObserver::give_up() noexcept {
   }
 }
 
-ObservationLosses GpuObserver::losses() {
-  const auto lost = [&](Loss loss) {
-    return lost_[static_cast<size_t>(loss)].load(std::memory_order_relaxed);
-  };
-  ObservationLosses losses{.no_room = lost(Loss::kNoRoom),
-                           .in_capture = lost(Loss::kInCapture),
-                           .late = lost(Loss::kLate),
-                           .failed = lost(Loss::kFailed),
-                           .failure = {}};
-  const CUresult failure = failure_.load(std::memory_order_relaxed);
-  if (failure != CUDA_SUCCESS) losses.failure = error_text(pool_.api(), failure);
-  return losses;
-}
+ObservationLosses GpuObserver::losses() { return lost_.losses(pool_.api()); }
 
 }  // namespace pertoken::cuda

@@ -10,8 +10,6 @@
 // the order in which the tensors were made, whatever the streams and devices.
 #pragma once
 
-#include <array>
-#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <memory>
@@ -22,13 +20,14 @@
 
 #include "core/clock.h"
 #include "core/device_results.h"
-#include "core/device_source.h"
 #include "core/observation_intake.h"
 #include "core/observed_step.h"
 #include "core/spsc_ring.h"
 #include "core/tensor_view.h"
 #include "cuda/device_clock.h"
+#include "cuda/devices_in_use.h"
 #include "cuda/gpu_place.h"
+#include "cuda/results_under_way.h"
 #include "cuda/stats_device.h"
 
 namespace pertoken::cuda {
@@ -89,16 +88,11 @@ class GpuObserver final : public ObservationSource {
 
  private:
   static constexpr size_t kMessages = 4096;
-  static constexpr int64_t kLateNs = 10'000'000'000;
 
   // Of the number of a launch, so that a graph's word, which is one more, is never 0.
   static constexpr uint32_t kLaunchMask = 0x7fffffff;
   static constexpr uint32_t word_of_launch(uint32_t launch) noexcept { return launch + 1; }
   static constexpr uint32_t launch_of_word(uint32_t word) noexcept { return word - 1; }
-
-  // For which reason an observation is missing.
-  enum class Loss : uint8_t { kNone, kNoRoom, kInCapture, kLate, kFailed };
-  static constexpr size_t kLosses = 5;
 
   struct CapturedLaunch {
     uint64_t repeats;
@@ -118,19 +112,11 @@ class GpuObserver final : public ObservationSource {
     bool is_open = false;
   };
 
-  struct Device {
+  struct Device : ResultsUnderWay {
     explicit Device(StatsDevice&& opened) : stats(std::move(opened)) {}
     StatsDevice stats;
-    // Results under way are those launched, less those done with. Relaxed: they bound, and order
-    // nothing.
-    std::atomic<uint64_t> launched{0};  // written by the model's thread
-    std::atomic<uint64_t> done{0};      // written by the collector
-    // Release by the model's thread, acquire by the collector: what was launched before counts.
-    std::atomic<bool> is_alive{true};
     std::vector<std::unique_ptr<CapturedGraph>> graphs;  // the model's thread; from number 1 on
     bool is_switched_off = true;                         // likewise: no word is known to be set
-    uint64_t launched_before = 0;                        // the collector's: in the round before
-    uint64_t given_up = 0;                               // the collector's
   };
 
   // A launch or a replay, or, where `loss` is set, that the one before was none.
@@ -174,12 +160,8 @@ class GpuObserver final : public ObservationSource {
   CapturedGraph* graph_of_capture(Device& device, unsigned long long capture, Loss& loss);
   Loss set_word(Device& device, CUstream stream, const CapturedGraph& graph,
                 uint32_t value) noexcept;
-  Loss loss_of(Device& device, CUresult result) noexcept;
   bool announce(Device& device, Message& message) noexcept;
   void withdraw(Message& message, Loss loss) noexcept;
-  void count(Loss loss, uint64_t observations) noexcept {
-    lost_[static_cast<size_t>(loss)].fetch_add(observations, std::memory_order_relaxed);
-  }
 
   void take_results(int number);
   void read_messages();
@@ -193,13 +175,10 @@ class GpuObserver final : public ObservationSource {
 
   StatsDevices& pool_;
   const HostTicks ticks_;
-  std::array<std::string, kMaxDevices> refused_;  // why a device cannot be set up
-  // Set once each: release by the model's thread, acquire by the collector.
-  std::array<std::atomic<Device*>, kMaxDevices> devices_{};
+  DevicesInUse<Device> devices_;
   uint32_t launch_ = 0;  // the model's thread: the last one's number
   SpscRing<Message> ring_;
-  std::array<std::atomic<uint64_t>, kLosses> lost_{};  // statistics
-  std::atomic<CUresult> failure_{CUDA_SUCCESS};        // the first; for people
+  LostResults lost_;
 
   // The collector's.
   struct Arrived {

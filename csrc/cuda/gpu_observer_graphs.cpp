@@ -45,9 +45,9 @@ bool GpuObserver::capture(const GpuPlace& place, uint32_t site, const TensorView
       return true;
     }
     graph->launches.pop_back();
-    loss = loss_of(*device, result);
+    loss = lost_.loss_of(*device, result);
   }
-  count(loss, plan->rows);
+  lost_.count(loss, plan->rows);
   return true;
 }
 
@@ -66,13 +66,13 @@ GpuObserver::CapturedGraph* GpuObserver::graph_of_capture(Device& device,
 }
 
 bool GpuObserver::has_captured(int device) const noexcept {
-  const Device* known = devices_[static_cast<size_t>(device)].load(std::memory_order_relaxed);
+  const Device* known = devices_.find(device);
   return known != nullptr && !known->graphs.empty();
 }
 
 uint32_t GpuObserver::captured_graph(const GpuPlace& place) noexcept {
   if (!has_captured(place.device)) return 0;
-  Device* device = devices_[static_cast<size_t>(place.device)].load(std::memory_order_relaxed);
+  Device* device = devices_.find(place.device);
   const CurrentContext current(pool_.api(), device->stats.context);
   if (current.result() != CUDA_SUCCESS) return 0;
   const unsigned long long capture = capture_of(pool_.api(), place.stream);
@@ -84,8 +84,8 @@ uint32_t GpuObserver::captured_graph(const GpuPlace& place) noexcept {
 }
 
 // Nothing is set on a stream that is being captured itself: it would become a part of that graph.
-GpuObserver::Loss GpuObserver::set_word(Device& device, CUstream stream, const CapturedGraph& graph,
-                                        uint32_t value) noexcept {
+Loss GpuObserver::set_word(Device& device, CUstream stream, const CapturedGraph& graph,
+                           uint32_t value) noexcept {
   const DriverApi& api = pool_.api();
   const CurrentContext current(api, device.stats.context);
   CUresult result = current.result();
@@ -94,12 +94,12 @@ GpuObserver::Loss GpuObserver::set_word(Device& device, CUstream stream, const C
     if (use == StreamUse::kCaptured || use == StreamUse::kBarred) return Loss::kInCapture;
   }
   if (result == CUDA_SUCCESS) result = device.stats.stats->set_word(graph.word, value, stream);
-  return result == CUDA_SUCCESS ? Loss::kNone : loss_of(device, result);
+  return result == CUDA_SUCCESS ? Loss::kNone : lost_.loss_of(device, result);
 }
 
 bool GpuObserver::open_replay(const GpuPlace& place, uint32_t number,
                               const ObservationLabels& labels) noexcept {
-  Device& device = *devices_[static_cast<size_t>(place.device)].load(std::memory_order_relaxed);
+  Device& device = *devices_.find(place.device);
   CapturedGraph& graph = *device.graphs[number - 1];
   if (graph.is_open) return false;
   Message message{.ticks = 0,
@@ -128,7 +128,7 @@ bool GpuObserver::open_replay(const GpuPlace& place, uint32_t number,
 }
 
 void GpuObserver::close_replay(const GpuPlace& place, uint32_t number, bool is_launched) noexcept {
-  Device& device = *devices_[static_cast<size_t>(place.device)].load(std::memory_order_relaxed);
+  Device& device = *devices_.find(place.device);
   CapturedGraph& graph = *device.graphs[number - 1];
   graph.is_open = false;
   if (set_word(device, place.stream, graph, 0) != Loss::kNone) device.is_switched_off = false;

@@ -119,17 +119,11 @@ CUresult LogitDevice::tell(TellArgs& args, CUstream stream) noexcept {
 }
 
 std::shared_ptr<LogitDevice> LogitDevices::take(int ordinal) {
-  const std::lock_guard lock(mutex_);
-  auto& spare = spare_[ordinal];
-  if (spare.empty()) return std::make_shared<LogitDevice>(api_, image_, ordinal);
-  std::shared_ptr<LogitDevice> device = std::move(spare.back());
-  spare.pop_back();
-  return device;
+  return spare_.take(ordinal, [&] { return std::make_shared<LogitDevice>(api_, image_, ordinal); });
 }
 
-void LogitDevices::give_back(int ordinal, std::shared_ptr<LogitDevice> device) {
-  const std::lock_guard lock(mutex_);
-  spare_[ordinal].push_back(std::move(device));
+void LogitDevices::give_back(int ordinal, std::shared_ptr<LogitDevice>&& device) {
+  spare_.give_back(ordinal, std::move(device));
 }
 
 }  // namespace pertoken::cuda

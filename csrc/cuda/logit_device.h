@@ -8,9 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <map>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <vector>
 
@@ -18,6 +16,7 @@
 #include "cuda/driver_api.h"
 #include "cuda/logit_block.h"
 #include "cuda/opened_context.h"
+#include "cuda/spare_devices.h"
 #include "cuda/tagged_reader.h"
 
 namespace pertoken::cuda {
@@ -72,7 +71,6 @@ class LogitDevice {
 
   // The words of the next record, empty where there is none yet.
   std::span<const uint64_t> take() noexcept { return reader_->take(); }
-  uint64_t lost() const noexcept { return reader_->lost(); }
 
  private:
   CUresult set_up(std::span<const std::byte> image);
@@ -96,13 +94,12 @@ class LogitDevices {
   // Throws GpuFailure.
   std::shared_ptr<LogitDevice> take(int ordinal);
   // One that works, and whose results were all taken.
-  void give_back(int ordinal, std::shared_ptr<LogitDevice> device);
+  void give_back(int ordinal, std::shared_ptr<LogitDevice>&& device);
 
  private:
   const DriverApi& api_;
   const std::span<const std::byte> image_;
-  std::mutex mutex_;
-  std::map<int, std::vector<std::shared_ptr<LogitDevice>>> spare_;
+  SpareDevices<std::shared_ptr<LogitDevice>> spare_;
 };
 
 }  // namespace pertoken::cuda

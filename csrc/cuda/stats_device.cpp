@@ -18,17 +18,12 @@ StatsDevice open_stats_device(const DriverApi& api, std::span<const std::byte> i
 }
 
 StatsDevice StatsDevices::take(int ordinal) {
-  const std::lock_guard lock(mutex_);
-  auto& spare = spare_[ordinal];
-  if (spare.empty()) return open_stats_device(api_, image_, ordinal, kRecordsLog2);
-  StatsDevice device = std::move(spare.back());
-  spare.pop_back();
-  return device;
+  return spare_.take(ordinal,
+                     [&] { return open_stats_device(api_, image_, ordinal, kRecordsLog2); });
 }
 
 void StatsDevices::give_back(int ordinal, StatsDevice&& device) {
-  const std::lock_guard lock(mutex_);
-  spare_[ordinal].push_back(std::move(device));
+  spare_.give_back(ordinal, std::move(device));
 }
 
 }  // namespace pertoken::cuda

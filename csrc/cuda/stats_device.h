@@ -3,15 +3,13 @@
 #pragma once
 
 #include <cstddef>
-#include <map>
 #include <memory>
-#include <mutex>
 #include <span>
-#include <vector>
 
 #include "cuda/driver_api.h"
 #include "cuda/gpu_stats.h"
 #include "cuda/opened_context.h"
+#include "cuda/spare_devices.h"
 
 namespace pertoken::cuda {
 
@@ -25,8 +23,7 @@ struct StatsDevice {
 StatsDevice open_stats_device(const DriverApi& api, std::span<const std::byte> image, int ordinal,
                               uint32_t records_log2);
 
-// Hands them out to recordings, one device to one at a time. What a recording gives back the next
-// one takes, since nothing of it is ever freed. Any thread.
+// Hands them out to recordings, one device to one at a time. Any thread.
 class StatsDevices {
  public:
   // Each takes 18 MB of pinned memory and 8 MB of the device's.
@@ -43,8 +40,7 @@ class StatsDevices {
  private:
   const DriverApi& api_;
   const std::span<const std::byte> image_;
-  std::mutex mutex_;
-  std::map<int, std::vector<StatsDevice>> spare_;
+  SpareDevices<StatsDevice> spare_;
 };
 
 }  // namespace pertoken::cuda
