@@ -59,11 +59,12 @@ void learn_exchange_table(PyObject* tensor_type, PyObject* parameter_type) {
       header == nullptr ? nullptr : reinterpret_cast<const ExchangeTable*>(header)->describe;
 }
 
+bool is_exact_tensor(PyObject* object) noexcept {
+  return Py_IS_TYPE(object, known.tensor_type) || Py_IS_TYPE(object, known.parameter_type);
+}
+
 bool describe_tensor(PyObject* tensor, DlpackTensor& description) noexcept {
-  if (known.describe == nullptr) return false;
-  if (!Py_IS_TYPE(tensor, known.tensor_type) && !Py_IS_TYPE(tensor, known.parameter_type)) {
-    return false;
-  }
+  if (known.describe == nullptr || !is_exact_tensor(tensor)) return false;
   if (known.describe(tensor, &description) == 0) return true;
   PyErr_Clear();
   return false;

@@ -31,13 +31,7 @@ void GpuLogitReader::prepare(int device) {
 }
 
 bool GpuLogitReader::find_stream(cuda::GpuPlace& place, std::string& reason) {
-  if (current_stream_ == Py_None) {
-    reason = "this torch does not tell its current stream";
-    return false;
-  }
-  if (find_current_stream(current_stream_, place)) return true;
-  recorder_.count_fault();
-  return false;
+  return find_current_stream(current_stream_, recorder_, place, reason);
 }
 
 bool GpuLogitReader::read(const TensorView& view, const cuda::GpuPlace& place, int64_t places,

@@ -13,7 +13,6 @@ constexpr int kDeepestOutput = 4;
 // Borrowed for ever: types, dtypes and functions of torch live as long as the process.
 struct Torch {
   PyTypeObject* tensor_type = nullptr;
-  PyTypeObject* parameter_type = nullptr;
   PyObject* formats = nullptr;
   PyObject* strided = nullptr;
   PyObject* get_tracing_state = nullptr;
@@ -119,16 +118,19 @@ bool is_in_storage(PyObject* tensor, const TensorView& view, int64_t item_bytes)
   return view.data != nullptr && last_byte <= held_bytes;
 }
 
-// A tensor whose memory is as it says, where `where` says it is: a subclass may mean something else
-// by its attributes.
+// A tensor whose memory is as it says, where `where` says it is.
 bool is_plain(PyObject* tensor, PyObject* where) {
-  if (torch.tensor_type == nullptr) return false;
-  if (!Py_IS_TYPE(tensor, torch.tensor_type) && !Py_IS_TYPE(tensor, torch.parameter_type)) {
-    return false;
-  }
+  if (torch.tensor_type == nullptr || !is_exact_tensor(tensor)) return false;
   return attribute_is(tensor, where, Py_True) &&
          attribute_is(tensor, names().layout, torch.strided) &&
          attribute_is(tensor, names().is_nested, Py_False);
+}
+
+// Whether its values are what its memory holds, with their signs.
+bool has_own_signs(PyObject* tensor) {
+  const Owned is_negated(PyObject_CallMethodNoArgs(tensor, names().is_neg));
+  if (!is_negated) discard_error();
+  return is_negated.get() == Py_False;
 }
 
 // Of a plain tensor, where its values lie and in which form.
@@ -147,6 +149,14 @@ bool view_values(PyObject* tensor, int64_t item_bytes, TensorView& view) {
   return is_in_storage(tensor, view, item_bytes);
 }
 
+// The number of the GPU that it lies on.
+bool read_device(PyObject* tensor, int& device) {
+  int64_t index = -1;
+  if (!method_integer(tensor, names().get_device, index)) return false;
+  device = static_cast<int>(index);
+  return index >= 0;
+}
+
 // The same of what its library describes. Whether the values are negated, and whether the memory
 // is still there, is not part of a description.
 bool view_described(PyObject* tensor, const DlpackTensor& described, TensorView& view) {
@@ -162,17 +172,14 @@ bool view_described(PyObject* tensor, const DlpackTensor& described, TensorView&
     view.strides_bytes[dim] = described.strides[i] * item_bytes;
   }
   view.data = static_cast<const std::byte*>(described.data) + described.byte_offset;
-  const Owned is_negated(PyObject_CallMethodNoArgs(tensor, names().is_neg));
-  if (!is_negated) discard_error();
-  return is_negated.get() == Py_False && is_in_storage(tensor, view, item_bytes);
+  return has_own_signs(tensor) && is_in_storage(tensor, view, item_bytes);
 }
 
 bool view_plain(PyObject* tensor, TensorView& view) {
-  const Names& name = names();
-  const Owned is_negated(PyObject_CallMethodNoArgs(tensor, name.is_neg));
-  const Owned dtype(is_negated ? PyObject_GetAttr(tensor, name.dtype) : nullptr);
+  if (!has_own_signs(tensor)) return false;
+  const Owned dtype(PyObject_GetAttr(tensor, names().dtype));
   if (!dtype) discard_error();
-  if (!dtype || is_negated.get() != Py_False) return false;
+  if (!dtype) return false;
   const int format = format_of(dtype.get());
   if (format < 0 || format >= kFloatFormats) return false;
   view.format = static_cast<FloatFormat>(format);
@@ -185,7 +192,6 @@ void learn_torch(PyObject* tensor_type, PyObject* parameter_type, PyObject* form
                  PyObject* strided, PyObject* get_tracing_state) {
   if (torch.tensor_type != nullptr) return;
   learn_exchange_table(tensor_type, parameter_type);
-  torch.parameter_type = reinterpret_cast<PyTypeObject*>(Py_NewRef(parameter_type));
   torch.formats = Py_NewRef(formats);
   torch.strided = Py_NewRef(strided);
   torch.get_tracing_state = Py_NewRef(get_tracing_state);
@@ -236,26 +242,18 @@ bool view_of_memory(PyObject* memory, TensorView& view, int& device, void*& stre
   return true;
 }
 
-bool view_host_tensor(PyObject* tensor, TensorView& view) {
+bool view_tensor(PyObject* tensor, TensorView& view, int& device) {
+  device = -1;
   DlpackTensor described;
   if (describe_tensor(tensor, described)) {
-    if (described.device_type == kDlpackCpu) return view_described(tensor, described, view);
-    if (described.device_type == kDlpackCuda) return false;
+    if (described.device_type == kDlpackCuda) device = described.device_ordinal;
+    if (device >= 0 || described.device_type == kDlpackCpu) {
+      return view_described(tensor, described, view);
+    }
   }
-  return is_plain(tensor, names().is_cpu) && view_plain(tensor, view);
-}
-
-bool view_gpu_tensor(PyObject* tensor, TensorView& view, int& device) {
-  DlpackTensor described;
-  if (describe_tensor(tensor, described) && described.device_type == kDlpackCuda) {
-    device = described.device_ordinal;
-    return view_described(tensor, described, view);
-  }
-  if (!is_plain(tensor, names().is_cuda) || !view_plain(tensor, view)) return false;
-  int64_t index = -1;
-  if (!method_integer(tensor, names().get_device, index)) return false;
-  device = static_cast<int>(index);
-  return index >= 0;
+  if (is_plain(tensor, names().is_cpu)) return view_plain(tensor, view);
+  return is_plain(tensor, names().is_cuda) && view_plain(tensor, view) &&
+         read_device(tensor, device);
 }
 
 bool view_gpu_integers(PyObject* tensor, TensorView& view, int64_t& value_bytes, int& device) {
@@ -267,11 +265,7 @@ bool view_gpu_integers(PyObject* tensor, TensorView& view, int64_t& value_bytes,
   if (!itemsize || is_complex.get() != Py_False) return false;
   value_bytes = integer_argument(itemsize.get(), 0);
   if (value_bytes != 4 && value_bytes != 8) return false;
-  int64_t index = -1;
-  if (!view_values(tensor, value_bytes, view)) return false;
-  if (!method_integer(tensor, names().get_device, index)) return false;
-  device = static_cast<int>(index);
-  return index >= 0;
+  return view_values(tensor, value_bytes, view) && read_device(tensor, device);
 }
 
 }  // namespace pertoken::bindings

@@ -25,14 +25,12 @@ bool is_being_traced();
 // A new reference; nullptr when there is none.
 PyObject* first_floating_tensor(PyObject* output);
 
-// Whether the values of a plain tensor can be read where it says that they are; fills `view` if so.
-// False also for what only Python knows how to read, or why not.
-bool view_host_tensor(PyObject* tensor, TensorView& view);
+// Whether the values of a plain tensor can be read where it says that they are; fills `view` if so,
+// and `device` with CUDA's number of the GPU, or -1 for host memory. False also for what only
+// Python knows how to read, or why not.
+bool view_tensor(PyObject* tensor, TensorView& view, int& device);
 
-// The same of one on a GPU that is known by CUDA's number.
-bool view_gpu_tensor(PyObject* tensor, TensorView& view, int& device);
-
-// Of integers of 4 or 8 bytes there; the view's format says nothing.
+// The same of integers of 4 or 8 bytes on a GPU; the view's format says nothing.
 bool view_gpu_integers(PyObject* tensor, TensorView& view, int64_t& value_bytes, int& device);
 
 // What is no tensor of that sort as Python found it, a TensorMemory. `device` is -1 in host memory;

@@ -74,17 +74,15 @@ void LogitReader::skip(const char* reason) const {
 
 bool LogitReader::view(PyObject* output, int64_t rows, TensorView& view, Owned& memory,
                        cuda::GpuPlace& place) {
-  place = {-1, nullptr};
+  place.stream = nullptr;
   const Owned logits(find_logits(output));
   if (!logits) {
     skip("a model's output has no logits");
     return false;
   }
-  if (bindings::view_host_tensor(logits.get(), view)) {
-    place.device = -1;
-  } else if (bindings::view_gpu_tensor(logits.get(), view, place.device)) {
+  if (bindings::view_tensor(logits.get(), view, place.device)) {
     std::string reason;
-    if (!gpus_.find_stream(place, reason)) {
+    if (place.device >= 0 && !gpus_.find_stream(place, reason)) {
       skip_if(reason);
       return false;
     }

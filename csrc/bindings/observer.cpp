@@ -173,10 +173,8 @@ void Observer::observe(const ObservedStep& step, uint32_t number, uint32_t site,
   TensorView view;
   cuda::GpuPlace place{-1, nullptr};
   Owned memory(nullptr);
-  if (view_host_tensor(value, view)) {
-    place.device = -1;
-  } else if (view_gpu_tensor(value, view, place.device)) {
-    if (!current_stream(place)) return;
+  if (view_tensor(value, view, place.device)) {
+    if (place.device >= 0 && !current_stream(place)) return;
   } else {
     memory.reset(PyObject_CallOneArg(calls_->read_elsewhere.ptr(), value));
     if (!memory) discard_error();
@@ -264,13 +262,11 @@ void Observer::count_on_gpu(const ObservedStep& step, uint32_t number, uint32_t 
 }
 
 bool Observer::current_stream(cuda::GpuPlace& place) {
-  if (calls_->current_stream.is_none()) {
-    skip("this torch does not tell its current stream");
-    return false;
-  }
-  if (find_current_stream(calls_->current_stream.ptr(), place)) return true;
-  recorder_->count_fault();
-  return false;
+  std::string reason;
+  const bool is_found =
+      find_current_stream(calls_->current_stream.ptr(), *recorder_, place, reason);
+  if (!reason.empty()) skip(reason.c_str());
+  return is_found;
 }
 
 cuda::GpuObserver* Observer::gpus(std::string& reason) {
