@@ -2,7 +2,7 @@
 
 The wrappers themselves are timed in calls like those of modules, once a process and off the hot
 path. Before each call the caches are filled with something else, as a model does between its calls:
-a wrapper whose code and data were just in use costs a third of what it costs in a decode.
+a wrapper whose code and data were just in use costs less than in a decode.
 """
 
 from __future__ import annotations

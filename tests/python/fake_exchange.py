@@ -92,7 +92,7 @@ def table_in_place(
 
 @contextmanager
 def no_table() -> Iterator[None]:
-    """As before torch 2.10."""
+    """As of a torch that offers none."""
     real = torch.Tensor.__dict__[_ATTRIBUTE]
     _offer(None)
     try:
