@@ -60,6 +60,7 @@ set_source_files_properties(
   csrc/core/exp_boundaries.cpp
   csrc/core/mapped_file.cpp
   csrc/core/recorder_registry.cpp
+  csrc/core/recorder_snapshot.cpp
   csrc/core/recorder_spool.cpp
   csrc/core/recorder_triggers.cpp
   csrc/core/spool.cpp

@@ -96,6 +96,12 @@ void bind_recorder(py::module_& m) {
              return ticks;
            })
       .def_property_readonly("store_bytes", &Recorder::store_bytes)
+      .def_property_readonly("drain_cpu_ns",
+                             [](Recorder& recorder) {
+                               uint64_t ns = 0;
+                               without_gil([&] { ns = recorder.drain_cpu_ns(); });
+                               return ns;
+                             })
       .def("status", &status)
       .def(
           "snapshot",

@@ -6,7 +6,9 @@
 #include <tuple>
 #include <vector>
 
+#include "bindings/call_slots.h"
 #include "bindings/named_values.h"
+#include "bindings/span_call.h"
 #include "bindings/without_gil.h"
 #include "core/step_detail.h"
 
@@ -16,7 +18,9 @@ namespace py = pybind11;
 
 namespace {
 
-void sample(Recorder& recorder, double budget, std::tuple<double, double, double, double> costs_ns,
+using CostsNs = std::tuple<double, double, double, double, double>;
+
+void sample(Recorder& recorder, double budget, const CostsNs& costs_ns,
             const std::vector<std::tuple<uint32_t, double>>& levels, double observe_ns,
             double most_observed, bool observes, uint64_t seed) {
   if (recorder.active() || recorder.sampler() != nullptr) {
@@ -25,10 +29,10 @@ void sample(Recorder& recorder, double budget, std::tuple<double, double, double
   if (levels.size() > kMaxSampleLevels) {
     throw std::invalid_argument("give up to three levels of detail");
   }
-  const auto [step_ns, span_ns, skip_ns, drain_ns] = costs_ns;
+  const auto [step_ns, span_ns, skip_ns, move_ns, drain_ns] = costs_ns;
   SamplerOptions options;
   options.budget = budget;
-  options.costs = {step_ns, span_ns, skip_ns, drain_ns};
+  options.costs = {step_ns, span_ns, skip_ns, move_ns, drain_ns};
   options.seed = seed;
   auto& spans = options.details[static_cast<size_t>(SampleDetail::kSpans)];
   for (const auto& [detail, calls] : levels) spans.levels.push_back({detail, calls, 0.0});
@@ -67,7 +71,8 @@ py::object sampling(Recorder& recorder) {
   NamedValues result;
   result["budget"] = report.budget;
   const SampleCosts& costs = report.costs;
-  result["costs_ns"] = py::make_tuple(costs.step_ns, costs.span_ns, costs.skip_ns, costs.drain_ns);
+  result["costs_ns"] =
+      py::make_tuple(costs.step_ns, costs.span_ns, costs.skip_ns, costs.move_ns, costs.drain_ns);
   result["drain_ns"] = report.drain_ns;
   py::dict strata;
   for (size_t kind = 0; kind < report.strata.size(); ++kind) {
@@ -77,6 +82,8 @@ py::object sampling(Recorder& recorder) {
     stratum["steps"] = row.steps;
     stratum["step_ns"] = row.step_ns;
     stratum["plain_ns"] = row.plain_ns;
+    stratum["passed_on"] = row.passed_on;
+    stratum["moved"] = row.moved;
     py::list details;
     for (size_t detail = 0; detail < kSampleDetails; ++detail) {
       details.append(detail_row(row.details[detail], report.levels[detail].size()));
@@ -88,6 +95,12 @@ py::object sampling(Recorder& recorder) {
   return result;
 }
 
+SpanCall& span_call_of(const py::handle& object) {
+  const py::object type = py::module_::import("pertoken._native").attr("SpanCall");
+  if (!py::isinstance(object, type)) throw py::type_error("not a SpanCall");
+  return *reinterpret_cast<SpanCall*>(object.ptr());
+}
+
 }  // namespace
 
 void bind_sampling(py::module_& m,
@@ -96,7 +109,24 @@ void bind_sampling(py::module_& m,
       .def("sample", &sample, py::kw_only(), py::arg("budget"), py::arg("costs_ns"),
            py::arg("levels"), py::arg("observe_ns"), py::arg("most_observed"), py::arg("observes"),
            py::arg("seed"))
-      .def("sampling", &sampling);
+      .def("sampling", &sampling)
+      .def(
+          "let_step_aside",
+          [](Recorder& recorder, const py::str& slot, const py::object& call, bool of_model) {
+            SpanCall& wrapper = span_call_of(call);
+            if (wrapper.recorder != &recorder) throw py::value_error("another recorder's wrapper");
+            if (recorder.call_slots() == nullptr) {
+              recorder.set_call_slots(std::make_shared<CallSlots>(slot.ptr(), of_model));
+            }
+            recorder.call_slots()->add(wrapper);
+          },
+          py::arg("slot"), py::arg("call"), py::arg("of_model") = true)
+      .def("put_wrappers_back",
+           [](Recorder& recorder) { return recorder.call_slots()->put_back(); })
+      .def("take_wrappers_out",
+           [](Recorder& recorder) { return recorder.call_slots()->take_out(); });
+  m.def("hold_wrappers", &CallSlots::hold);
+  m.def("release_wrappers", &CallSlots::release);
   m.attr("DETAIL_LAYERS") = kDetailLayers;
   m.attr("DETAIL_ALL") = kDetailAll;
 }

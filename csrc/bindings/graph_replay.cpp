@@ -2,6 +2,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include "bindings/call_slots.h"
 #include "bindings/device_calls.h"
 #include "bindings/opener.h"
 #include "bindings/sampled_forward.h"
@@ -149,6 +150,7 @@ PyObject* replay_in_region(const GraphReplayCall& call, PyObject* args, PyObject
       SampledForward::in_region(recorder, buffer, region->step_kind, step, entry);
   const uint32_t outer_detail = buffer.open_detail;
   buffer.open_detail = sampled.open_detail();
+  buffer.unrecorded = {};
   const uint64_t start_ticks = now_ticks();
   PyObject* result = (buffer.open_detail & call.base.left_out) != 0
                          ? replay(call, args, kwargs, buffer)
@@ -240,6 +242,8 @@ PyType_Spec spec = {"pertoken._native.GraphReplayCall", sizeof(GraphReplayCall),
 
 void begin_capture(Recorder& recorder) {
   if (DeviceCalls* calls = recorder.device_calls()) ++calls->open_captures;
+  // What is captured outside steps is stamped, too.
+  if (CallSlots* call_slots = recorder.call_slots()) call_slots->put_back();
 }
 
 // Their ends will not be told.

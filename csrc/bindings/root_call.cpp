@@ -8,6 +8,7 @@
 #include <new>
 #include <vector>
 
+#include "bindings/call_slots.h"
 #include "bindings/compiled_layers.h"
 #include "bindings/declared_logits.h"
 #include "bindings/device_calls.h"
@@ -114,6 +115,7 @@ PyObject* call_in_region(RootCall& call, const StepPlan& plan, PyObject* args, P
   std::vector<ValidRun> valid;
   PyObject* const mask = mask_of(call, args, kwargs);
   open_observed(recorder, entry.observed, plan, mask, valid, buffer);
+  begin_slots(recorder, buffer);
   if (buffer.observed.weight != 0) place_told_rows(region, buffer.observed, valid);
   LogitReader* const logits = entry.forwards == 1 ? recorder.logit_reader() : nullptr;
   std::unique_ptr<DeclaredLogits> declared;
@@ -129,7 +131,9 @@ PyObject* call_in_region(RootCall& call, const StepPlan& plan, PyObject* args, P
                                       call.base.site, parent, step)
                          : call_timed_on_devices(call, args, kwargs, buffer, parent, step);
   const uint64_t dur_ticks = now_ticks() - start_ticks;
+  end_slots(recorder);
   close_cut_layers(recorder, buffer, result);
+  if (recorder.active() && buffer.unrecorded) push_unrecorded(buffer, step);
   sampled.settle(buffer, dur_ticks - (buffer.observed.ticks - observed_before));
   close_observed(call, buffer, step, result);
   if (declared != nullptr) end_declared_logits(*logits, *declared, recorder, buffer, result);
@@ -172,23 +176,26 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
   if (state != nullptr) note_step(*state, plan, keep_known, step);
 
   if (samples_spans(recorder)) plan.flags |= kStepSampled;
-  const uint64_t start_ticks = now_ticks();
-  buffer.push({start_ticks, uint64_t{narrow(plan.rows)} << 32 | narrow(plan.query_len),
-               make_tag(RecordType::kStepBegin, static_cast<uint32_t>(plan.kind) | plan.flags),
-               plan.generation, narrow(plan.past), step});
-  if (state != nullptr) close_gap(*state, buffer, start_ticks, step);
-  const uint32_t outer_seq = buffer.open_seq;
-  const uint32_t parent_seq = outer_seq != 0 ? outer_seq : enclosing(recorder).seq;
-  const uint32_t seq = tls_thread_state->next_seq();
   PackedChoices choices;
   const ObservedStep observed =
       choose_observation(recorder, buffer, plan.kind, is_favoured, choices);
   const SampledForward sampled =
-      SampledForward::choose(recorder, buffer, plan.kind, is_favoured, step, choices);
+      SampledForward::choose(recorder, buffer, plan.kind, is_favoured, choices);
   std::vector<ValidRun> valid;
   const uint32_t outer_detail = buffer.open_detail;
   buffer.open_detail = sampled.open_detail();
   open_observed(recorder, observed, plan, mask, valid, buffer);
+  // Before its time begins.
+  begin_slots(recorder, buffer);
+  const uint64_t start_ticks = now_ticks();
+  buffer.push({start_ticks, uint64_t{narrow(plan.rows)} << 32 | narrow(plan.query_len),
+               make_tag(RecordType::kStepBegin, static_cast<uint32_t>(plan.kind) | plan.flags),
+               plan.generation, narrow(plan.past), step});
+  sampled.push_detail(buffer, step);
+  if (state != nullptr) close_gap(*state, buffer, start_ticks, step);
+  const uint32_t outer_seq = buffer.open_seq;
+  const uint32_t parent_seq = outer_seq != 0 ? outer_seq : enclosing(recorder).seq;
+  const uint32_t seq = tls_thread_state->next_seq();
   const uint64_t pushed_before = buffer.pushed();
   buffer.open_seq = seq;
   buffer.open_step = step;
@@ -196,6 +203,7 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
                          ? call.base.inner.call(args, kwargs)
                          : call_step_on_devices(call, args, kwargs, buffer, seq, step);
   const uint64_t end_ticks = now_ticks();
+  end_slots(recorder);
   sampled.settle(buffer, end_ticks - start_ticks - buffer.observed.ticks);
   close_observed(call, buffer, step, result);
   charge_observation(recorder, buffer, plan.kind, buffer.observed);
@@ -209,6 +217,7 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
                  parent_seq, step});
     const uint32_t flags = (result == nullptr ? kStepFailed : 0) |
                            (buffer.pushed() == pushed_before + 1 ? kStepBare : 0);
+    if (buffer.unrecorded) push_unrecorded(buffer, step);
     buffer.push({end_ticks, buffer.observed.ticks, make_tag(RecordType::kStepEnd, flags),
                  static_cast<uint32_t>(sampled.choices().bits()),
                  static_cast<uint32_t>(sampled.choices().bits() >> 32), step});

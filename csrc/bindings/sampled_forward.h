@@ -41,21 +41,26 @@ class SampledForward {
   // Of a step that is only this forward; is_first: of its request, or nearly so. `before`: what was
   // chosen for the step already.
   static SampledForward choose(Recorder& recorder, ThreadBuffer& buffer, StepKind kind,
-                               bool is_first, uint32_t step, PackedChoices before) noexcept {
+                               bool is_first, PackedChoices before) noexcept {
     Sampler* sampler = recorder.sampler();
-    if (sampler == nullptr) return {nullptr, kind, -1, before};
-    if (!sampler->samples(SampleDetail::kSpans)) return {sampler, kind, -1, before};
-    return sampled(*sampler, buffer, kind, is_first, step, before);
+    if (sampler == nullptr) return {nullptr, kind, -1, before, 0};
+    if (!sampler->samples(SampleDetail::kSpans)) return {sampler, kind, -1, before, 0};
+    return sampled(*sampler, buffer, kind, is_first, before);
   }
   // Of a forward in a step that the user or an engine declares: chosen with the first, which counts
   // already, and noted for the others.
   static SampledForward in_region(Recorder& recorder, ThreadBuffer& buffer, StepKind kind,
                                   uint32_t step, ScopeEntry& entry) noexcept {
-    if (entry.forwards != 1) return {recorder.sampler(), kind, entry.level, entry.choices};
-    const SampledForward first = choose(recorder, buffer, kind, false, step, entry.choices);
+    if (entry.forwards != 1) return {recorder.sampler(), kind, entry.level, entry.choices, 0};
+    const SampledForward first = choose(recorder, buffer, kind, false, entry.choices);
+    first.push_detail(buffer, step);
     entry.level = first.level_;
     entry.choices = first.choices_;
     return first;
+  }
+  // Once a step, after it has begun.
+  void push_detail(ThreadBuffer& buffer, uint32_t step) const noexcept {
+    if (sampler_ != nullptr && level_ >= 0) push_level(buffer, step);
   }
 
   // For the record of the step's end.
@@ -70,23 +75,31 @@ class SampledForward {
   void settle(ThreadBuffer& buffer, uint64_t dur_ticks) const noexcept {
     if (sampler_ == nullptr) return;
     sampler_->charge(buffer.sampling, SampleDetail::kSpans, kind_, level_, 0);
-    sampler_->pay_in(buffer.sampling, kind_, dur_ticks);
+    sampler_->pay_in(buffer.sampling, kind_, dur_ticks, buffer.unrecorded);
   }
 
  private:
   static constexpr uint32_t kSpans = kDetailLayers | kDetailAll;
 
   static SampledForward sampled(Sampler& sampler, ThreadBuffer& buffer, StepKind kind,
-                                bool is_first, uint32_t step, PackedChoices before) noexcept;
+                                bool is_first, PackedChoices before) noexcept;
 
-  SampledForward(Sampler* sampler, StepKind kind, int level, PackedChoices choices) noexcept
-      : sampler_(sampler), kind_(kind), level_(level), choices_(choices) {}
+  SampledForward(Sampler* sampler, StepKind kind, int level, PackedChoices choices,
+                 double weight) noexcept
+      : sampler_(sampler), kind_(kind), level_(level), choices_(choices), weight_(weight) {}
+
+  void push_level(ThreadBuffer& buffer, uint32_t step) const noexcept;
 
   Sampler* sampler_;  // may be null
   StepKind kind_;
   int level_;
   PackedChoices choices_;
+  double weight_;  // of the spans
 };
+
+// What of the forward that has ended the wrappers have not recorded; no record where that is
+// nothing.
+void push_unrecorded(ThreadBuffer& buffer, uint32_t step) noexcept;
 
 // Whether spans are left out of steps that say nothing of it.
 inline bool samples_spans(Recorder& recorder) noexcept {

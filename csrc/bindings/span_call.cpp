@@ -5,24 +5,32 @@
 
 #include <cstddef>
 
+#include "bindings/call_slots.h"
 #include "core/step_detail.h"
 
 namespace pertoken::bindings {
 
 namespace {
 
-// Of a site that is observed, in a step without its spans.
-[[gnu::noinline]] PyObject* call_observed(const SpanCall& call, ThreadBuffer& buffer,
-                                          PyObject* args, PyObject* kwargs) {
+// In a step that was sampled without this sort of spans.
+[[gnu::noinline]] PyObject* call_unrecorded(SpanCall& call, ThreadBuffer& buffer, PyObject* args,
+                                            PyObject* kwargs) {
+  ++buffer.unrecorded.passed_on;
+  if (call.may_step_aside && call.recorder->call_slots()->step_aside(call, buffer)) {
+    ++buffer.unrecorded.moved;
+  }
   PyObject* result = call.inner.call(args, kwargs);
   observe_result(call, buffer, result);
   return result;
 }
 
 // Apart, so that a call that is only passed on pays for no room for a record.
-[[gnu::noinline]] PyObject* call_recorded(const SpanCall& call, ThreadBuffer& buffer,
-                                          PyObject* args, PyObject* kwargs) {
+[[gnu::noinline]] PyObject* call_recorded(SpanCall& call, ThreadBuffer& buffer, PyObject* args,
+                                          PyObject* kwargs) {
   Recorder& recorder = *call.recorder;
+  // Its calls outside steps are to be seen, too.
+  if (buffer.open_step == kNone32) [[unlikely]]
+    call.may_step_aside = false;
   if (buffer.open_seq == 0) [[unlikely]] {
     const Enclosing outer = enclosing(recorder);
     return timed_call(call.inner, args, kwargs, recorder, buffer, call.site, outer.seq, outer.step);
@@ -36,14 +44,13 @@ namespace {
 }  // namespace
 
 PyObject* span_call(PyObject* self, PyObject* args, PyObject* kwargs) {
-  const auto& call = *reinterpret_cast<SpanCall*>(self);
+  auto& call = *reinterpret_cast<SpanCall*>(self);
   ThreadBuffer* buffer = call.recorder->active() ? call.recorder->buffer() : nullptr;
   if (buffer == nullptr) return call.inner.call(args, kwargs);
   if ((buffer->open_detail & call.left_out) == 0) {
     return call_recorded(call, *buffer, args, kwargs);
   }
-  if (call.observer != nullptr) return call_observed(call, *buffer, args, kwargs);
-  return call.inner.call(args, kwargs);
+  return call_unrecorded(call, *buffer, args, kwargs);
 }
 
 int span_call_init(SpanCall* self, PyObject* inner, PyObject* recorder, unsigned int site,
@@ -103,7 +110,9 @@ int set_inner(PyObject* self, PyObject* value, void*) {
     PyErr_SetString(PyExc_TypeError, "inner must be callable");
     return -1;
   }
-  reinterpret_cast<SpanCall*>(self)->inner.set(value);
+  auto& call = *reinterpret_cast<SpanCall*>(self);
+  call.inner.set(value);
+  call.may_step_aside = false;  // somebody stands between it and the module, or did
   return 0;
 }
 

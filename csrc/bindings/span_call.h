@@ -27,6 +27,9 @@ struct SpanCall {
   PyObject* owner;    // the Python object that keeps the recorder alive
   PyObject* observer_owner;  // the same for the observer; null where the site is not observed
   PyObject* weakrefs;        // for Python only: what has put the wrapper somewhere does not hold it
+  bool may_step_aside;       // see call_slots.h, which has also the next two
+  bool is_known;
+  bool is_aside;
 };
 
 // How many calls of roots the calling thread is in: recorded ones, and, while roots are searched

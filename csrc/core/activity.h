@@ -12,7 +12,7 @@ namespace pertoken {
 struct Activity {
   std::array<uint64_t, kStepKinds> steps{};  // begun
   uint64_t tokens_in = 0;                    // positions fed, of steps whose lengths are known
-  uint64_t spans = 0;                        // records other than those that begin or end a step
+  uint64_t spans = 0;                        // records other than those of a step itself
   uint64_t step_ticks = 0;                   // of steps that ended
 
   void add(const Record& record) noexcept {
@@ -24,7 +24,8 @@ struct Activity {
       if (rows != kNone32 && query_len != kNone32) {
         tokens_in += (has_rows ? 1 : uint64_t{rows}) * query_len;
       }
-    } else if (record.type() != RecordType::kStepEnd && record.type() != RecordType::kStepDetail) {
+    } else if (record.type() != RecordType::kStepEnd && record.type() != RecordType::kStepDetail &&
+               record.type() != RecordType::kUnrecorded) {
       ++spans;
     }
   }

@@ -17,7 +17,8 @@ enum class RecordType : uint8_t {
   kRow,
   kRowCommit,
   kStepDetail,
-  kTokenLogits
+  kTokenLogits,
+  kUnrecorded
 };
 
 enum class StepKind : uint8_t { kPrefill, kDecode, kVerify, kDraft, kMixed, kOther };
@@ -71,6 +72,8 @@ inline constexpr uint32_t kCommitTotal = 1u << 0;
 //   kStepDetail weight, the 0                         of step_     level       1: all      which
 //              bits of a                              detail.h                   there is
 //              double
+//   kUnrecorded, see UnrecordedCalls
+//              passed on   moved                     0              0           0           which
 //   kTokenLogits, with floats by their bits: see token_logits.h
 //              top1_prob    entropy << 32 |           place among   row         weight      which
 //              << 32 |      logprob                   the row's

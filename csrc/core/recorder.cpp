@@ -246,6 +246,7 @@ void Recorder::collect(const Record& record, ThreadBuffer::Progress& progress, i
       progress.level = -1;
       progress.weight = is_sampled ? 0 : 1;
       progress.records = 0;
+      progress.unrecorded = {};
       if (!is_sampled) ++aggregates_.steps(kind).detailed;
       const auto rows = static_cast<uint32_t>(record.end_ticks >> 32);
       const auto query_len = static_cast<uint32_t>(record.end_ticks);
@@ -280,6 +281,12 @@ void Recorder::collect(const Record& record, ThreadBuffer::Progress& progress, i
       }
       break;
     }
+    case RecordType::kUnrecorded:
+      if (step == progress.step) {
+        progress.unrecorded.passed_on += static_cast<uint32_t>(record.start_ticks);
+        progress.unrecorded.moved += static_cast<uint32_t>(record.end_ticks);
+      }
+      break;
     case RecordType::kStepEnd: {
       tracker_.end_step(step, record.start_ticks, record.detail());
       StepRow* row = store_.step(step);
@@ -294,7 +301,8 @@ void Recorder::collect(const Record& record, ThreadBuffer::Progress& progress, i
         // The root's own span is among the records, and part of what a step costs.
         SeenStep seen{.kind = static_cast<StepKind>(progress.kind),
                       .dur_ns = dur_ns,
-                      .records = std::max<uint64_t>(progress.records, 1) - 1};
+                      .records = std::max<uint64_t>(progress.records, 1) - 1,
+                      .unrecorded = progress.unrecorded};
         const PackedChoices choices(uint64_t{record.parent_seq} << 32 | record.seq);
         const double spans = choices.probability(SampleDetail::kSpans);
         const double observed = choices.probability(SampleDetail::kObservations);
@@ -346,26 +354,6 @@ void Recorder::collect(const Record& record, ThreadBuffer::Progress& progress, i
   }
 }
 
-RecorderSnapshot Recorder::snapshot() {
-  std::unique_lock lock(mutex_);
-  settle_locked(lock);
-  RecorderSnapshot snapshot;
-  snapshot.clock = clock_map_locked();
-  snapshot.store = store_.snapshot();
-  snapshot.tracks = tracks_;
-  snapshot.losses = losses_locked();
-  return snapshot;
-}
-
-RecorderTotals Recorder::totals() {
-  std::unique_lock lock(mutex_);
-  settle_locked(lock);
-  RecorderTotals totals{aggregates_.snapshot(), losses_locked()};
-  totals.requests_uncounted = tracker_.requests_uncounted();
-  totals.tokens_uncounted = tracker_.tokens_uncounted();
-  return totals;
-}
-
 // The last seconds are those before the last thing that ended, so that a pause loses nothing.
 void Recorder::evict_locked() {
   if (options_.keep_ns != 0) {
@@ -375,73 +363,6 @@ void Recorder::evict_locked() {
     }
   }
   store_.evict();
-}
-
-ClockMap Recorder::clock_map_locked() { return replayed_clock_ ? *replayed_clock_ : clock_.map(); }
-
-// All but what the store has evicted, which takes a look at its chunks.
-RecorderLosses Recorder::record_losses_locked() const {
-  RecorderLosses losses = replayed_losses_;
-  losses.records_dropped += dropped_by_gone_threads_ + unattached_.load(std::memory_order_relaxed);
-  for (const auto& buffer : buffers_) {
-    losses.records_dropped += buffer->dropped.load(std::memory_order_relaxed);
-  }
-  losses.recording_faults += faults_.load(std::memory_order_relaxed);
-  losses.collector_faults += collector_faults_;
-  if (spool_ != nullptr) losses.spool_frames_lost = spool_->frames_lost();
-  return losses;
-}
-
-RecorderLosses Recorder::losses_locked() {
-  RecorderLosses losses = record_losses_locked();
-  losses.spans_evicted = store_.spans_evicted();
-  losses.steps_evicted = store_.steps_evicted();
-  losses.observations_dropped += observations_.dropped();
-  losses.observations_evicted = store_.observations_evicted();
-  for (const auto& source : device_sources_) losses.devices.add(source->losses());
-  if (device_observations_ != nullptr) {
-    losses.device_observations = device_observations_->losses();
-  }
-  if (device_logits_ != nullptr) losses.device_logits = device_logits_->losses();
-  return losses;
-}
-
-RecorderStatus Recorder::status() {
-  const std::lock_guard lock(mutex_);
-  drain_locked();
-  return {.activity = activity_,
-          .step_ns = to_ns(activity_.step_ticks, ns_per_tick_),
-          .drain_cpu_ns = drain_cpu_ns_,
-          .store_bytes = store_.bytes(),
-          .losses = losses_locked()};
-}
-
-SamplerReport Recorder::sampling() {
-  const std::lock_guard lock(mutex_);
-  drain_locked();
-  return sampler_ == nullptr ? SamplerReport{} : sampler_->report();
-}
-
-int64_t Recorder::first_step() {
-  const std::lock_guard lock(mutex_);
-  return store_.first_step();
-}
-
-uint64_t Recorder::oldest_step_ticks() {
-  const uint64_t now = now_ticks();
-  const std::lock_guard lock(mutex_);
-  drain_locked();
-  return store_.steps_evicted() == 0 ? 0 : store_.oldest_step_ticks(now);
-}
-
-size_t Recorder::attached_threads() {
-  const std::lock_guard lock(mutex_);
-  return buffers_.size();
-}
-
-size_t Recorder::store_bytes() {
-  const std::lock_guard lock(mutex_);
-  return store_.bytes();
 }
 
 }  // namespace pertoken

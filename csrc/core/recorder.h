@@ -34,7 +34,8 @@
 
 namespace pertoken {
 
-class LogitReader;  // of the bindings
+class LogitReader;  // of the bindings, as is the next
+class CallSlots;
 
 struct RecorderOptions {
   size_t store_limit_bytes = size_t{256} << 20;
@@ -132,6 +133,10 @@ class Recorder {
   // What reads logits: null where nobody asked. The same holds for it.
   void set_logit_reader(std::shared_ptr<LogitReader> reader) { logit_reader_ = std::move(reader); }
   LogitReader* logit_reader() const noexcept { return logit_reader_.get(); }
+  // Where wrappers stand that may step aside: null where none may. Set before one stands in a
+  // model.
+  void set_call_slots(std::shared_ptr<CallSlots> slots) { call_slots_ = std::move(slots); }
+  CallSlots* call_slots() const noexcept { return call_slots_.get(); }
   // Leaves all that is recorded in files, too. Before the first start(); throws std::system_error.
   void spool_into(const SpoolOptions& options);
   // nullptr: nothing is spooled. Set before the first start().
@@ -150,6 +155,8 @@ class Recorder {
   // A copy of the aggregates at one moment; of the store nothing is touched.
   RecorderTotals totals();
   RecorderStatus status();
+  // Processor time of the drain threads up to the end of their last round. Drains nothing.
+  uint64_t drain_cpu_ns();
   // Tells the collector of requests: from any thread, never waiting for it.
   RequestEvents& request_events() noexcept { return tracker_.events(); }
   int64_t first_step();
@@ -238,16 +245,17 @@ class Recorder {
   std::shared_ptr<DeviceCalls> device_calls_;
   std::shared_ptr<LogitReader> logit_reader_;
   std::unique_ptr<Sampler> sampler_;
+  std::shared_ptr<CallSlots> call_slots_;
   std::atomic<uint32_t> next_step_{0};
   std::atomic<uint64_t> run_uid_{0};
   const RecorderOptions options_;
-  std::atomic<uint64_t> faults_{0};      // a statistic
-  std::atomic<uint64_t> unattached_{0};  // records of threads without a buffer; a statistic
   ObservationRate observation_rate_;
   WakeSignal wake_;              // of the drain thread
   uint64_t threads_exited_ = 0;  // under the registry's mutex
   ObservationIntake observations_{&wake_};
-  bool in_forked_child_ = false;  // written by the child's only thread
+  std::atomic<uint64_t> faults_{0};      // a statistic
+  std::atomic<uint64_t> unattached_{0};  // records of threads without a buffer; a statistic
+  bool in_forked_child_ = false;         // written by the child's only thread
 
   std::mutex mutex_;  // guards everything below; never taken on the hot path
   std::vector<std::unique_ptr<ThreadBuffer>> buffers_;

@@ -33,6 +33,7 @@ bool is_record(const Record& record, size_t sites) {
     case RecordType::kRowCommit:
     case RecordType::kStepDetail:
     case RecordType::kTokenLogits:
+    case RecordType::kUnrecorded:
       return true;
   }
   return false;

@@ -63,7 +63,7 @@ Sampler::Sampler(const SamplerOptions& options)
       store(published.floor, detail == kSpansAt ? kFirstFloor : kLeastProbability);
       store(published.share, has_cost(detail) ? 1.0 / static_cast<double>(costly) : 0.0);
     }
-    publish(kind, costs);
+    publish(kind, costs, costs);
   }
 }
 
@@ -117,6 +117,11 @@ SampleChoice Sampler::decide(SampleState& state, SampleDetail detail, StepKind k
 
 // What is owed is remembered, up to some times of the last of it: a step whose detail cost far more
 // than was known then is paid by those after it.
+void Sampler::take_out(double& allowance_ns, double cost_ns, double capacity_ns) noexcept {
+  const double least_ns = -std::max(capacity_ns, kBurst * cost_ns);
+  allowance_ns = std::max(allowance_ns - cost_ns, std::min(allowance_ns, least_ns));
+}
+
 void Sampler::charge_level(SampleState& state, SampleDetail detail, StepKind kind, size_t level,
                            uint64_t timed_ticks) noexcept {
   const auto at = static_cast<size_t>(detail);
@@ -124,16 +129,20 @@ void Sampler::charge_level(SampleState& state, SampleDetail detail, StepKind kin
   const double cost_ns = load(published.untimed_ns[level]) + load(published.timed_factor) *
                                                                  static_cast<double>(timed_ticks) *
                                                                  load(ns_per_tick_);
-  double& allowance_ns = state.allowance_ns[static_cast<size_t>(kind)][at];
-  const double least_ns = -std::max(load(published.capacity_ns), kBurst * cost_ns);
-  allowance_ns = std::max(allowance_ns - cost_ns, std::min(allowance_ns, least_ns));
+  take_out(state.allowance_ns[static_cast<size_t>(kind)][at], cost_ns, load(published.capacity_ns));
 }
 
-void Sampler::pay_in(SampleState& state, StepKind kind, uint64_t dur_ticks) noexcept {
+void Sampler::pay_in(SampleState& state, StepKind kind, uint64_t dur_ticks,
+                     const UnrecordedCalls& unrecorded) noexcept {
   const auto at = static_cast<size_t>(kind);
   const Published& published = published_[at];
   const double dur_ns = static_cast<double>(dur_ticks) * load(ns_per_tick_);
-  const double left_ns = dur_ns * kAllowed * budget_ - load(published.plain_ns);
+  const double left_ns = dur_ns * kAllowed * budget_ - load(published.plain_ns) -
+                         unrecorded.passed_on * costs_.skip_ns;
+  if (unrecorded.moved != 0) {
+    take_out(state.allowance_ns[at][kSpansAt], unrecorded.moved * costs_.move_ns,
+             load(published.details[kSpansAt].capacity_ns));
+  }
   const size_t details = observes() ? kSampleDetails : kObservationsAt;
   for (size_t detail = 0; detail < details; ++detail) {
     const PublishedDetail& own = published.details[detail];
@@ -153,7 +162,12 @@ void Sampler::see(SamplePairs& pairs, const SeenStep& step) {
   ++stratum.window.steps;
   stratum.step_ns += step.dur_ns;
   stratum.window.step_ns += step.dur_ns;
+  stratum.passed_on += step.unrecorded.passed_on;
+  stratum.moved += step.unrecorded.moved;
+  stratum.window.passed_on += step.unrecorded.passed_on;
+  stratum.window.moved += step.unrecorded.moved;
   const int spans = step.details[kSpansAt].level;
+  stratum.window.calls += spans < 0 ? 0 : step.records;
   if (spans < 0) {
     ++stratum.plain_steps;
     stratum.plain_records += step.records;
@@ -176,7 +190,9 @@ void Sampler::see(SamplePairs& pairs, const SeenStep& step) {
 void Sampler::see_pair(SamplePairs& pairs, const SeenStep& step, size_t detail) {
   const auto kind = static_cast<size_t>(step.kind);
   const SeenStep::Detail& own = step.details[detail];
-  SamplePairs::Last now{step.dur_ns, own.timed_ns, {}, 1};
+  // Wrappers are moved before the step's time begins.
+  const double passed_on_ns = step.unrecorded.passed_on * costs_.skip_ns;
+  SamplePairs::Last now{step.dur_ns, own.timed_ns, passed_on_ns, {}, 1};
   for (size_t i = 0; i < kSampleDetails; ++i) {
     const SeenStep::Detail& each = step.details[i];
     now.levels[i] = each.level;
@@ -185,6 +201,7 @@ void Sampler::see_pair(SamplePairs& pairs, const SeenStep& step, size_t detail) 
     const double exactly = i == detail ? each.probability : 1 / each.weight;
     now.probability *= each.level < 0 ? 1 - each.probability : exactly;
   }
+  if (detail != kSpansAt) now.dur_ns -= passed_on_ns;
   now.dur_ns = std::max(now.dur_ns, 0.0);
   SamplePairs::Last& last = pairs.last[kind][detail];
   bool is_pair = last.dur_ns >= 0 && (last.levels[detail] < 0) != (own.level < 0);
@@ -201,7 +218,8 @@ void Sampler::see_pair(SamplePairs& pairs, const SeenStep& step, size_t detail) 
   double modelled_ns = with.timed_ns;
   if (detail == kSpansAt) {
     const DetailCosts costs = costs_of(strata_[kind]).details[detail];
-    modelled_ns = costs.untimed_ns[static_cast<size_t>(with.levels[detail])] / stratum.corrected;
+    modelled_ns = costs.untimed_ns[static_cast<size_t>(with.levels[detail])] / stratum.corrected +
+                  with.passed_on_ns - without.passed_on_ns;
   }
   const double probability = last.probability * now.probability;
   if (modelled_ns > 0 && probability > 0) {
@@ -250,9 +268,8 @@ Sampler::StepCosts Sampler::costs_of(const Stratum& stratum) const {
       if (detail == kSpansAt) {
         const double records =
             mean(stratum.records[level], seen.detailed[level], options.prior_calls[level] + always);
-        calls = std::max(calls, records - always);
-        own.untimed_ns[level] =
-            corrected * calls * (std::max(costs_.span_ns - costs_.skip_ns, 0.0) + costs_.drain_ns);
+        own.calls[level] = calls = std::max(calls, records - always);
+        own.untimed_ns[level] = corrected * calls * (costs_.span_ns + costs_.drain_ns);
       } else if (detail == kObservationsAt) {
         own.untimed_ns[level] =
             mean(stratum.drained, steps, 0.0) * mean(drained_ns_, drained_, 0.0);
@@ -260,16 +277,27 @@ Sampler::StepCosts Sampler::costs_of(const Stratum& stratum) const {
       own.full_ns = own.at(level);
     }
   }
-  costs.plain_ns = costs_.step_ns + always * costs_.span_ns + calls * costs_.skip_ns +
-                   (always + kOwnRecords) * costs_.drain_ns;
+  costs.plain_ns =
+      costs_.step_ns + always * costs_.span_ns + (always + kOwnRecords) * costs_.drain_ns;
   return costs;
 }
 
-void Sampler::publish(size_t kind, const StepCosts& costs) {
+Sampler::StepCosts Sampler::expected_costs(const Stratum& stratum) const {
+  StepCosts costs = costs_of(stratum);
+  costs.plain_ns += stratum.passed_on_a_step * costs_.skip_ns;
+  DetailCosts& own = costs.details[kSpansAt];
+  for (size_t level = 0; level < options_[kSpansAt].levels; ++level) {
+    own.untimed_ns[level] += own.calls[level] * stratum.moved_a_call * costs_.move_ns;
+    own.full_ns = own.at(level);
+  }
+  return costs;
+}
+
+void Sampler::publish(size_t kind, const StepCosts& costs, const StepCosts& expected) {
   for (size_t detail = 0; detail < kSampleDetails; ++detail) {
     PublishedDetail& published = published_[kind].details[detail];
     const DetailCosts& own = costs.details[detail];
-    const double capacity_ns = kBurst * std::max(own.full_ns, 1.0);
+    const double capacity_ns = kBurst * std::max(expected.details[detail].full_ns, 1.0);
     for (size_t level = 0; level < options_[detail].levels; ++level) {
       store(published.untimed_ns[level], own.untimed_ns[level]);
     }
@@ -289,10 +317,9 @@ void Sampler::control(double now_ns, double drain_ns) {
   const double of_records_ns = static_cast<double>(all_records_) * costs_.drain_ns;
   drain_ns_ = std::max(drain_ns - drain_before_ns_ - of_records_ns - drained_ns_, drain_ns_);
   const uint64_t steps = all_steps_ - drain_counted_steps_;
-  const bool is_first = drain_counted_steps_ == 0;
-  if (steps > 0 && (is_first || now_ns - drain_seen_ns_ >= kPeriodNs)) {
+  if (steps > 0 && now_ns - drain_seen_ns_ >= kPeriodNs) {
     const double fresh_ns = (drain_ns_ - drain_counted_ns_) / static_cast<double>(steps);
-    drain_a_step_ns_ = is_first ? fresh_ns : (drain_a_step_ns_ + fresh_ns) / 2;
+    drain_a_step_ns_ = drain_counted_steps_ == 0 ? fresh_ns : (drain_a_step_ns_ + fresh_ns) / 2;
     drain_counted_ns_ = drain_ns_;
     drain_counted_steps_ = all_steps_;
     drain_seen_ns_ = now_ns;
@@ -317,8 +344,15 @@ void Sampler::control_stratum(size_t kind, double now_ns) {
   const auto steps = static_cast<double>(stratum.window.steps);
   const double interval_ns = std::max(now_ns - stratum.controlled_ns, 1.0) / steps;
   stratum.mean_ns = stratum.window.step_ns / steps;
-  const StepCosts costs = costs_of(stratum);
-  publish(kind, costs);
+  const auto renew = [&](double& recent, double fresh) {
+    recent = stratum.is_controlled ? (recent + fresh) / 2 : fresh;
+  };
+  renew(stratum.passed_on_a_step, static_cast<double>(stratum.window.passed_on) / steps);
+  if (const auto calls = static_cast<double>(stratum.window.calls); calls > 0) {
+    renew(stratum.moved_a_call, static_cast<double>(stratum.window.moved) / calls);
+  }
+  const StepCosts costs = expected_costs(stratum);
+  publish(kind, costs_of(stratum), costs);
 
   // Each detail gets an equal part of what there is, and what the others cannot use: those that
   // need least come first.
@@ -381,58 +415,6 @@ void Sampler::move_rates(size_t kind, size_t detail, const DetailCosts& costs, d
       store(published.rates[level], std::clamp(target, now / kLargestChange, now * kLargestChange));
     }
   }
-}
-
-SamplerReport Sampler::report() const {
-  SamplerReport report;
-  report.budget = budget_;
-  report.costs = costs_;
-  report.drain_ns = drain_ns_;
-  for (size_t detail = 0; detail < kSampleDetails; ++detail) {
-    const DetailOptions& options = options_[detail];
-    report.levels[detail].assign(
-        options.bits.begin(), options.bits.begin() + static_cast<std::ptrdiff_t>(options.levels));
-  }
-  for (size_t kind = 0; kind < strata_.size(); ++kind) {
-    const Stratum& stratum = strata_[kind];
-    const StepCosts costs = costs_of(stratum);
-    StratumReport& row = report.strata[kind];
-    row.steps = stratum.steps;
-    row.step_ns = stratum.step_ns;
-    row.plain_ns = static_cast<double>(stratum.steps) * costs.plain_ns;
-    for (size_t detail = 0; detail < kSampleDetails; ++detail) {
-      row.details[detail] = report_detail(kind, detail, costs.details[detail]);
-    }
-  }
-  return report;
-}
-
-DetailReport Sampler::report_detail(size_t kind, size_t detail, const DetailCosts& costs) const {
-  const DetailStratum& stratum = strata_[kind].details[detail];
-  const PublishedDetail& published = published_[kind].details[detail];
-  const DetailOptions& options = options_[detail];
-  DetailReport row;
-  row.detailed = stratum.detailed;
-  row.floor = std::min(load(published.floor), options.most);
-  double untimed_ns = 0;
-  for (size_t level = 0; level < options.levels; ++level) {
-    row.rates[level] = std::min(std::max(load(published.rates[level]), row.floor), options.most);
-    untimed_ns += static_cast<double>(stratum.detailed[level]) * costs.untimed_ns[level];
-  }
-  const double corrected = stratum.corrected;
-  row.detail_ns = untimed_ns + corrected * stratum.timed_ns;
-  row.pairs = stratum.paired.pairs();
-  row.is_measured = stratum.paired.is_known();
-  PairedInterval ratio{1.0, 1.0, 1.0, 0.0};
-  if (row.is_measured) ratio = stratum.paired.interval();
-  const auto measured_ns = [&](double factor) {
-    if (stratum.timed_ns > 0) return untimed_ns + std::max(factor, 1.0) * stratum.timed_ns;
-    return detail == kSpansAt ? factor * untimed_ns / corrected : untimed_ns;
-  };
-  row.measured_ns = measured_ns(ratio.median);
-  row.low_ns = measured_ns(ratio.low);
-  row.high_ns = measured_ns(ratio.high);
-  return row;
 }
 
 }  // namespace pertoken

@@ -42,8 +42,19 @@ struct SampleCosts {
   double step_ns = 500;  // a step without detail, its records included
   double span_ns = 150;  // a recorded call, or any other record
   double skip_ns = 20;   // a call whose wrapper passes it on
+  double move_ns = 20;   // taking a wrapper out of its slot, or putting it back
   double drain_ns =
       60;  // a record, in the drain thread, which counts as if the model waited for it
+};
+
+// Of one step: calls that wrappers have only passed on, and wrappers that were moved out of their
+// slots or back for it, see call_slots.h. What is moved is the price of spans: between two steps
+// without any nothing is.
+struct UnrecordedCalls {
+  uint32_t passed_on = 0;
+  uint32_t moved = 0;
+
+  explicit operator bool() const noexcept { return (passed_on | moved) != 0; }
 };
 
 // Detail that a step can get, on top of that of the levels below.
@@ -111,6 +122,7 @@ struct SeenStep {
   StepKind kind;
   double dur_ns;
   uint64_t records;  // in it, besides those of the step itself
+  UnrecordedCalls unrecorded;
   struct Detail {
     int level = -1;
     double probability = 0;  // with which it would get any level
@@ -125,6 +137,7 @@ struct SamplePairs {
   struct Last {
     double dur_ns = -1;  // -1: none
     double timed_ns = 0;
+    double passed_on_ns = 0;  // within it
     ByDetail<int> levels{};
     double probability = 0;  // of what it got
   };
@@ -148,7 +161,9 @@ struct DetailReport {
 struct StratumReport {
   uint64_t steps = 0;
   double step_ns = 0;
-  double plain_ns = 0;  // cost of the steps, without any detail
+  double plain_ns = 0;     // cost of the steps, without any detail
+  uint64_t passed_on = 0;  // as UnrecordedCalls has them
+  uint64_t moved = 0;
   ByDetail<DetailReport> details;
 };
 
@@ -173,7 +188,8 @@ class Sampler {
     if (level >= 0) charge_level(state, detail, kind, static_cast<size_t>(level), timed_ticks);
   }
   // Hot: pays in for a step that has ended, less what it costs without detail.
-  void pay_in(SampleState& state, StepKind kind, uint64_t dur_ticks) noexcept;
+  void pay_in(SampleState& state, StepKind kind, uint64_t dur_ticks,
+              const UnrecordedCalls& unrecorded) noexcept;
   // Whether the detail is sampled at all; where it is not, every step has it or none.
   bool samples(SampleDetail detail) const noexcept { return of(detail).levels > 0; }
   // Hot: whether observing is of use here: some sites were selected, or a value was given by hand
@@ -246,6 +262,7 @@ class Sampler {
 
   void charge_level(SampleState& state, SampleDetail detail, StepKind kind, size_t level,
                     uint64_t timed_ticks) noexcept;
+  static void take_out(double& allowance_ns, double cost_ns, double capacity_ns) noexcept;
 
   struct DetailOptions {
     size_t levels = 0;
@@ -258,6 +275,9 @@ class Sampler {
   struct Window {
     uint64_t steps = 0;
     double step_ns = 0;
+    uint64_t calls = 0;  // recorded, of steps with spans
+    uint64_t passed_on = 0;
+    uint64_t moved = 0;
   };
 
   struct DetailStratum {
@@ -275,14 +295,19 @@ class Sampler {
     uint64_t plain_steps = 0;                          // without spans
     uint64_t plain_records = 0;
     uint64_t drained = 0;  // observations that came from them
-    Window window;         // since it was last controlled
-    double mean_ns = 0;    // of a step, recently
+    uint64_t passed_on = 0;
+    uint64_t moved = 0;
+    Window window;                // since it was last controlled
+    double passed_on_a_step = 0;  // recently
+    double moved_a_call = 0;      // likewise, wrappers for each call that is recorded
+    double mean_ns = 0;           // of a step, recently
     double controlled_ns = 0;
     bool is_controlled = false;
   };
 
   // Of one step of a kind, as the numbers stand.
   struct DetailCosts {
+    std::array<double, kMaxSampleLevels> calls{};  // that are recorded
     std::array<double, kMaxSampleLevels> untimed_ns{};
     std::array<double, kMaxSampleLevels> timed_ns{};
     double full_ns = 0;  // of the top level
@@ -300,10 +325,13 @@ class Sampler {
     return options_[detail].levels > 0 &&
            (detail != static_cast<size_t>(SampleDetail::kObservations) || observes());
   }
+  // By all steps so far, without what is passed on and moved: that is counted one by one.
   StepCosts costs_of(const Stratum& stratum) const;
+  // What the next steps will cost, with that.
+  StepCosts expected_costs(const Stratum& stratum) const;
   static double correction(const DetailStratum& stratum);
   void see_pair(SamplePairs& pairs, const SeenStep& step, size_t detail);
-  void publish(size_t kind, const StepCosts& costs);
+  void publish(size_t kind, const StepCosts& costs, const StepCosts& expected);
   void control_stratum(size_t kind, double now_ns);
   DetailReport report_detail(size_t kind, size_t detail, const DetailCosts& costs) const;
   void move_rates(size_t kind, size_t detail, const DetailCosts& costs, double rest_ns);

@@ -50,6 +50,7 @@ struct ThreadBuffer {
     double exact_weight = 0;  // 1 / the probability of that level
     double weight = 1;        // of its spans in what is added up
     uint64_t records = 0;     // in it, besides its own
+    UnrecordedCalls unrecorded;
     SamplePairs pairs;
   };
   Progress progress;
@@ -65,6 +66,7 @@ struct ThreadBuffer {
   uint32_t open_detail = 0;               // of the open step, see step_detail.h
   ObservedStep observed;                  // the open step, where kDetailActivations says so
   SampleState sampling;
+  UnrecordedCalls unrecorded;  // of the open step
 
   // Written by the owning thread, read by the collector; a statistic, so relaxed on both sides.
   std::atomic<uint64_t> dropped{0};

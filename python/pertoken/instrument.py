@@ -210,6 +210,7 @@ class Instrumentation:
         self.compiled: set[str] = set()  # modules that ran compiled, "" the root
         self._root_name = ""
         self._wrappers: dict[int, _Wrapped] = {}  # by the id of the module
+        self._sampling: Any = None  # the native recorder, where it samples
         self._undo: list[Callable[[], object]] = []  # what was done to torch's own classes
 
     def install(
@@ -239,6 +240,7 @@ class Instrumentation:
         """
         import torch
 
+        self._sampling = recorder if recorder.sampling() is not None else None
         root = unwrap_compiled(model)
         modules = {**modules, **{name: module for name, module in observed.items() if name}}
         self.names = list(modules)
@@ -308,6 +310,10 @@ class Instrumentation:
                 if not self._makes_cycles and inspect.ismethod(base):
                     base = _native.WeakMethod(base.__func__, module)
                 wrapper = patch.put(module, CALL_SLOT, base, make)
+                # What it calls is the module itself, and steps come without its spans.
+                is_alone = wrapper.inner is base and isinstance(wrapper, _native.SpanCall)
+                if self._sampling is not None and is_alone:
+                    self._sampling.let_step_aside(CALL_SLOT, wrapper)
                 self._wrappers[id(module)] = _Wrapped(name, module, CALL_SLOT, wrapper)
             elif has_forward(module):
                 wrapper = patch.put(module, "forward", module.forward, make_forward)
@@ -345,11 +351,15 @@ class Instrumentation:
         wrapped = self._wrappers.get(id(args[0])) if args else None
         if wrapped is None or wrapped.module() is not args[0]:
             return None
+        _native.hold_wrappers()
         # What it is replaced by may be all that holds the wrapper.
         return args[0], wrapped.attribute, wrapped.wrapper()
 
     def _after_compile(self, token: Any, result: Any, error: Any) -> None:
-        patch.put_back_on_top(*token)
+        try:
+            patch.put_back_on_top(*token)
+        finally:
+            _native.release_wrappers()
 
 
 def _span_makers(
@@ -368,13 +378,19 @@ def _make_span_call(cls: Any, rest: tuple[Any, ...], inner: Any) -> Any:
 
 
 def _before_copy(args: tuple[Any, ...], kwargs: Any) -> Any:
-    return args[0] if args else None
+    if not args:
+        return None
+    _native.hold_wrappers()
+    return args[0]
 
 
 def _after_copy(module: Any, result: Any, error: Any) -> None:
     """Leaves no wrapper in what a method of a module has copied attributes into."""
-    for name in (CALL_SLOT, "forward", "generate"):
-        patch.forget_in_copy(module if result is None else result, name)
+    try:
+        for name in (CALL_SLOT, "forward", "generate"):
+            patch.forget_in_copy(module if result is None else result, name)
+    finally:
+        _native.release_wrappers()
 
 
 def _is_compiled(module: torch.nn.Module, attribute: str, wrapper: Any) -> bool:

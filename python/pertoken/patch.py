@@ -17,12 +17,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from pertoken import _native
+
 _ABSENT = object()
 
 
 class ChangeLock:
     """Held while models are changed: by one thread at a time, over a fork, and by no collector.
 
+    Meanwhile every wrapper stands in its place: none is out for a step without detail.
     The garbage collector may drop a recording at any allocation, even of the thread that is in the
     middle of a change; what it wants changed waits until that is done.
     """
@@ -41,12 +44,14 @@ class ChangeLock:
     def __enter__(self) -> None:
         self._lock.acquire()
         self._depth += 1
+        _native.hold_wrappers()
 
     def __exit__(self, *exc_info: object) -> None:
         if self._depth == 1:
             while self._waiting:
                 self._waiting.pop()()
         self._depth -= 1
+        _native.release_wrappers()
         self._lock.release()
 
     def run_outside(self, action: Callable[[], None]) -> None:

@@ -22,7 +22,7 @@ from pertoken.observing import NOTHING_OBSERVED, Observing
 _SAMPLES = 303
 _STEPS_WITHOUT_DETAIL = 64
 _TRIES = 8
-_SKIPS = 3  # a call that is passed on adds less than times of calls scatter
+_UNRECORDED = 3  # a call that is passed on adds less than times of calls scatter
 _DRAINED = 1000
 _OBSERVED = 31
 _OBSERVED_VALUES = 1024
@@ -34,13 +34,16 @@ _TOUCHED_VALUES = 64
 class RecordCosts:
     """What recording adds to one call, in nanoseconds, on the thread that makes the call.
 
-    `drain_ns` is what the drain thread takes for one record; `observe_ns` what a small tensor takes
-    to be observed, on both threads.
+    In a step that was sampled without detail, `skip_ns` is a module's call that its wrapper passes
+    on; `move_ns` is what it takes to get a wrapper out of the way, or back. `drain_ns` is what the
+    drain thread takes for one record; `observe_ns` what a small tensor takes to be observed, on
+    both threads.
     """
 
     span_ns: float
     step_ns: float
-    skip_ns: float = 0.0  # a module's call in a step that was sampled without detail
+    skip_ns: float = 0.0
+    move_ns: float = 0.0
     drain_ns: float = 0.0
     observe_ns: float = 0.0
 
@@ -135,7 +138,7 @@ def leave_out_detail(recorder: Any, budget: float) -> None:
     """
     recorder.sample(
         budget=budget,
-        costs_ns=(1e3, 1e3, 1.0, 0.0),
+        costs_ns=(1e3, 1e3, 1.0, 1.0, 0.0),
         levels=[(_native.DETAIL_LAYERS, 1.0)],
         observe_ns=0.0,
         most_observed=1.0,
@@ -161,9 +164,11 @@ def _measure() -> RecordCosts:
             return _native.SpanCall(inner, recorder, site)
 
         # Inside a step, where most spans are; and steps outside any.
-        _root(lambda: found.append(_added_ns(span)), recorder, site)()
-        found.append(_added_ns(lambda inner: _root(inner, recorder, site)))
-        found.append(median(_skip_ns(site) for _ in range(_SKIPS)))
+        spans = _calls(span)
+        _root(lambda: found.append(_added_ns(spans)), recorder, site)()
+        found.append(_added_ns(_calls(lambda inner: _root(inner, recorder, site))))
+        unrecorded = [_unrecorded_ns(site) for _ in range(_UNRECORDED)]
+        found.extend(median(costs_ns) for costs_ns in zip(*unrecorded, strict=True))
         found.append(_drain_ns(span(int), recorder))
         found.append(_observe_ns(site))
     finally:
@@ -171,25 +176,44 @@ def _measure() -> RecordCosts:
     return RecordCosts(*found)
 
 
-def _skip_ns(site: int) -> float:
+def _unrecorded_ns(site: int) -> tuple[float, float]:
+    """What a wrapper takes in a step without detail, or to get out of its way and back."""
     recorder = _native.Recorder(1 << 20, 1 << 14)
     leave_out_detail(recorder, budget=1e-9)
     recorder.start()
     try:
-
-        def span(inner: Any) -> Any:
-            return _native.SpanCall(inner, recorder, site, _native.DETAIL_LAYERS)
-
+        spans = _calls(lambda inner: _native.SpanCall(inner, recorder, site, _native.DETAIL_LAYERS))
         for _ in range(_STEPS_WITHOUT_DETAIL):
             _root(dict, recorder, site)()
-        found: list[float] = []
-        for _ in range(_TRIES):
-            before = detailed_steps(recorder)
-            _root(lambda: found.append(_added_ns(span)), recorder, site)()
-            if detailed_steps(recorder) == before:
-                break
+        skip_ns = _in_plain_step(lambda: _added_ns(spans), recorder, site)
+        for call in spans:
+            recorder.let_step_aside("slot", call.slot, of_model=False)
+        other_work = _OtherWork()
+
+        def move_ns() -> float:
+            for call in spans:
+                call(other_work.values)
+            found = []
+            for move in (recorder.put_wrappers_back, recorder.take_wrappers_out):
+                other_work.do()
+                start_ns = perf_counter_ns()
+                count = move()
+                found.append((perf_counter_ns() - start_ns) / max(count, 1))
+            return mean(found)
+
+        return skip_ns, _in_plain_step(move_ns, recorder, site)
     finally:
         recorder.stop()
+
+
+def _in_plain_step(measure: Callable[[], float], recorder: Any, site: int) -> float:
+    """What is measured in a step without detail, as most are."""
+    found: list[float] = []
+    for _ in range(_TRIES):
+        before = detailed_steps(recorder)
+        _root(lambda: found.append(measure()), recorder, site)()
+        if detailed_steps(recorder) == before:
+            break
     return found[-1]
 
 
@@ -231,20 +255,25 @@ def _root(inner: Callable[..., Any], recorder: Any, site: int) -> Any:
     return _native.RootCall(inner, recorder, site, state, [(0, "input_ids", 0)], False, True, 0)
 
 
-def _added_ns(wrap: Callable[[Any], Any]) -> float:
+def _calls(wrap: Callable[[Any], Any] | None = None) -> list[_Call]:
+    """Calls of a function that does little, each behind a wrapper of its own, or behind none."""
+    calls = [_Call(sys.modules["torch"].nn.functional.silu) for _ in range(_SAMPLES)]
+    if wrap is not None:
+        for call in calls:
+            call.slot = wrap(call.call)
+    return calls
+
+
+def _added_ns(wrapped: list[_Call]) -> float:
     """What a wrapper adds to a call: each is called once, as those of a model are in a step.
 
     The middle half of the calls of each counts, its mean: some wait for something. Bare calls come
     first and second by turns, since the first of two finds less in the caches.
     """
     other_work = _OtherWork()
-    silu = sys.modules["torch"].nn.functional.silu
-    wrapped, bare = ([_Call(silu) for _ in range(_SAMPLES)] for _ in range(2))
-    for call in wrapped:
-        call.slot = wrap(call.call)
     wrapped_ns: list[int] = []
     bare_ns: list[int] = []
-    for number, pair in enumerate(zip(wrapped, bare, strict=True)):
+    for number, pair in enumerate(zip(wrapped, _calls(), strict=True)):
         timed = list(zip(pair, (wrapped_ns, bare_ns), strict=True))
         for call, times_ns in timed if number % 2 else reversed(timed):
             other_work.do()

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 # Where they cannot be measured, because as many recordings run as can: on the safe side.
 _UNMEASURED = record_costs.RecordCosts(
-    span_ns=300.0, step_ns=1000.0, skip_ns=40.0, drain_ns=100.0, observe_ns=20_000.0
+    span_ns=300.0,
+    step_ns=1000.0,
+    skip_ns=150.0,
+    move_ns=100.0,
+    drain_ns=100.0,
+    observe_ns=20_000.0,
 )
 # Of the native side's details, in its order, by the names that `meta["cost"]` has for them.
 _DETAILS = ("spans", "activations")
@@ -76,7 +81,13 @@ def sample(
             levels.append((_native.DETAIL_LAYERS | _native.DETAIL_ALL, every_module))
         recorder.sample(
             budget=budget,
-            costs_ns=(costs.step_ns, costs.span_ns, costs.skip_ns, costs.drain_ns),
+            costs_ns=(
+                costs.step_ns,
+                costs.span_ns,
+                costs.skip_ns,
+                costs.move_ns,
+                costs.drain_ns,
+            ),
             levels=levels,
             observe_ns=costs.observe_ns * max(len(observed), 1),
             most_observed=1 / activation_every,

@@ -20,7 +20,8 @@ inline constexpr double kSecond = 1e9;
 struct Cost {
   double step_ns = 500;
   double span_ns = 100;
-  double skip_ns = 10;
+  double skip_ns = 60;
+  double move_ns = 20;
   double drain_round_ns = 5'000;  // of the drain thread, each 20 ms
   double drain_record_ns = 50;
   double drain_observed_ns = 0;  // of an observed step
@@ -34,10 +35,11 @@ inline constexpr auto kObservationsAt = static_cast<size_t>(kObservations);
 // `observe_ns`: what observing a step is thought to take; negative: nothing is observed.
 inline SamplerOptions options(double budget, std::vector<SampleLevel> levels, const Cost& cost,
                               uint64_t seed, double observe_ns = -1, double most_observed = 1) {
-  SamplerOptions options{.budget = budget,
-                         .costs = {cost.step_ns, cost.span_ns, cost.skip_ns, cost.drain_record_ns},
-                         .details = {},
-                         .seed = seed};
+  SamplerOptions options{
+      .budget = budget,
+      .costs = {cost.step_ns, cost.span_ns, cost.skip_ns, cost.move_ns, cost.drain_record_ns},
+      .details = {},
+      .seed = seed};
   options.details[kSpansAt].levels = std::move(levels);
   if (observe_ns >= 0) {
     options.details[kObservationsAt] = {
@@ -57,6 +59,7 @@ class World {
 
   // What detail really adds, times the model's idea of it.
   double true_ratio = 1;
+  bool wrappers_stay = false;  // where they are, in steps without spans
   std::function<double()> noise_ns = [] { return 0.0; };
   // What observing a step takes, and what it does to it besides.
   std::function<double()> observe_ns = [] { return 0.0; };
@@ -72,16 +75,18 @@ class World {
     }
     const SampleChoice choice = sampler_.decide(state_, kSpans, kind, is_favoured);
     const double calls = choice.level < 0 ? 0 : levels_[static_cast<size_t>(choice.level)].calls;
-    const double detail_ns = calls * (cost_.span_ns - cost_.skip_ns) * true_ratio;
+    const double detail_ns = calls * cost_.span_ns * true_ratio;
     const double besides_ns = observe_besides * timed_ns;
-    const double plain_ns =
-        cost_.step_ns + (levels_.empty() ? 0 : levels_.back().calls * cost_.skip_ns);
+    const UnrecordedCalls unrecorded = unrecorded_calls(static_cast<uint32_t>(calls));
+    const double passed_on_ns = unrecorded.passed_on * cost_.skip_ns;
+    const double plain_ns = cost_.step_ns + passed_on_ns + unrecorded.moved * cost_.move_ns;
     // The wrappers' own time is within the step, as far as the root's clock goes.
-    const double dur_ns = std::max(1.0, work_ns + detail_ns + besides_ns + noise_ns());
+    const double dur_ns =
+        std::max(1.0, work_ns + detail_ns + besides_ns + passed_on_ns + noise_ns());
     sampler_.charge(state_, kSpans, kind, choice.level, 0);
-    sampler_.pay_in(state_, kind, static_cast<uint64_t>(dur_ns));
+    sampler_.pay_in(state_, kind, static_cast<uint64_t>(dur_ns), unrecorded);
     sampler_.charge(state_, kObservations, kind, observed.level, static_cast<uint64_t>(timed_ns));
-    SeenStep seen{kind, dur_ns + timed_ns, static_cast<uint64_t>(calls)};
+    SeenStep seen{kind, dur_ns + timed_ns, static_cast<uint64_t>(calls), unrecorded};
     seen.details[kSpansAt] = {choice.level, choice.probability, choice.weight, 0};
     seen.details[kObservationsAt] = {observed.level, observed.probability, observed.weight,
                                      timed_ns};
@@ -129,8 +134,23 @@ class World {
     return sampler_.report().strata[static_cast<size_t>(kind)].details[detail];
   }
 
+  // As wrappers do that step aside, once all are known to be called: those that have no spans are
+  // out of their slots.
+  UnrecordedCalls unrecorded_calls(uint32_t recorded) {
+    const uint32_t all = levels_.empty() ? 0 : static_cast<uint32_t>(levels_.back().calls);
+    UnrecordedCalls calls;
+    if (wrappers_stay) {
+      calls.passed_on = all - recorded;
+    } else {
+      calls.moved = std::max(in_slots_, recorded) - std::min(in_slots_, recorded);
+      in_slots_ = recorded;
+    }
+    return calls;
+  }
+
   std::vector<SampleLevel> levels_;
   Cost cost_;
+  uint32_t in_slots_ = 0;
   Sampler sampler_;
   SampleState state_;
   SamplePairs pairs_;

@@ -29,13 +29,45 @@ TEST(the_budget_is_held_from_a_cold_start_and_when_the_load_changes_tenfold) {
   }
 }
 
+TEST(the_budget_is_held_where_calls_are_passed_on_in_steps_without_spans) {
+  for (uint64_t seed = 1; seed <= 8; ++seed) {
+    World world(0.01, layers(100), {}, seed);
+    world.wrappers_stay = true;
+    const auto usual = lognormal(1.1 * kMillisecond, 0.1, seed);
+    // They take 0.55 % of the time.
+    CHECK(world.share(200, StepKind::kDecode, usual) <= 0.01);
+    CHECK(world.share(2000, StepKind::kDecode, usual) <= 0.01);
+    const StratumReport row =
+        world.sampler().report().strata[static_cast<size_t>(StepKind::kDecode)];
+    const uint64_t plain = row.steps - row.details[kSpansAt].detailed[0];
+    CHECK(plain > 0);
+    CHECK_EQ(row.passed_on, 100 * plain);
+    CHECK(row.plain_ns >= 60.0 * static_cast<double>(row.passed_on));
+  }
+}
+
+TEST(wrappers_that_move_are_the_price_of_spans) {
+  World world(0.01, layers(100), {.move_ns = 200});
+  const auto usual = lognormal(1.1 * kMillisecond, 0.1, 1);
+  CHECK(world.share(200, StepKind::kDecode, usual) <= 0.01);
+  const double share = world.share(4000, StepKind::kDecode, usual);
+  CHECK(share <= 0.01);
+  CHECK(share >= 0.006);
+  const StratumReport row = world.sampler().report().strata[static_cast<size_t>(StepKind::kDecode)];
+  const DetailReport& spans = row.details[kSpansAt];
+  CHECK(row.moved > 0);
+  CHECK(spans.detail_ns > 200.0 * static_cast<double>(row.moved));
+  // A step without spans is none the dearer for it.
+  CHECK(row.plain_ns / static_cast<double>(row.steps) < 1'000);
+}
+
 TEST(the_budget_is_used) {
   World world(0.01, {{kDetailLayers, 17, 0}, {kDetailLayers | kDetailAll, 400, 0}});
   const auto work = lognormal(1.1 * kMillisecond, 0.1, 1);
   world.share(2000, StepKind::kDecode, work);
   const double share = world.share(5000, StepKind::kDecode, work);
   CHECK(share <= 0.01);
-  CHECK(share >= 0.006);
+  CHECK(share >= 0.0055);  // of the 0.0075 that it aims at, as near as the dead band lets it
   // Layers are cheap, so that more steps have them than have all.
   CHECK(world.rate(StepKind::kDecode, 0) > 2 * world.rate(StepKind::kDecode, 1));
 }
@@ -92,8 +124,10 @@ TEST(detail_that_costs_more_than_the_model_says_is_found_out) {
   CHECK(world.share(4000, StepKind::kDecode, work) <= 0.0115);
   const DetailReport row = world.spans(StepKind::kDecode);
   CHECK(row.is_measured);
-  const double each_ns = row.measured_ns / static_cast<double>(row.detailed[0]);
-  CHECK(std::abs(each_ns - 36'000) < 6'000);
+  const StratumReport all = world.sampler().report().strata[static_cast<size_t>(StepKind::kDecode)];
+  const double moved_ns = 20.0 * static_cast<double>(all.moved);
+  const double each_ns = (row.measured_ns - moved_ns) / static_cast<double>(row.detailed[0]);
+  CHECK(std::abs(each_ns - 40'000) < 6'000);
   CHECK(row.low_ns <= row.measured_ns && row.measured_ns <= row.high_ns);
 }
 

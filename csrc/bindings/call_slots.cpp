@@ -1,0 +1,204 @@
+#include "bindings/call_slots.h"
+
+#include "bindings/device_calls.h"
+#include "bindings/owned.h"
+#include "bindings/weak_method.h"
+#include "core/step_detail.h"
+
+namespace pertoken {
+
+namespace {
+
+uint32_t holds = 0;  // process-wide, under the GIL
+
+// The module whose own call the wrapper stands for, by a new reference; null where it is gone.
+PyObject* module_of(const bindings::InnerCallable& inner) {
+  if (inner.instance != nullptr) return Py_NewRef(inner.instance);
+  if (inner.callable == nullptr || !Py_IS_TYPE(inner.callable, bindings::weak_method_type)) {
+    return nullptr;
+  }
+  return bindings::referent(reinterpret_cast<bindings::WeakMethod*>(inner.callable)->ref);
+}
+
+// Whether torch's compiler has compiled anything in this process, by its own count. Nothing is
+// imported for that, and no entry made.
+bool has_compiled() {
+  PyObject* dynamo = PyDict_GetItemString(PyImport_GetModuleDict(), "torch._dynamo.utils");
+  if (dynamo == nullptr) return false;
+  const bindings::Owned counters(PyObject_GetAttrString(dynamo, "counters"));
+  const auto entry = [](PyObject* dict, const char* key) {
+    return dict != nullptr && PyDict_Check(dict) ? PyDict_GetItemString(dict, key) : nullptr;
+  };
+  PyObject* compiled = entry(entry(counters.get(), "frames"), "ok");
+  PyErr_Clear();
+  return compiled != nullptr && PyObject_IsTrue(compiled) == 1;
+}
+
+}  // namespace
+
+CallSlots::CallSlots(PyObject* name, bool of_model) : name_(name), of_model_(of_model) {
+  if (of_model_) every().push_back(this);
+  Py_INCREF(name_);
+}
+
+// The last holder of a recorder may let go of it in any thread, and when Python is no more.
+CallSlots::~CallSlots() {
+  if (Py_IsInitialized() == 0) return;
+  const PyGILState_STATE state = PyGILState_Ensure();
+  std::erase(every(), this);
+  forget();
+  Py_DECREF(name_);
+  PyGILState_Release(state);
+}
+
+std::vector<CallSlots*>& CallSlots::every() {
+  static auto& every = *new std::vector<CallSlots*>;
+  return every;
+}
+
+CallSlots::Sort CallSlots::sort_of(const bindings::SpanCall& call) noexcept {
+  if (call.observer != nullptr) return kObserved;
+  return call.left_out == left_out(kDetailAll) ? kOfAll : kOfLayers;
+}
+
+void CallSlots::add(bindings::SpanCall& call) {
+  Known& known = known_[sort_of(call)];
+  known.calls.reserve(++known.added);
+  is_closed_ = is_closed_ || (of_model_ && has_compiled());
+  call.may_step_aside = true;
+}
+
+bool CallSlots::may_empty(const Recorder& recorder) const noexcept {
+  return open_steps_ == 1 && !is_closed_ && (holds == 0 || !of_model_) &&
+         !bindings::has_open_captures(recorder);
+}
+
+// Puts `value` into the wrapper's slot where that holds `expected`. What somebody else has written
+// there stays.
+bool CallSlots::exchange(const bindings::SpanCall& call, PyObject* expected,
+                         PyObject* value) const {
+  const bindings::Owned module(module_of(call.inner));
+  if (!module) return false;
+  const bindings::Owned attributes(PyObject_GenericGetDict(module.get(), nullptr));
+  const bool is_done = attributes && PyDict_GetItemWithError(attributes.get(), name_) == expected &&
+                       PyDict_SetItem(attributes.get(), name_, value) == 0;
+  if (!is_done) PyErr_Clear();
+  return is_done;
+}
+
+bool CallSlots::step_aside(bindings::SpanCall& call, const ThreadBuffer& buffer) {
+  if (!call.may_step_aside || call.is_aside || !may_empty(*call.recorder)) return false;
+  if (call.observer != nullptr && (buffer.open_detail & kDetailActivations) != 0) return false;
+  Known& known = known_[sort_of(call)];
+  auto* wrapper = reinterpret_cast<PyObject*>(&call);
+  if (!call.is_known) {
+    is_closed_ = of_model_ && has_compiled();
+    if (is_closed_ || known.calls.size() == known.calls.capacity()) return false;
+  }
+  // Who calls the wrapper holds it, too.
+  if (!exchange(call, wrapper, Py_None)) return false;
+  if (!call.is_known) {
+    Py_INCREF(wrapper);
+    known.calls.push_back(&call);
+    call.is_known = true;
+  }
+  call.is_aside = true;
+  ++known.out;
+  return true;
+}
+
+uint32_t CallSlots::put_back(Known& known) {
+  if (known.out == 0) return 0;
+  known.out = 0;
+  uint32_t moved = 0;
+  // By index: a module that is let go of may drag along what runs code.
+  for (size_t i = 0; i < known.calls.size();) {
+    bindings::SpanCall& call = *known.calls[i++];
+    if (!call.is_aside) continue;
+    call.is_aside = false;
+    moved += exchange(call, Py_None, reinterpret_cast<PyObject*>(&call)) ? 1 : 0;
+  }
+  return moved;
+}
+
+uint32_t CallSlots::take_out(Known& known) {
+  uint32_t moved = 0;
+  for (size_t i = 0; i < known.calls.size();) {
+    bindings::SpanCall& call = *known.calls[i];
+    if (!call.is_aside) {
+      call.is_aside =
+          call.may_step_aside && exchange(call, reinterpret_cast<PyObject*>(&call), Py_None);
+      moved += call.is_aside ? 1 : 0;
+    }
+    if (call.is_aside) {
+      ++i;
+      continue;
+    }
+    drop(known, i);  // somebody else has the slot by now, or counts on what stands in it
+  }
+  known.out += moved;
+  return moved;
+}
+
+void CallSlots::drop(Known& known, size_t at) {
+  bindings::SpanCall* call = known.calls[at];
+  known.calls[at] = known.calls.back();
+  known.calls.pop_back();
+  call->is_known = false;
+  Py_DECREF(call);
+}
+
+uint32_t CallSlots::put_back() {
+  uint32_t moved = 0;
+  for (Known& known : known_) moved += put_back(known);
+  return moved;
+}
+
+uint32_t CallSlots::take_out() {
+  uint32_t moved = 0;
+  for (Known& known : known_) moved += take_out(known);
+  return moved;
+}
+
+void CallSlots::forget() {
+  for (Known& known : known_) {
+    while (!known.calls.empty()) drop(known, known.calls.size() - 1);
+  }
+}
+
+void CallSlots::begin_step(const Recorder& recorder, ThreadBuffer& buffer) {
+  ++open_steps_;
+  const uint32_t detail = buffer.open_detail;
+  const bool has_layers = (detail & left_out(kDetailLayers)) == 0;
+  std::array<bool, kSorts> is_needed{};
+  is_needed[kOfLayers] = has_layers;
+  is_needed[kOfAll] = (detail & left_out(kDetailAll)) == 0;
+  is_needed[kObserved] = has_layers || (detail & kDetailActivations) != 0;
+  uint32_t& moved = buffer.unrecorded.moved;
+  for (size_t sort = 0; sort < kSorts; ++sort) {
+    Known& known = known_[sort];
+    if (is_needed[sort]) {
+      moved += put_back(known);
+    } else if (known.out < known.calls.size() && may_empty(recorder)) {
+      moved += take_out(known);
+    }
+  }
+  if (moved != 0 && of_model_ && has_compiled()) {
+    is_closed_ = true;
+    moved += put_back();
+    forget();
+  }
+}
+
+void CallSlots::hold() {
+  ++holds;
+  for (size_t i = 0; i < every().size();) {
+    CallSlots& slots = *every()[i++];
+    slots.put_back();
+    slots.forget();
+  }
+}
+
+void CallSlots::release() noexcept { --holds; }
+
+}  // namespace pertoken

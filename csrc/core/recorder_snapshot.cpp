@@ -1,0 +1,100 @@
+// What a recorder tells while it runs: copies of one moment, taken under its mutex.
+#include <utility>
+
+#include "core/recorder.h"
+
+namespace pertoken {
+
+RecorderSnapshot Recorder::snapshot() {
+  std::unique_lock lock(mutex_);
+  settle_locked(lock);
+  RecorderSnapshot snapshot;
+  snapshot.clock = clock_map_locked();
+  snapshot.store = store_.snapshot();
+  snapshot.tracks = tracks_;
+  snapshot.losses = losses_locked();
+  return snapshot;
+}
+
+RecorderTotals Recorder::totals() {
+  std::unique_lock lock(mutex_);
+  settle_locked(lock);
+  RecorderTotals totals{aggregates_.snapshot(), losses_locked()};
+  totals.requests_uncounted = tracker_.requests_uncounted();
+  totals.tokens_uncounted = tracker_.tokens_uncounted();
+  return totals;
+}
+
+ClockMap Recorder::clock_map_locked() { return replayed_clock_ ? *replayed_clock_ : clock_.map(); }
+
+// All but what the store has evicted, which takes a look at its chunks.
+RecorderLosses Recorder::record_losses_locked() const {
+  RecorderLosses losses = replayed_losses_;
+  losses.records_dropped += dropped_by_gone_threads_ + unattached_.load(std::memory_order_relaxed);
+  for (const auto& buffer : buffers_) {
+    losses.records_dropped += buffer->dropped.load(std::memory_order_relaxed);
+  }
+  losses.recording_faults += faults_.load(std::memory_order_relaxed);
+  losses.collector_faults += collector_faults_;
+  if (spool_ != nullptr) losses.spool_frames_lost = spool_->frames_lost();
+  return losses;
+}
+
+RecorderLosses Recorder::losses_locked() {
+  RecorderLosses losses = record_losses_locked();
+  losses.spans_evicted = store_.spans_evicted();
+  losses.steps_evicted = store_.steps_evicted();
+  losses.observations_dropped += observations_.dropped();
+  losses.observations_evicted = store_.observations_evicted();
+  for (const auto& source : device_sources_) losses.devices.add(source->losses());
+  if (device_observations_ != nullptr) {
+    losses.device_observations = device_observations_->losses();
+  }
+  if (device_logits_ != nullptr) losses.device_logits = device_logits_->losses();
+  return losses;
+}
+
+RecorderStatus Recorder::status() {
+  const std::lock_guard lock(mutex_);
+  drain_locked();
+  return {.activity = activity_,
+          .step_ns = to_ns(activity_.step_ticks, ns_per_tick_),
+          .drain_cpu_ns = drain_cpu_ns_,
+          .store_bytes = store_.bytes(),
+          .losses = losses_locked()};
+}
+
+uint64_t Recorder::drain_cpu_ns() {
+  const std::lock_guard lock(mutex_);
+  return drain_cpu_ns_;
+}
+
+SamplerReport Recorder::sampling() {
+  const std::lock_guard lock(mutex_);
+  drain_locked();
+  return sampler_ == nullptr ? SamplerReport{} : sampler_->report();
+}
+
+int64_t Recorder::first_step() {
+  const std::lock_guard lock(mutex_);
+  return store_.first_step();
+}
+
+uint64_t Recorder::oldest_step_ticks() {
+  const uint64_t now = now_ticks();
+  const std::lock_guard lock(mutex_);
+  drain_locked();
+  return store_.steps_evicted() == 0 ? 0 : store_.oldest_step_ticks(now);
+}
+
+size_t Recorder::attached_threads() {
+  const std::lock_guard lock(mutex_);
+  return buffers_.size();
+}
+
+size_t Recorder::store_bytes() {
+  const std::lock_guard lock(mutex_);
+  return store_.bytes();
+}
+
+}  // namespace pertoken
