@@ -168,9 +168,7 @@ class Recording:
         with change_lock:
             if self.recorder.active or not self.enabled:
                 return
-            model = self._model_ref()
-            if model is None:
-                raise RecordingStateError("the model of this recording does not exist any longer")
+            model = self._existing_model()
             root = unwrap_compiled(model)
             selected = self._selected or select_modules(root, self._modules)[0]
             observed = self.observing.select(root)
@@ -181,15 +179,7 @@ class Recording:
             self.ranks = group_ranks() or self.ranks
             if self._spool is not None:
                 self._begin_spool(self._spool, selected)
-            full_only = sample(
-                self.recorder,
-                self.budget,
-                root,
-                selected,
-                self.detail,
-                observed,
-                self.activation_every,
-            )
+            self._sample(root, selected, observed)
             _start(self.recorder)
             if not self.recorder.active:
                 return
@@ -199,23 +189,8 @@ class Recording:
                 self._held_model = model
             else:
                 self._selected = None
-            inner = inner_roots(root)
             try:
-                self.generate_watch.install([root, *inner.values()])
-                self.instrumentation.install(
-                    model,
-                    selected,
-                    inner,
-                    self.recorder,
-                    self.generate_watch.generation_var,
-                    observed,
-                    self.observing.observer,
-                    self.device_timing.device_of,
-                    full_only,
-                )
-                if self.device_timing.devices:
-                    self.graph_captures.install()
-                self.observing.start(root)
+                self._put_in(model, selected, observed)
                 if self._dumps is not None:
                     self._dumps.start(self)
             except BaseException:
@@ -232,10 +207,7 @@ class Recording:
         with change_lock:
             if not self.recorder.active and not self.instrumentation.is_installed:
                 return
-            self.instrumentation.remove()
-            self.generate_watch.remove()
-            self.graph_captures.remove()
-            self.observing.stop()
+            self.leave_model()
             self.recorder.stop()
             if self._dumps is not None:
                 self._dumps.end(self)
@@ -246,6 +218,27 @@ class Recording:
             while self._status_log:
                 self._status_log.pop().end()
             self._held_model = self._selected = None
+
+    def leave_model(self) -> None:
+        """Takes the wrappers out, as `stop` does, of a recording that otherwise goes on."""
+        with change_lock:
+            self.instrumentation.remove()
+            self.generate_watch.remove()
+            self.graph_captures.remove()
+            self.observing.stop()
+
+    def enter_model(self) -> None:
+        """Puts them in again.
+
+        Raises:
+            RecordingStateError: the model is gone.
+            SelectionError: it has changed, and `modules` selects nothing any longer.
+        """
+        with change_lock:
+            model = self._existing_model()
+            root = unwrap_compiled(model)
+            selected = self._selected or select_modules(root, self._modules)[0]
+            self._put_in(model, selected, self.observing.select(root))
 
     def __enter__(self) -> Recording:
         """Starts recording."""
@@ -264,6 +257,52 @@ class Recording:
     def __call__(self, function: F) -> F:
         """Wraps a function so that the recording runs during each call of it."""
         return entered_round(self, function)
+
+    def _existing_model(self) -> torch.nn.Module:
+        model: torch.nn.Module | None = self._model_ref()
+        if model is None:
+            raise RecordingStateError("the model of this recording does not exist any longer")
+        return model
+
+    def _sample(
+        self,
+        root: torch.nn.Module,
+        selected: dict[str, torch.nn.Module],
+        observed: dict[str, torch.nn.Module],
+    ) -> frozenset[str]:
+        return sample(
+            self.recorder,
+            self.budget,
+            root,
+            selected,
+            self.detail,
+            observed,
+            self.activation_every,
+        )
+
+    def _put_in(
+        self,
+        model: torch.nn.Module,
+        selected: dict[str, torch.nn.Module],
+        observed: dict[str, torch.nn.Module],
+    ) -> None:
+        root = unwrap_compiled(model)
+        inner = inner_roots(root)
+        self.generate_watch.install([root, *inner.values()])
+        self.instrumentation.install(
+            model,
+            selected,
+            inner,
+            self.recorder,
+            self.generate_watch.generation_var,
+            observed,
+            self.observing.observer,
+            self.device_timing.device_of,
+            self._sample(root, selected, observed),
+        )
+        if self.device_timing.devices:
+            self.graph_captures.install()
+        self.observing.start(root)
 
     @property
     def model(self) -> torch.nn.Module | None:
