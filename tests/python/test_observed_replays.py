@@ -129,7 +129,7 @@ def test_rows_are_those_of_the_batch(gpu: FakeGpu) -> None:
     assert table["count"].tolist() == [12] * 6
 
 
-def test_the_rate_and_the_budget_choose_among_replays_without_a_new_capture(gpu: FakeGpu) -> None:
+def test_the_rate_chooses_among_replays_without_a_new_capture(gpu: FakeGpu) -> None:
     model = Model()
     with recording(model, activation_every=4) as prof:
         graph = capture(gpu, model)
@@ -141,6 +141,67 @@ def test_the_rate_and_the_budget_choose_among_replays_without_a_new_capture(gpu:
     table = profile.activations.where(profile.activations["site"] == "layers.0")
     assert table["weight"].tolist() == [1] + [4] * 8
     assert profile.losses["observations_skipped"] == {}
+
+
+@pytest.mark.parametrize("in_forward", [False, True])
+def test_a_budget_chooses_which_replays_are_observed_and_which_are_stamped(
+    gpu: FakeGpu, in_forward: bool
+) -> None:
+    """Each by a coin of its own, without a new capture; the columns say what each replay got."""
+    model = Model()
+
+    def replay(graph: FakeGraph) -> None:
+        if in_forward:
+            model(IDS)
+        else:
+            with pertoken.step("decode"):
+                graph.replay()
+
+    def times_chosen(profile: pertoken.Profile) -> int:
+        kinds = profile.meta["cost"]["kinds"].values()
+        return sum(kind["detailed"]["activations"] for kind in kinds)
+
+    def chosen(profile: pertoken.Profile) -> tuple[set[int], set[int]]:
+        spans = profile.spans
+        stamped = spans["step"][(spans["device"] >= 0) & (spans["site"] == "layers.1")]
+        return set(profile.activations["step"].tolist()), set(stamped.tolist())
+
+    with recording(model, activation_every=2, budget=1.0) as prof:
+        graph = model.graph = capture(gpu, model)
+        in_capture = times_chosen(prof.result())  # in whose step nothing comes of it
+
+        def times_observed(profile: pertoken.Profile) -> int:
+            return times_chosen(profile) - in_capture
+
+        def all_kinds_seen() -> bool:
+            for _ in range(50):
+                with gpu.busy():
+                    replay(graph)
+                prof.recorder.drain()  # so that there is room for the next, however late a thread
+            wait_for(lambda: len(prof.result().activations) == 3 * times_observed(prof.result()))
+            profile = prof.result()
+            observed, stamped = chosen(profile)
+            steps = profile.steps["step"][1:].tolist()
+            return len({(step in observed, step in stamped) for step in steps}) == 4
+
+        wait_for(all_kinds_seen)
+    profile = prof.result()
+    invariants.check(profile)
+    observed, stamped = chosen(profile)
+    table, steps = profile.activations, profile.steps
+    assert len(observed) == times_observed(profile)
+    assert len(table) == 3 * len(observed)
+    assert table["site"].tolist() == ["layers.0", "layers.1", "layers.2"] * len(observed)
+    assert (table["max"] == table["min"] + 1).all()
+    weights = table["weight"].reshape(-1, 3)
+    assert (weights == weights[:, :1]).all() and weights.min() >= 2 - 1e-9
+    assert stamped == set(steps["step"][1:][steps["detail"][1:] != "root"].tolist())
+    for site in ("torch.cuda.CUDAGraph.replay", "layers.0", "layers.2"):
+        spans = profile.spans.where(profile.spans["site"] == site)
+        assert sorted(spans["step"][spans["device"] >= 0].tolist()) == sorted(stamped)
+    assert profile.losses["observations_skipped"] == {}
+    assert profile.losses["device_spans_lost"] == {}
+    assert profile.losses["faults"] == {}
 
 
 def test_steps_without_layers_are_observed_all_the_same(gpu: FakeGpu) -> None:
