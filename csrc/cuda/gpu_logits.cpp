@@ -168,7 +168,7 @@ bool GpuLogits::launch(Device& device, const GpuPlace& place, Message& message,
     return false;
   }
   launch_ = message.launch;
-  device.launched.fetch_add(message.tokens, std::memory_order_relaxed);
+  device.add_launched(message.tokens);
   args.launch = message.launch;
   const CUresult result = device.kernels->tell(args, place.stream);
   if (result == CUDA_SUCCESS) return true;

@@ -41,9 +41,24 @@ GpuObserver::Device* GpuObserver::device_of(int number, std::string& reason) {
       number, [&] { return std::make_unique<Device>(pool_.take(number)); }, reason);
 }
 
+uint32_t GpuObserver::rings_of(const Message& message) noexcept {
+  return message.graph == nullptr ? 1 : message.graph->rings;
+}
+
+uint32_t GpuObserver::results_in(const Message& message, uint32_t ring) noexcept {
+  return message.graph == nullptr ? message.rows : message.graph->in_ring[ring];
+}
+
 // A result that nobody has taken must not be overwritten.
-bool GpuObserver::has_room(Device& device, uint64_t results) noexcept {
-  return device.count() + results <= device.stats.stats->records();
+bool GpuObserver::has_room(const Device& device, uint32_t ring, uint64_t results) noexcept {
+  return device.rings[ring].count() + results <= device.stats.stats->records();
+}
+
+bool GpuObserver::has_room(const Device& device, const Message& message) noexcept {
+  for (uint32_t ring = 0; ring < rings_of(message); ++ring) {
+    if (!has_room(device, ring, results_in(message, ring))) return false;
+  }
+  return true;
 }
 
 bool GpuObserver::observe(const GpuPlace& place, const ObservationLabels& labels,
@@ -69,7 +84,7 @@ bool GpuObserver::observe_runs(const GpuPlace& place, const ObservationLabels& l
     launch(*device, place, labels, view.format, nothing);
     return true;
   }
-  if (!has_room(*device, left)) {
+  if (!has_room(*device, 0, left)) {
     lost_.count(Loss::kNoRoom, 1);
     return true;
   }
@@ -119,14 +134,16 @@ bool GpuObserver::announce(Device& device, Message& message) noexcept {
   }
   message.ticks = ticks_();
   message.launch = (launch_ + 1) & kLaunchMask;
-  if (!has_room(device, message.rows) || !ring_.try_push(message)) {
+  if (!has_room(device, message) || !ring_.try_push(message)) {
     lost_.count(Loss::kNoRoom, observations);
     return false;
   }
   launch_ = message.launch;
   // Before the launch, so that none is done with that was not begun.
-  device.launched.store(device.launched.load(std::memory_order_relaxed) + message.rows,
-                        std::memory_order_relaxed);
+  device.add_launched(message.rows);
+  for (uint32_t ring = 0; ring < rings_of(message); ++ring) {
+    device.rings[ring].add_launched(results_in(message, ring));
+  }
   return true;
 }
 
@@ -201,21 +218,24 @@ void GpuObserver::match_results() {
     if (message.device != number || is_replay != (message.graph != nullptr)) continue;
     uint32_t first = 0;
     uint32_t rows = message.rows;
+    uint32_t ring = 0;
     uint64_t repeats = message.repeats;
     if (is_replay) {
       if (result.launch >= message.graph->launches.size()) continue;
       const CapturedLaunch& captured = message.graph->launches[result.launch];
       first = captured.first_result;
       rows = captured.rows;
+      ring = captured.ring;
       repeats = captured.repeats;
     }
-    if (result.row >= rows) continue;
+    if (result.row >= rows || result.ring != ring) continue;
     auto& values = pending.values[first + result.row];
     if (values.has_value()) continue;
     values = result.histogram(kDefaultHistogramScale, repeats);
     --pending.missing;
     Device& device = *devices_.find(message.device);
     device.done.fetch_add(1, std::memory_order_relaxed);
+    device.rings[ring].done.fetch_add(1, std::memory_order_relaxed);
   }
   arrived_.clear();
 }
@@ -253,13 +273,28 @@ void GpuObserver::lose(Pending& pending, Loss loss) noexcept {
   device.given_up += pending.missing;
 }
 
+// What has not come takes no more room.
+void GpuObserver::count_missing(Device& device, const Pending& settled) noexcept {
+  if (settled.missing == 0) return;
+  device.done.fetch_add(settled.missing, std::memory_order_relaxed);
+  if (settled.message.graph == nullptr) {
+    device.rings[0].done.fetch_add(settled.missing, std::memory_order_relaxed);
+    return;
+  }
+  for (const CapturedLaunch& launch : settled.message.graph->launches) {
+    for (uint32_t row = 0; row < launch.rows; ++row) {
+      if (settled.values[launch.first_result + row].has_value()) continue;
+      device.rings[launch.ring].done.fetch_add(1, std::memory_order_relaxed);
+    }
+  }
+}
+
 // Hands over what has arrived of the oldest launch, and counts what has not.
 void GpuObserver::settle_oldest(ObservationIntake& into) {
   Pending settled = std::move(pending_.front());
   pending_.pop_front();
   const Message& message = settled.message;
-  Device& device = *devices_.find(message.device);
-  device.done.fetch_add(settled.missing, std::memory_order_relaxed);
+  count_missing(*devices_.find(message.device), settled);
   if (message.goes_on || is_gathering_) return gather(settled, into);
   if (settled.missing != 0) lost_.count(message.loss, settled.missing);
   if (message.graph != nullptr) return hand_over_replay(settled, into);

@@ -10,6 +10,7 @@
 // the order in which the tensors were made, whatever the streams and devices.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <deque>
 #include <memory>
@@ -99,6 +100,7 @@ class GpuObserver final : public ObservationSource {
     uint32_t site;
     uint32_t rows;
     uint32_t first_result;  // of the graph's
+    uint32_t ring;          // that they come by
     int32_t row;            // of the first
     FloatFormat format;
   };
@@ -108,13 +110,16 @@ class GpuObserver final : public ObservationSource {
     const uint32_t* word;
     std::vector<CapturedLaunch> launches{};
     uint32_t results = 0;
-    uint32_t replay = 0;  // the number of the one that is open
+    std::array<uint32_t, GpuStats::kRings> in_ring{};  // of them
+    uint32_t rings = 0;                                // that they come by
+    uint32_t replay = 0;                               // the number of the one that is open
     bool is_open = false;
   };
 
   struct Device : ResultsUnderWay {
     explicit Device(StatsDevice&& opened) : stats(std::move(opened)) {}
     StatsDevice stats;
+    std::array<ResultCount, GpuStats::kRings> rings;
     std::vector<std::unique_ptr<CapturedGraph>> graphs;  // the model's thread; from number 1 on
     bool is_switched_off = true;                         // likewise: no word is known to be set
   };
@@ -152,11 +157,15 @@ class GpuObserver final : public ObservationSource {
   };
 
   Device* device_of(int number, std::string& reason);
-  bool has_room(Device& device, uint64_t results) noexcept;
+  static uint32_t rings_of(const Message& message) noexcept;
+  static uint32_t results_in(const Message& message, uint32_t ring) noexcept;
+  static bool has_room(const Device& device, uint32_t ring, uint64_t results) noexcept;
+  static bool has_room(const Device& device, const Message& message) noexcept;
   bool launch(Device& device, const GpuPlace& place, const ObservationLabels& labels,
               FloatFormat format, const Part& part) noexcept;
   Loss enqueue(Device& device, const GpuPlace& place, FloatFormat format, const StatsPlan& plan,
                uint32_t number) noexcept;
+  CUresult find_ring(Device& device, const CapturedGraph& graph, uint32_t results, uint32_t& ring);
   CapturedGraph* graph_of_capture(Device& device, unsigned long long capture, Loss& loss);
   Loss set_word(Device& device, CUstream stream, const CapturedGraph& graph,
                 uint32_t value) noexcept;
@@ -167,6 +176,7 @@ class GpuObserver final : public ObservationSource {
   void read_messages();
   void match_results();
   void lose(Pending& pending, Loss loss) noexcept;
+  static void count_missing(Device& device, const Pending& settled) noexcept;
   void settle_oldest(ObservationIntake& into);
   void gather(const Pending& part, ObservationIntake& into);
   void hand_over(const Message& message, int32_t row, ExpHistogram&& values,

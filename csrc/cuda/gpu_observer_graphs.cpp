@@ -37,18 +37,37 @@ bool GpuObserver::capture(const GpuPlace& place, uint32_t site, const TensorView
   Loss loss = Loss::kInCapture;
   if (CapturedGraph* graph = graph_of_capture(*device, capture_of(api, place.stream), loss)) {
     const auto number = static_cast<uint32_t>(graph->launches.size());
-    graph->launches.push_back(
-        {plan->repeats, site, plan->rows, graph->results, by_row ? 0 : kAllRows, view.format});
-    result = stats.launch(*plan, view.format, place.stream, number, graph->word);
+    uint32_t ring = 0;
+    result = find_ring(*device, *graph, plan->rows, ring);
     if (result == CUDA_SUCCESS) {
-      graph->results += plan->rows;
-      return true;
+      graph->launches.push_back({plan->repeats, site, plan->rows, graph->results, ring,
+                                 by_row ? 0 : kAllRows, view.format});
+      result = stats.launch(*plan, view.format, place.stream, number, graph->word, ring);
+      if (result == CUDA_SUCCESS) {
+        graph->results += plan->rows;
+        graph->in_ring[ring] += plan->rows;
+        graph->rings = std::max(graph->rings, ring + 1);
+        return true;
+      }
+      graph->launches.pop_back();
     }
-    graph->launches.pop_back();
     loss = lost_.loss_of(*device, result);
   }
   lost_.count(loss, plan->rows);
   return true;
+}
+
+// Which ring the results of a launch come by: half of one is enough for a graph, so that two of its
+// replays can be under way.
+CUresult GpuObserver::find_ring(Device& device, const CapturedGraph& graph, uint32_t results,
+                                uint32_t& ring) {
+  GpuStats& stats = *device.stats.stats;
+  for (ring = graph.rings == 0 ? 0 : graph.rings - 1; ring < GpuStats::kRings; ++ring) {
+    const uint64_t before = graph.in_ring[ring];
+    const uint64_t room = before == 0 ? stats.records() : stats.records() / 2;
+    if (before + results <= room) return stats.open_ring(ring);
+  }
+  return CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 // Made where there is none yet; nullptr, with the reason in `loss`, where none can be.

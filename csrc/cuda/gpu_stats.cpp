@@ -55,16 +55,20 @@ std::unique_ptr<GpuStats> GpuStats::make(const DriverApi& api, std::span<const s
     reason = "this build has no kernels for GPUs";
     return nullptr;
   }
-  std::unique_ptr<GpuStats> stats(new GpuStats(api));
+  std::unique_ptr<GpuStats> stats(new GpuStats(api, records_log2));
   const RelaxedCapture relaxed(api);
-  if (const CUresult result = stats->set_up(image, records_log2)) {
+  if (const CUresult result = stats->set_up(image)) {
     reason = "the kernels cannot be set up on this GPU: " + error_text(api, result);
     return nullptr;
   }
   return stats;
 }
 
-CUresult GpuStats::set_up(std::span<const std::byte> image, uint32_t records_log2) {
+GpuStats::~GpuStats() {
+  for (auto& ring : rings_) delete ring.load(std::memory_order_relaxed);
+}
+
+CUresult GpuStats::set_up(std::span<const std::byte> image) {
   CUdevice device = 0;
   if (const CUresult result = api_.cuCtxGetDevice(&device)) return result;
   if (const CUresult result = api_.cuDeviceGetAttribute(
@@ -79,22 +83,33 @@ CUresult GpuStats::set_up(std::span<const std::byte> image, uint32_t records_log
     auto& function = functions_[static_cast<size_t>(format)];
     if (const CUresult result = api_.cuModuleGetFunction(&function, module, name)) return result;
   }
-  // The workspaces, the number of the next record behind them, and the words of graphs.
-  constexpr size_t kDeviceBytes =
-      kWorkspaces * sizeof(StatsWorkspace) + sizeof(uint64_t) + kCaptured * sizeof(uint32_t);
+  // The workspaces, the number of the next record of each ring behind them, and the words of
+  // graphs.
+  constexpr size_t kDeviceBytes = kWorkspaces * sizeof(StatsWorkspace) + kRings * sizeof(uint64_t) +
+                                  kCaptured * sizeof(uint32_t);
   CUdeviceptr device_memory = 0;
   if (const CUresult result = make_zeroed_memory(api_, kDeviceBytes, device_memory)) return result;
   // NOLINTNEXTLINE(performance-no-int-to-ptr): an address of the GPU.
   workspaces_ = reinterpret_cast<StatsWorkspace*>(device_memory);
-  ring_.next_index = reinterpret_cast<uint64_t*>(workspaces_ + kWorkspaces);
-  words_ = reinterpret_cast<const uint32_t*>(ring_.next_index + 1);
-  ring_.words_a_slot = kStatsRecordWords;
-  ring_.capacity_log2 = records_log2;
-  DeviceRing read = ring_;
-  if (const CUresult result = make_pinned_words(api_, ring_, ring_.words, read.words)) {
+  next_indices_ = reinterpret_cast<uint64_t*>(workspaces_ + kWorkspaces);
+  words_ = reinterpret_cast<const uint32_t*>(next_indices_ + kRings);
+  return open_ring(0);
+}
+
+CUresult GpuStats::open_ring(uint32_t ring) {
+  auto& held = rings_[ring];
+  if (held.load(std::memory_order_relaxed) != nullptr) return CUDA_SUCCESS;
+  DeviceRing of_device{.words = nullptr,
+                       .next_index = next_indices_ + ring,
+                       .words_a_slot = kStatsRecordWords,
+                       .capacity_log2 = records_log2_};
+  DeviceRing read = of_device;
+  const RelaxedCapture relaxed(api_);
+  if (const CUresult result = make_pinned_words(api_, of_device, of_device.words, read.words)) {
     return result;
   }
-  reader_ = std::make_unique<TaggedReader>(read, kStatsHeaderWords, &words_of_record);
+  held.store(new ResultRing{of_device, TaggedReader(read, kStatsHeaderWords, &words_of_record)},
+             std::memory_order_release);
   return CUDA_SUCCESS;
 }
 
@@ -135,7 +150,7 @@ CUresult GpuStats::find_workspaces(CUstream stream, uint32_t rows,
 }
 
 CUresult GpuStats::launch(const StatsPlan& plan, FloatFormat format, CUstream stream,
-                          uint32_t launch, const uint32_t* replay) noexcept {
+                          uint32_t launch, const uint32_t* replay, uint32_t ring) noexcept {
   if (plan.blocks == 0) return CUDA_SUCCESS;
   StatsArgs args{};
   CUresult result = find_workspaces(stream, plan.rows, args.workspaces);
@@ -146,7 +161,7 @@ CUresult GpuStats::launch(const StatsPlan& plan, FloatFormat format, CUstream st
   if (result == CUDA_SUCCESS) {
     args.layout = plan.layout;
     args.carries = kSlotCarries;
-    args.ring = ring_;
+    args.ring = rings_[ring].load(std::memory_order_relaxed)->of_device;
     args.replay = replay;
     args.launch = launch;
     args.format = format;
@@ -159,10 +174,20 @@ CUresult GpuStats::launch(const StatsPlan& plan, FloatFormat format, CUstream st
 }
 
 bool GpuStats::take(StatsResult& result) {
-  auto record = reader_->take();
+  for (uint32_t number = 0; number < kRings; ++number) {
+    ResultRing* const ring = rings_[number].load(std::memory_order_acquire);
+    if (ring == nullptr || !take(*ring, result)) continue;
+    result.ring = number;
+    return true;
+  }
+  return false;
+}
+
+bool GpuStats::take(ResultRing& ring, StatsResult& result) {
+  auto record = ring.reader.take();
   while (!record.empty() && filled_slots(record) == kNoResult) {
     ++discarded_;
-    record = reader_->take();
+    record = ring.reader.take();
   }
   if (record.empty()) return false;
   result.launch = static_cast<uint32_t>(content_of(record, StatsWord::kLaunch));
@@ -187,8 +212,13 @@ bool GpuStats::take(StatsResult& result) {
 }
 
 StatsLosses GpuStats::losses() const noexcept {
+  uint64_t lost = 0;
+  for (const auto& held : rings_) {
+    const ResultRing* ring = held.load(std::memory_order_acquire);
+    if (ring != nullptr) lost += ring->reader.lost();
+  }
   return {no_workspace_.load(std::memory_order_relaxed),
-          not_launched_.load(std::memory_order_relaxed), reader_->lost(), discarded_};
+          not_launched_.load(std::memory_order_relaxed), lost, discarded_};
 }
 
 }  // namespace pertoken::cuda

@@ -37,6 +37,7 @@ struct StatsResult {
 
   uint32_t launch = 0;  // as launch() was told
   uint32_t row = 0;
+  uint32_t ring = 0;    // that it came by
   uint32_t replay = 0;  // what the launch's word said, in a captured graph; else 0
   std::vector<Filled> slots{};
   double sum = 0;
@@ -57,8 +58,9 @@ struct StatsLosses {
 
 class GpuStats {
  public:
-  // Records that may wait to be taken; 36 KB each.
+  // Records of a ring that may wait to be taken; 36 KB each.
   static constexpr uint32_t kRecordsLog2 = 6;
+  static constexpr uint32_t kRings = 16;
   // Streams that have launched so far.
   static constexpr size_t kStreams = 64;
   // Streams in captures, each capture counted anew, and the graphs that can be switched.
@@ -69,17 +71,21 @@ class GpuStats {
   // With the device's context current. Nothing, with a reason for people, where that fails.
   static std::unique_ptr<GpuStats> make(const DriverApi& api, std::span<const std::byte> image,
                                         std::string& reason, uint32_t records_log2 = kRecordsLog2);
+  ~GpuStats();
   GpuStats(const GpuStats&) = delete;
   GpuStats& operator=(const GpuStats&) = delete;
 
   int multiprocessors() const noexcept { return multiprocessors_; }
-  uint64_t records() const noexcept { return uint64_t{1} << ring_.capacity_log2; }
+  uint64_t records() const noexcept { return uint64_t{1} << records_log2_; }
+  // By the thread that launches, with the context current, also in a capture: a ring besides the
+  // first, unless it is there. Cold. Throws std::bad_alloc.
+  CUresult open_ring(uint32_t ring);
 
   // The hot path. CUDA_SUCCESS, also for a tensor without values, for which nothing is launched;
   // else the launch is counted in losses(). `launch` comes back with the result of each row.
-  // `replay` is null outside captures; see StatsArgs.
+  // `replay` is null outside captures; see StatsArgs. The results come by `ring`, which is there.
   CUresult launch(const StatsPlan& plan, FloatFormat format, CUstream stream, uint32_t launch,
-                  const uint32_t* replay = nullptr) noexcept;
+                  const uint32_t* replay = nullptr, uint32_t ring = 0) noexcept;
 
   // A word for the launches of a graph that is being captured, 0 at first, which is never given
   // back; nullptr where all are taken. By the thread that launches.
@@ -96,7 +102,7 @@ class GpuStats {
            words_taken_ > kCaptured / 2;
   }
 
-  // The next result, false where there is none yet.
+  // The next result of any ring, in the order of each; false where there is none yet.
   bool take(StatsResult& result);
 
   StatsLosses losses() const noexcept;
@@ -125,11 +131,20 @@ class GpuStats {
     }
   };
 
-  explicit GpuStats(const DriverApi& api) noexcept : api_(api) {}
-  CUresult set_up(std::span<const std::byte> image, uint32_t records_log2);
+  // As the device knows it, and what reads it.
+  struct ResultRing {
+    DeviceRing of_device;
+    TaggedReader reader;
+  };
+
+  GpuStats(const DriverApi& api, uint32_t records_log2) noexcept
+      : api_(api), records_log2_(records_log2) {}
+  CUresult set_up(std::span<const std::byte> image);
+  bool take(ResultRing& ring, StatsResult& result);
   CUresult find_workspaces(CUstream stream, uint32_t rows, StatsWorkspace*& workspaces) noexcept;
 
   const DriverApi& api_;
+  const uint32_t records_log2_;
   int multiprocessors_ = 0;
   std::array<CUfunction, kFloatFormats> functions_{};
   StatsWorkspace* workspaces_ = nullptr;  // in device memory
@@ -138,8 +153,9 @@ class GpuStats {
   Owners<kCaptured> captures_;
   uint32_t workspaces_taken_ = 0;
   size_t words_taken_ = 0;
-  DeviceRing ring_{};
-  std::unique_ptr<TaggedReader> reader_;
+  uint64_t* next_indices_ = nullptr;  // in device memory, one a ring
+  // Release by the thread that launches, acquire by the one that takes.
+  std::array<std::atomic<ResultRing*>, kRings> rings_{};
   // Written by the thread that launches, read by others: relaxed, since they are counts alone.
   std::atomic<uint64_t> no_workspace_{0};
   std::atomic<uint64_t> not_launched_{0};

@@ -15,20 +15,28 @@ namespace pertoken::cuda {
 // For which reason a result is missing.
 enum class Loss : uint8_t { kNone, kNoRoom, kInCapture, kLate, kFailed };
 
-// Of one device.
-struct ResultsUnderWay {
-  // Results under way are those launched, less those done with. Relaxed: they bound, and order
-  // nothing.
+// Results under way are those launched, less those done with. Relaxed: they bound, and order
+// nothing.
+struct ResultCount {
   std::atomic<uint64_t> launched{0};  // written by the model's thread
   std::atomic<uint64_t> done{0};      // written by the collector
+
+  // The model's thread.
+  void add_launched(uint64_t results) noexcept {
+    launched.store(launched.load(std::memory_order_relaxed) + results, std::memory_order_relaxed);
+  }
+  uint64_t count() const noexcept {
+    return launched.load(std::memory_order_relaxed) - done.load(std::memory_order_relaxed);
+  }
+};
+
+// Of one device.
+struct ResultsUnderWay : ResultCount {
   // Release by the model's thread, acquire by the collector: what was launched before counts.
   std::atomic<bool> is_alive{true};
   uint64_t launched_before = 0;  // the collector's: in the round before
   uint64_t given_up = 0;         // the collector's: these may arrive later still
 
-  uint64_t count() const noexcept {
-    return launched.load(std::memory_order_relaxed) - done.load(std::memory_order_relaxed);
-  }
   // When the recording is over: whether no kernel can write any more, and another one may begin.
   bool is_settled() const noexcept {
     return count() == 0 && given_up == 0 && is_alive.load(std::memory_order_acquire);

@@ -19,7 +19,7 @@ StatsDevice open_stats_device(const DriverApi& api, std::span<const std::byte> i
 
 StatsDevice StatsDevices::take(int ordinal) {
   return spare_.take(ordinal,
-                     [&] { return open_stats_device(api_, image_, ordinal, kRecordsLog2); });
+                     [&] { return open_stats_device(api_, image_, ordinal, records_log2_); });
 }
 
 void StatsDevices::give_back(int ordinal, StatsDevice&& device) {

@@ -26,10 +26,13 @@ StatsDevice open_stats_device(const DriverApi& api, std::span<const std::byte> i
 // Hands them out to recordings, one device to one at a time. Any thread.
 class StatsDevices {
  public:
-  // Each takes 18 MB of pinned memory and 8 MB of the device's.
+  // A ring takes 18 MB of pinned memory; there is one, more only for graphs with many results.
   static constexpr uint32_t kRecordsLog2 = 9;
 
-  StatsDevices(const DriverApi& api, std::span<const std::byte> image) : api_(api), image_(image) {}
+  // Each device takes 8 MB of its memory, besides rings.
+  StatsDevices(const DriverApi& api, std::span<const std::byte> image,
+               uint32_t records_log2 = kRecordsLog2)
+      : api_(api), image_(image), records_log2_(records_log2) {}
 
   const DriverApi& api() const noexcept { return api_; }
   // Throws GpuFailure.
@@ -40,6 +43,7 @@ class StatsDevices {
  private:
   const DriverApi& api_;
   const std::span<const std::byte> image_;
+  const uint32_t records_log2_;
   SpareDevices<StatsDevice> spare_;
 };
 

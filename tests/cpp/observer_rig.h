@@ -27,7 +27,8 @@ struct ObserverRig {
   cuda::CUstream stream = nullptr;
   std::string reason;
 
-  explicit ObserverRig(int count = 1) : driver(count), devices(*driver.api(), kImage) {
+  explicit ObserverRig(int count = 1, uint32_t records_log2 = cuda::StatsDevices::kRecordsLog2)
+      : driver(count), devices(*driver.api(), kImage, records_log2) {
     add_stats_kernels(driver);
     driver.set_current(0);
     CHECK_EQ(driver.api()->cuStreamCreate(&stream, cuda::CU_STREAM_NON_BLOCKING),
