@@ -26,6 +26,8 @@ using CUkernel = struct CUkern_st*;
 using CUgraph = struct CUgraph_st*;
 using CUgraphNode = struct CUgraphNode_st*;
 using CUgraphExec = struct CUgraphExec_st*;
+using CUuserObject = struct CUuserObject_st*;
+using CUhostFn = void (*)(void* of_user);
 
 inline constexpr CUresult CUDA_SUCCESS = 0;
 inline constexpr CUresult CUDA_ERROR_INVALID_VALUE = 1;
@@ -54,6 +56,8 @@ inline constexpr unsigned CU_MEMHOSTALLOC_PORTABLE = 1;
 inline constexpr unsigned CU_MEMHOSTALLOC_DEVICEMAP = 2;
 inline constexpr unsigned CU_MEMHOSTREGISTER_PORTABLE = 1;
 inline constexpr unsigned CU_MEMHOSTREGISTER_DEVICEMAP = 2;
+inline constexpr unsigned CU_USER_OBJECT_NO_DESTRUCTOR_SYNC = 1;
+inline constexpr unsigned CU_GRAPH_USER_OBJECT_MOVE = 1;
 
 // As wide as the driver reads and writes them.
 // NOLINTBEGIN(performance-enum-size)
@@ -161,7 +165,12 @@ struct CUDA_KERNEL_NODE_PARAMS {  // version 2
   X(cuGraphNodeGetEnabled, (CUgraphExec exec, CUgraphNode node, unsigned* enabled))                \
   X(cuGraphLaunch, (CUgraphExec exec, CUstream stream))                                            \
   X(cuGraphExecDestroy, (CUgraphExec exec))                                                        \
-  X(cuGraphDestroy, (CUgraph graph))
+  X(cuGraphDestroy, (CUgraph graph))                                                               \
+  X(cuUserObjectCreate, (CUuserObject * object, void* of_user, CUhostFn destroy,                   \
+                         unsigned references, unsigned flags))                                     \
+  X(cuUserObjectRelease, (CUuserObject object, unsigned references))                               \
+  X(cuGraphRetainUserObject, (CUgraph graph, CUuserObject object, unsigned references,             \
+                              unsigned flags))
 // clang-format on
 
 struct DriverApi {

@@ -293,8 +293,15 @@ void GpuObserver::count_missing(Device& device, const Pending& settled) noexcept
 void GpuObserver::settle_oldest(ObservationIntake& into) {
   Pending settled = std::move(pending_.front());
   pending_.pop_front();
+  count_missing(*devices_.find(settled.message.device), settled);
+  hand_over_settled(settled, into);
+  // The graph may go now.
+  CapturedGraph* const graph = settled.message.graph;
+  if (graph != nullptr) graph->settled.fetch_add(1, std::memory_order_release);
+}
+
+void GpuObserver::hand_over_settled(Pending& settled, ObservationIntake& into) {
   const Message& message = settled.message;
-  count_missing(*devices_.find(message.device), settled);
   if (message.goes_on || is_gathering_) return gather(settled, into);
   if (settled.missing != 0) lost_.count(message.loss, settled.missing);
   if (message.graph != nullptr) return hand_over_replay(settled, into);

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <memory>
@@ -28,6 +29,7 @@
 #include "cuda/device_clock.h"
 #include "cuda/devices_in_use.h"
 #include "cuda/gpu_place.h"
+#include "cuda/graph_life.h"
 #include "cuda/results_under_way.h"
 #include "cuda/stats_device.h"
 
@@ -106,22 +108,29 @@ class GpuObserver final : public ObservationSource {
   };
   // Complete before its first replay; the collector knows it by those.
   struct CapturedGraph {
-    unsigned long long capture;
-    const uint32_t* word;
-    std::vector<CapturedLaunch> launches{};
+    uint32_t number = 0;  // from 1 on, never used again
+    unsigned long long capture = 0;
+    const uint32_t* word = nullptr;
+    std::shared_ptr<const GraphLife> life;
+    std::vector<CapturedLaunch> launches;
     uint32_t results = 0;
     std::array<uint32_t, GpuStats::kRings> in_ring{};  // of them
     uint32_t rings = 0;                                // that they come by
     uint32_t replay = 0;                               // the number of the one that is open
     bool is_open = false;
+    uint64_t announced = 0;  // replays that the collector was told of
+    // Release by the collector, acquire by the model's thread: it has done with so many of them.
+    std::atomic<uint64_t> settled{0};
   };
 
   struct Device : ResultsUnderWay {
     explicit Device(StatsDevice&& opened) : stats(std::move(opened)) {}
     StatsDevice stats;
     std::array<ResultCount, GpuStats::kRings> rings;
-    std::vector<std::unique_ptr<CapturedGraph>> graphs;  // the model's thread; from number 1 on
-    bool is_switched_off = true;                         // likewise: no word is known to be set
+    // The model's thread's: those that may be replayed, by their numbers.
+    std::vector<std::unique_ptr<CapturedGraph>> graphs;
+    uint32_t last_graph = 0;
+    bool is_switched_off = true;  // likewise: no word is known to be set
   };
 
   // A launch or a replay, or, where `loss` is set, that the one before was none.
@@ -129,7 +138,7 @@ class GpuObserver final : public ObservationSource {
     uint64_t ticks;
     uint64_t repeats;
     double weight;
-    const CapturedGraph* graph;  // of a replay, whose sites, formats and rows are in there
+    CapturedGraph* graph;  // of a replay, whose sites, formats and rows are in there
     uint32_t launch;
     uint32_t step;
     uint32_t site;
@@ -166,7 +175,9 @@ class GpuObserver final : public ObservationSource {
   Loss enqueue(Device& device, const GpuPlace& place, FloatFormat format, const StatsPlan& plan,
                uint32_t number) noexcept;
   CUresult find_ring(Device& device, const CapturedGraph& graph, uint32_t results, uint32_t& ring);
-  CapturedGraph* graph_of_capture(Device& device, unsigned long long capture, Loss& loss);
+  CapturedGraph* graph_of_capture(Device& device, CUstream stream, Loss& loss);
+  static CapturedGraph* find_graph(Device& device, uint32_t number) noexcept;
+  static void forget_graphs(Device& device) noexcept;
   Loss set_word(Device& device, CUstream stream, const CapturedGraph& graph,
                 uint32_t value) noexcept;
   bool announce(Device& device, Message& message) noexcept;
@@ -178,6 +189,7 @@ class GpuObserver final : public ObservationSource {
   void lose(Pending& pending, Loss loss) noexcept;
   static void count_missing(Device& device, const Pending& settled) noexcept;
   void settle_oldest(ObservationIntake& into);
+  void hand_over_settled(Pending& settled, ObservationIntake& into);
   void gather(const Pending& part, ObservationIntake& into);
   void hand_over(const Message& message, int32_t row, ExpHistogram&& values,
                  ObservationIntake& into);

@@ -9,11 +9,11 @@ namespace pertoken::cuda {
 namespace {
 
 // 0 where the stream is not being captured, or nobody can tell.
-unsigned long long capture_of(const DriverApi& api, CUstream stream) noexcept {
+unsigned long long capture_of(const DriverApi& api, CUstream stream, CUgraph& graph) noexcept {
   CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
   unsigned long long capture = 0;
   const CUresult result =
-      api.cuStreamGetCaptureInfo_v2(stream, &status, &capture, nullptr, nullptr, nullptr);
+      api.cuStreamGetCaptureInfo_v2(stream, &status, &capture, &graph, nullptr, nullptr);
   return result == CUDA_SUCCESS && status == CU_STREAM_CAPTURE_STATUS_ACTIVE ? capture : 0;
 }
 
@@ -35,7 +35,7 @@ bool GpuObserver::capture(const GpuPlace& place, uint32_t site, const TensorView
   is_read = plan.has_value();
   if (!plan || plan->blocks == 0) return true;
   Loss loss = Loss::kInCapture;
-  if (CapturedGraph* graph = graph_of_capture(*device, capture_of(api, place.stream), loss)) {
+  if (CapturedGraph* graph = graph_of_capture(*device, place.stream, loss)) {
     const auto number = static_cast<uint32_t>(graph->launches.size());
     uint32_t ring = 0;
     result = find_ring(*device, *graph, plan->rows, ring);
@@ -71,17 +71,39 @@ CUresult GpuObserver::find_ring(Device& device, const CapturedGraph& graph, uint
 }
 
 // Made where there is none yet; nullptr, with the reason in `loss`, where none can be.
-GpuObserver::CapturedGraph* GpuObserver::graph_of_capture(Device& device,
-                                                          unsigned long long capture, Loss& loss) {
+GpuObserver::CapturedGraph* GpuObserver::graph_of_capture(Device& device, CUstream stream,
+                                                          Loss& loss) {
+  CUgraph of_driver = nullptr;
+  const unsigned long long capture = capture_of(pool_.api(), stream, of_driver);
   if (capture == 0) return nullptr;
   const auto known = std::find_if(device.graphs.begin(), device.graphs.end(),
                                   [&](const auto& graph) { return graph->capture == capture; });
   if (known != device.graphs.end()) return known->get();
+  forget_graphs(device);
   loss = Loss::kNoRoom;
-  const uint32_t* word = device.stats.stats->take_word();
-  if (word == nullptr) return nullptr;
-  device.graphs.push_back(std::make_unique<CapturedGraph>(CapturedGraph{capture, word}));
+  auto graph = std::make_unique<CapturedGraph>();
+  graph->capture = capture;
+  graph->life = GraphLife::watch(pool_.api(), of_driver);
+  graph->word = device.stats.stats->take_word(capture, graph->life);
+  if (graph->word == nullptr) return nullptr;
+  graph->number = ++device.last_graph;
+  device.graphs.push_back(std::move(graph));
   return device.graphs.back().get();
+}
+
+// Those that nobody can replay any more, and of whose replays none is under way.
+void GpuObserver::forget_graphs(Device& device) noexcept {
+  std::erase_if(device.graphs, [](const auto& graph) {
+    return graph->life->is_over() && !graph->is_open &&
+           graph->announced == graph->settled.load(std::memory_order_acquire);
+  });
+}
+
+GpuObserver::CapturedGraph* GpuObserver::find_graph(Device& device, uint32_t number) noexcept {
+  const auto found =
+      std::lower_bound(device.graphs.begin(), device.graphs.end(), number,
+                       [](const auto& graph, uint32_t of) { return graph->number < of; });
+  return found == device.graphs.end() || (*found)->number != number ? nullptr : found->get();
 }
 
 bool GpuObserver::has_captured(int device) const noexcept {
@@ -94,10 +116,11 @@ uint32_t GpuObserver::captured_graph(const GpuPlace& place) noexcept {
   Device* device = devices_.find(place.device);
   const CurrentContext current(pool_.api(), device->stats.context);
   if (current.result() != CUDA_SUCCESS) return 0;
-  const unsigned long long capture = capture_of(pool_.api(), place.stream);
+  CUgraph of_driver = nullptr;
+  const unsigned long long capture = capture_of(pool_.api(), place.stream, of_driver);
   for (size_t i = device->graphs.size(); capture != 0 && i-- > 0;) {
     const CapturedGraph& graph = *device->graphs[i];
-    if (graph.capture == capture) return graph.results == 0 ? 0 : static_cast<uint32_t>(i) + 1;
+    if (graph.capture == capture) return graph.results == 0 ? 0 : graph.number;
   }
   return 0;
 }
@@ -119,8 +142,9 @@ Loss GpuObserver::set_word(Device& device, CUstream stream, const CapturedGraph&
 bool GpuObserver::open_replay(const GpuPlace& place, uint32_t number,
                               const ObservationLabels& labels) noexcept {
   Device& device = *devices_.find(place.device);
-  CapturedGraph& graph = *device.graphs[number - 1];
-  if (graph.is_open) return false;
+  CapturedGraph* const known = find_graph(device, number);
+  if (known == nullptr || known->is_open) return false;
+  CapturedGraph& graph = *known;
   Message message{.ticks = 0,
                   .repeats = 1,
                   .weight = labels.weight,
@@ -136,6 +160,7 @@ bool GpuObserver::open_replay(const GpuPlace& place, uint32_t number,
                   .loss = Loss::kNone,
                   .goes_on = false};
   if (!announce(device, message)) return false;
+  ++graph.announced;
   const Loss loss = set_word(device, place.stream, graph, word_of_launch(message.launch));
   if (loss != Loss::kNone) {
     withdraw(message, loss);
@@ -148,7 +173,7 @@ bool GpuObserver::open_replay(const GpuPlace& place, uint32_t number,
 
 void GpuObserver::close_replay(const GpuPlace& place, uint32_t number, bool is_launched) noexcept {
   Device& device = *devices_.find(place.device);
-  CapturedGraph& graph = *device.graphs[number - 1];
+  CapturedGraph& graph = *find_graph(device, number);  // it is open, and so still there
   graph.is_open = false;
   if (set_word(device, place.stream, graph, 0) != Loss::kNone) device.is_switched_off = false;
   if (is_launched) return;

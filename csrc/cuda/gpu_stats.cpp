@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <stdexcept>
+#include <utility>
 
 #include "core/slot_counts.h"
 #include "cuda/driver_scope.h"
@@ -85,8 +86,8 @@ CUresult GpuStats::set_up(std::span<const std::byte> image) {
   }
   // The workspaces, the number of the next record of each ring behind them, and the words of
   // graphs.
-  constexpr size_t kDeviceBytes = kWorkspaces * sizeof(StatsWorkspace) + kRings * sizeof(uint64_t) +
-                                  kCaptured * sizeof(uint32_t);
+  constexpr size_t kDeviceBytes =
+      kWorkspaces * sizeof(StatsWorkspace) + kRings * sizeof(uint64_t) + kWords * sizeof(uint32_t);
   CUdeviceptr device_memory = 0;
   if (const CUresult result = make_zeroed_memory(api_, kDeviceBytes, device_memory)) return result;
   // NOLINTNEXTLINE(performance-no-int-to-ptr): an address of the GPU.
@@ -137,16 +138,56 @@ CUresult GpuStats::find_workspaces(CUstream stream, uint32_t rows,
   Owner* const found =
       capture == 0 ? streams_.find(number, capture) : captures_.find(number, capture);
   if (found == nullptr) return CUDA_SUCCESS;
-  if (found->rows < rows) {
-    // Doubled at least, so that all that one stream ever had are fewer than twice what it needs.
-    const uint32_t room = kWorkspaces - workspaces_taken_;
-    if (room < rows) return CUDA_SUCCESS;
-    found->first = workspaces_taken_;
-    found->rows = std::min(std::bit_ceil(rows), room);
-    workspaces_taken_ += found->rows;
-  }
-  workspaces = workspaces_ + found->first;
+  if (found->rows >= rows || hold_workspaces(*found, rows)) workspaces = workspaces_ + found->first;
   return CUDA_SUCCESS;
+}
+
+// The first ones in a row that nobody has. Doubled at least, where there is room, so that all that
+// one stream ever had are fewer than twice what it needs.
+bool GpuStats::hold_workspaces(Owner& owner, uint32_t rows) noexcept {
+  const uint32_t wanted = std::bit_ceil(rows);
+  for (uint32_t first = 0; first < kWorkspaces;) {
+    uint32_t end = first;
+    while (end < kWorkspaces && end - first < wanted && holders_[end] == 0) ++end;
+    if (end - first >= rows) {
+      owner.first = first;
+      owner.rows = end - first;
+      std::fill_n(holders_.begin() + first, owner.rows,
+                  owner.capture == 0 ? kByStream : owner.capture);
+      return true;
+    }
+    first = end + 1;
+  }
+  return false;
+}
+
+const uint32_t* GpuStats::take_word(unsigned long long capture,
+                                    std::shared_ptr<const GraphLife> life) {
+  take_back();
+  if (graphs_.size() == kWords) return nullptr;
+  while (taken_words_[next_word_]) next_word_ = (next_word_ + 1) % kWords;
+  graphs_.push_back({capture, next_word_, std::move(life)});
+  taken_words_.set(next_word_);
+  const uint32_t* const word = words_ + next_word_;
+  next_word_ = (next_word_ + 1) % kWords;
+  return word;
+}
+
+// Of graphs that are gone. Their kernels left the workspaces as they found them.
+void GpuStats::take_back() noexcept {
+  std::erase_if(graphs_, [&](const HeldGraph& graph) {
+    if (!graph.life->is_over()) return false;
+    captures_.drop(graph.capture);
+    std::replace(holders_.begin(), holders_.end(), graph.capture, 0ULL);
+    taken_words_.reset(graph.word);
+    return true;
+  });
+}
+
+bool GpuStats::is_worn() noexcept {
+  take_back();
+  const auto free = static_cast<size_t>(std::count(holders_.begin(), holders_.end(), 0ULL));
+  return free < kWorkspaces / 2 || captures_.count > kCaptured / 2 || graphs_.size() > kWords / 2;
 }
 
 CUresult GpuStats::launch(const StatsPlan& plan, FloatFormat format, CUstream stream,

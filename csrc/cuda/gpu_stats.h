@@ -5,13 +5,15 @@
 //
 // Calls of launch() by one thread at a time, and calls of take() by one thread at a time. take()
 // asks nothing of the driver. What kernels of a captured graph point to must stay as long as the
-// graph, which nobody tells us of, so neither memory nor module is ever given back; and the memory
-// that results arrive in is the process's own, so that reading it is safe even if the context is
-// gone.
+// graph: its word and workspaces serve another one once the driver says that it is gone, and
+// neither memory nor module is ever given back. The memory that results arrive in is the process's
+// own, so that reading it is safe even if the context is gone.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <atomic>
+#include <bitset>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -22,6 +24,7 @@
 #include "core/exp_histogram.h"
 #include "core/float_bits.h"
 #include "cuda/driver_api.h"
+#include "cuda/graph_life.h"
 #include "cuda/stats_block.h"
 #include "cuda/stats_plan.h"
 #include "cuda/tagged_reader.h"
@@ -63,8 +66,11 @@ class GpuStats {
   static constexpr uint32_t kRings = 16;
   // Streams that have launched so far.
   static constexpr size_t kStreams = 64;
-  // Streams in captures, each capture counted anew, and the graphs that can be switched.
+  // Streams in the captures of graphs that are there, each capture counted anew.
   static constexpr size_t kCaptured = 256;
+  // The graphs that can be switched at once; far more, so that a word serves another graph only
+  // long after the last write to it, which may be behind the graph's last replay.
+  static constexpr size_t kWords = 4096;
   // Rows that are counted at once on all of them together; 30 KB each.
   static constexpr uint32_t kWorkspaces = 256;
 
@@ -87,20 +93,16 @@ class GpuStats {
   CUresult launch(const StatsPlan& plan, FloatFormat format, CUstream stream, uint32_t launch,
                   const uint32_t* replay = nullptr, uint32_t ring = 0) noexcept;
 
-  // A word for the launches of a graph that is being captured, 0 at first, which is never given
-  // back; nullptr where all are taken. By the thread that launches.
-  const uint32_t* take_word() noexcept {
-    return words_taken_ == kCaptured ? nullptr : words_ + words_taken_++;
-  }
+  // By the thread that launches, cold: a word for the launches of a graph that is being captured, 0
+  // at first, which it has for its life, as it has the workspaces of these launches; nullptr where
+  // all are taken. Throws std::bad_alloc.
+  const uint32_t* take_word(unsigned long long capture, std::shared_ptr<const GraphLife> life);
   // In the order of the stream.
   CUresult set_word(const uint32_t* word, uint32_t value, CUstream stream) noexcept {
     return api_.cuMemsetD32Async(reinterpret_cast<CUdeviceptr>(word), value, 1, stream);
   }
-  // Whether half of what captures take for good is gone.
-  bool is_worn() const noexcept {
-    return workspaces_taken_ > kWorkspaces / 2 || captures_.count > kCaptured / 2 ||
-           words_taken_ > kCaptured / 2;
-  }
+  // Whether half of what graphs take is held by such as are there still.
+  bool is_worn() noexcept;
 
   // The next result of any ring, in the order of each; false where there is none yet.
   bool take(StatsResult& result);
@@ -129,6 +131,12 @@ class GpuStats {
       all[count] = {stream, capture, 0, 0};
       return &all[count++];
     }
+    void drop(unsigned long long capture) noexcept {
+      const auto end = all.begin() + static_cast<std::ptrdiff_t>(count);
+      const auto kept = std::remove_if(
+          all.begin(), end, [&](const Owner& owner) { return owner.capture == capture; });
+      count = static_cast<size_t>(kept - all.begin());
+    }
   };
 
   // As the device knows it, and what reads it.
@@ -142,6 +150,8 @@ class GpuStats {
   CUresult set_up(std::span<const std::byte> image);
   bool take(ResultRing& ring, StatsResult& result);
   CUresult find_workspaces(CUstream stream, uint32_t rows, StatsWorkspace*& workspaces) noexcept;
+  bool hold_workspaces(Owner& owner, uint32_t rows) noexcept;
+  void take_back() noexcept;
 
   const DriverApi& api_;
   const uint32_t records_log2_;
@@ -151,8 +161,17 @@ class GpuStats {
   const uint32_t* words_ = nullptr;       // likewise, of graphs
   Owners<kStreams> streams_;
   Owners<kCaptured> captures_;
-  uint32_t workspaces_taken_ = 0;
-  size_t words_taken_ = 0;
+  // Of each workspace, the capture that has it; 0: none.
+  static constexpr unsigned long long kByStream = ~0ULL;
+  std::array<unsigned long long, kWorkspaces> holders_{};
+  struct HeldGraph {
+    unsigned long long capture;
+    size_t word;
+    std::shared_ptr<const GraphLife> life;
+  };
+  std::vector<HeldGraph> graphs_;
+  std::bitset<kWords> taken_words_;
+  size_t next_word_ = 0;
   uint64_t* next_indices_ = nullptr;  // in device memory, one a ring
   // Release by the thread that launches, acquire by the one that takes.
   std::array<std::atomic<ResultRing*>, kRings> rings_{};

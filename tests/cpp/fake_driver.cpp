@@ -30,6 +30,7 @@ FakeDriver::FakeDriver(int devices) {
 }
 
 FakeDriver::~FakeDriver() {
+  for (const auto& [object, held] : objects_) held.destroy(held.of_user);
   context_stack.clear();
   fake = nullptr;
 }

@@ -100,6 +100,7 @@ class FakeDriver {
   size_t live_events();
   size_t live_streams();
   size_t live_allocations();
+  size_t live_user_objects();
   uint64_t calls(const std::string& symbol);
   uint64_t captures_broken() const { return captures_broken_; }
   uint64_t misuses() const { return misuses_; }  // of handles that were gone, and the like
@@ -126,6 +127,7 @@ class FakeDriver {
 
   struct Graph {
     std::vector<cuda::CUgraphNode> nodes;
+    std::vector<cuda::CUuserObject> objects;
   };
   struct Node {
     FakeWork work;
@@ -135,6 +137,12 @@ class FakeDriver {
     std::vector<cuda::CUgraphNode> nodes;
     std::map<cuda::CUgraphNode, FakeWork> work;  // as it was when instantiated
     std::set<cuda::CUgraphNode> disabled;
+    std::vector<cuda::CUuserObject> objects;
+  };
+  struct UserObject {
+    void* of_user;
+    cuda::CUhostFn destroy;
+    unsigned references;
   };
   struct Pending {
     FakeWork work;
@@ -200,6 +208,9 @@ class FakeDriver {
   void enqueue(Stream& stream, FakeWork work, int64_t duration_ns, int64_t at_ns);
   void start(Stream& stream, Pending pending, int64_t at_ns);
   cuda::CUgraphNode capture(Stream& stream, FakeWork work);
+  void retain_objects(const std::vector<cuda::CUuserObject>& objects);
+  void release_objects(const std::vector<cuda::CUuserObject>& objects);
+  void destroy_graph(cuda::CUgraph graph);
   int64_t duration_of(const FakeWork& work) const;
   void count_misuse() { ++misuses_; }
 
@@ -229,6 +240,7 @@ class FakeDriver {
   std::map<cuda::CUgraph, Graph> graphs_;
   std::map<cuda::CUgraphNode, Node> nodes_;
   std::map<cuda::CUgraphExec, Exec> execs_;
+  std::map<cuda::CUuserObject, UserObject> objects_;
   std::map<cuda::CUfunction, Function> functions_;
   std::set<cuda::CUmodule> modules_;
   std::map<uintptr_t, Allocation> allocations_;

@@ -18,6 +18,31 @@ CUgraphNode FakeDriver::capture(Stream& stream, FakeWork work) {
   return node;
 }
 
+void FakeDriver::retain_objects(const std::vector<CUuserObject>& objects) {
+  for (const CUuserObject object : objects) ++objects_.at(object).references;
+}
+
+void FakeDriver::release_objects(const std::vector<CUuserObject>& objects) {
+  for (const CUuserObject object : objects) {
+    const auto found = objects_.find(object);
+    if (--found->second.references != 0) continue;
+    found->second.destroy(found->second.of_user);
+    objects_.erase(found);
+  }
+}
+
+void FakeDriver::destroy_graph(CUgraph graph) {
+  const auto found = graphs_.find(graph);
+  for (const CUgraphNode node : found->second.nodes) nodes_.erase(node);
+  release_objects(found->second.objects);
+  graphs_.erase(found);
+}
+
+size_t FakeDriver::live_user_objects() {
+  const std::lock_guard lock(mutex_);
+  return objects_.size();
+}
+
 struct FakeGraphCalls {
   static CUresult cuStreamBeginCapture_v2(CUstream stream, CUstreamCaptureMode mode) {
     const std::lock_guard lock(fake->mutex_);
@@ -45,6 +70,7 @@ struct FakeGraphCalls {
     const bool whole = target->capture == CU_STREAM_CAPTURE_STATUS_ACTIVE;
     target->capture = CU_STREAM_CAPTURE_STATUS_NONE;
     *graph = whole ? target->graph : nullptr;
+    if (!whole) fake->destroy_graph(target->graph);
     return whole ? CUDA_SUCCESS : CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
   }
   static CUresult cuStreamGetCaptureInfo_v2(CUstream stream, CUstreamCaptureStatus* status,
@@ -118,6 +144,8 @@ struct FakeGraphCalls {
     *exec = fake->new_handle<CUgraphExec>();
     FakeDriver::Exec& made = fake->execs_[*exec];
     made.nodes = found->second.nodes;
+    made.objects = found->second.objects;
+    fake->retain_objects(made.objects);
     for (const CUgraphNode node : made.nodes) made.work[node] = fake->nodes_.at(node).work;
     return CUDA_SUCCESS;
   }
@@ -169,20 +197,62 @@ struct FakeGraphCalls {
       const int64_t duration_ns = fake->duration_of(work);
       fake->enqueue(*target, std::move(work), duration_ns, at_ns);
     }
+    const std::vector<CUuserObject>& objects = found->second.objects;
+    if (objects.empty()) return CUDA_SUCCESS;
+    // They are kept until the launch is done.
+    fake->retain_objects(objects);
+    FakeWork end;
+    end.type = CU_GRAPH_NODE_TYPE_MEMSET;
+    end.effect = [objects] { fake->release_objects(objects); };
+    fake->enqueue(*target, std::move(end), 0, at_ns);
     return CUDA_SUCCESS;
   }
   static CUresult cuGraphExecDestroy(CUgraphExec exec) {
     const std::lock_guard lock(fake->mutex_);
     if (const CUresult result = fake->enter("cuGraphExecDestroy")) return result;
-    return fake->execs_.erase(exec) == 1 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    const auto found = fake->execs_.find(exec);
+    if (found == fake->execs_.end()) return CUDA_ERROR_INVALID_VALUE;
+    fake->release_objects(found->second.objects);
+    fake->execs_.erase(found);
+    return CUDA_SUCCESS;
   }
   static CUresult cuGraphDestroy(CUgraph graph) {
     const std::lock_guard lock(fake->mutex_);
     if (const CUresult result = fake->enter("cuGraphDestroy")) return result;
+    if (!fake->graphs_.contains(graph)) return CUDA_ERROR_INVALID_VALUE;
+    fake->destroy_graph(graph);
+    return CUDA_SUCCESS;
+  }
+
+  static CUresult cuUserObjectCreate(CUuserObject* object, void* of_user, CUhostFn destroy,
+                                     unsigned references, unsigned flags) {
+    const std::lock_guard lock(fake->mutex_);
+    if (const CUresult result = fake->enter("cuUserObjectCreate")) return result;
+    if (references == 0 || flags != CU_USER_OBJECT_NO_DESTRUCTOR_SYNC) {
+      return CUDA_ERROR_INVALID_VALUE;
+    }
+    *object = fake->new_handle<CUuserObject>();
+    fake->objects_[*object] = {of_user, destroy, references};
+    return CUDA_SUCCESS;
+  }
+  static CUresult cuUserObjectRelease(CUuserObject object, unsigned references) {
+    const std::lock_guard lock(fake->mutex_);
+    if (const CUresult result = fake->enter("cuUserObjectRelease")) return result;
+    if (!fake->objects_.contains(object) || references != 1) return CUDA_ERROR_INVALID_VALUE;
+    fake->release_objects({object});
+    return CUDA_SUCCESS;
+  }
+  // Of moved references alone.
+  static CUresult cuGraphRetainUserObject(CUgraph graph, CUuserObject object, unsigned references,
+                                          unsigned flags) {
+    const std::lock_guard lock(fake->mutex_);
+    if (const CUresult result = fake->enter("cuGraphRetainUserObject")) return result;
     const auto found = fake->graphs_.find(graph);
-    if (found == fake->graphs_.end()) return CUDA_ERROR_INVALID_VALUE;
-    for (const CUgraphNode node : found->second.nodes) fake->nodes_.erase(node);
-    fake->graphs_.erase(found);
+    if (found == fake->graphs_.end() || !fake->objects_.contains(object) || references != 1 ||
+        flags != CU_GRAPH_USER_OBJECT_MOVE) {
+      return CUDA_ERROR_INVALID_VALUE;
+    }
+    found->second.objects.push_back(object);
     return CUDA_SUCCESS;
   }
 };
@@ -201,6 +271,9 @@ void fill_graph_calls(DriverApi& api) {
   FILL(cuGraphLaunch)
   FILL(cuGraphExecDestroy)
   FILL(cuGraphDestroy)
+  FILL(cuUserObjectCreate)
+  FILL(cuUserObjectRelease)
+  FILL(cuGraphRetainUserObject)
 #undef FILL
 }
 

@@ -72,7 +72,11 @@ EXPORTED void* fake_end_capture(void* stream) {
   pertoken::cuda::CUgraphExec exec = nullptr;
   driver->api()->cuStreamEndCapture(stream_of(stream), &graph);
   driver->api()->cuGraphInstantiateWithFlags(&exec, graph, 0);
+  driver->api()->cuGraphDestroy(graph);
   return exec;
+}
+EXPORTED void fake_drop_graph(void* exec) {
+  driver->api()->cuGraphExecDestroy(static_cast<pertoken::cuda::CUgraphExec>(exec));
 }
 EXPORTED void fake_replay(void* exec, void* stream) {
   driver->api()->cuGraphLaunch(static_cast<pertoken::cuda::CUgraphExec>(exec), stream_of(stream));

@@ -8,69 +8,15 @@
 #include <vector>
 
 #include "check.h"
-#include "cuda/gpu_observer.h"
-#include "observer_rig.h"
+#include "observed_graph_rig.h"
 
 namespace {
 
 using namespace pertoken;
 using namespace pertoken::testing;
 using namespace pertoken::cuda;
-
-struct Graph {
-  CUgraphExec exec = nullptr;
-  uint32_t number = 0;
-  // What its launches read, each a matrix; they put out `fill` times the site and the row.
-  std::vector<std::vector<float>> values;
-  int64_t rows = 1;
-};
-
-struct Gpu : ObserverRig {
-  explicit Gpu(uint32_t records_log2 = StatsDevices::kRecordsLog2) : ObserverRig(1, records_log2) {
-    CHECK(observer->prepare(0, reason));
-  }
-  ~Gpu() { CHECK_EQ(driver.captures_broken(), 0U); }
-
-  GpuPlace place() const { return {0, stream}; }
-  static TensorView matrix(const std::vector<float>& values, int64_t rows) {
-    return float32_matrix(reinterpret_cast<const std::byte*>(values.data()), values.size(), rows);
-  }
-  // Sites are numbered from `first_site` on; `between` is called in the capture.
-  template <typename Between>
-  Graph capture(uint32_t first_site, size_t sites, int64_t rows, bool by_row, Between&& between) {
-    Graph made;
-    made.rows = by_row ? rows : 1;
-    CHECK_EQ(driver.api()->cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_GLOBAL),
-             CUDA_SUCCESS);
-    for (size_t i = 0; i < sites; ++i) {
-      made.values.emplace_back(static_cast<size_t>(rows) * 5);
-      bool is_read = false;
-      CHECK(observer->capture(place(), first_site + static_cast<uint32_t>(i),
-                              matrix(made.values[i], rows), by_row, is_read, reason));
-      CHECK(is_read);
-      between();
-    }
-    made.number = observer->captured_graph(place());
-    CUgraph graph = nullptr;
-    CHECK_EQ(driver.api()->cuStreamEndCapture(stream, &graph), CUDA_SUCCESS);
-    CHECK_EQ(driver.api()->cuGraphInstantiateWithFlags(&made.exec, graph, 0), CUDA_SUCCESS);
-    return made;
-  }
-  Graph capture(uint32_t first_site, size_t sites, int64_t rows = 1, bool by_row = false) {
-    return capture(first_site, sites, rows, by_row, [] {});
-  }
-  // As a replay puts it there; once the device is done, since it reads the host's memory.
-  static void fill(Graph& graph, float value) {
-    for (auto& values : graph.values) std::fill(values.begin(), values.end(), value);
-  }
-  bool replay(const Graph& graph, uint32_t step, bool is_observed = true) {
-    const bool is_open =
-        is_observed && observer->open_replay(place(), graph.number, {step, 0, 1, 4.0});
-    CHECK_EQ(driver.api()->cuGraphLaunch(graph.exec, stream), CUDA_SUCCESS);
-    if (is_open) observer->close_replay(place(), graph.number, true);
-    return is_open;
-  }
-};
+using Graph = ObservedGraph;
+using Gpu = GraphRig;
 
 }  // namespace
 

@@ -81,6 +81,11 @@ class FakeGraph:
         stream = ctypes.c_void_p(self.gpu.streams.pop(0))
         self.exec = ctypes.c_void_p(self.gpu.library.fake_end_capture(stream))
 
+    def __del__(self) -> None:
+        executable = self.__dict__.pop("exec", None)
+        if executable is not None:
+            self.gpu.library.fake_drop_graph(executable)
+
     def replay(self) -> None:
         """Replays it."""
         self.gpu.library.fake_replay(self.exec, ctypes.c_void_p(self.gpu.current_stream(0)))

@@ -253,6 +253,24 @@ def test_replays_after_the_recording_and_in_the_next_one_write_nothing(gpu: Fake
     assert len(prof.result().activations) == 3
 
 
+def test_graphs_that_are_gone_leave_their_room_to_others(gpu: FakeGpu) -> None:
+    model = Model()
+    graphs = 300  # there is room for 256 at once
+    with recording(model) as prof:
+        for i in range(graphs):
+            graph = capture(gpu, model)
+            with pertoken.step("decode"):
+                graph.replay()
+            del graph
+            if i % 25 == 0:
+                arrive(prof, 3 * (i + 1))
+        arrive(prof, 3 * graphs)
+    profile = prof.result()
+    steps = profile.steps["step"][profile.steps["kind"] == "decode"].tolist()
+    assert profile.activations["step"].tolist() == [step for step in steps for _ in range(3)]
+    assert profile.losses["observations_skipped"] == {}
+
+
 def test_two_recordings_observe_the_same_replay(gpu: FakeGpu) -> None:
     model = Model()
     outer, inner = recording(model), recording(model, activation_every=2)
