@@ -21,6 +21,13 @@ from pertoken import Histogram, _native
 from script import Advance, part, run_script
 
 BINS = 200
+DTYPES = (
+    torch.bfloat16,
+    torch.float16,
+    torch.float32,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+)
 CALLS = 5
 Work = Callable[[], object]
 
@@ -49,7 +56,7 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
     cases = [
         (size, dtype, kind)
         for size in SIZES
-        for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn)
+        for dtype in DTYPES
         for kind in ("normal", "constant", "heavy-tailed")
     ]
     for number, (size, dtype, kind) in enumerate(cases):

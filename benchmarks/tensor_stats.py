@@ -70,6 +70,7 @@ def _tensors(values: int) -> dict[str, torch.Tensor]:
         "bfloat16": normal.to(torch.bfloat16),
         "float16": normal.to(torch.float16),
         "float8_e4m3fn": normal.to(torch.float8_e4m3fn),
+        "float8_e5m2": normal.to(torch.float8_e5m2),
         "float32, half of it zeros": normal.relu(),
         "float32, every second column": normal.view(-1, 2048)[:, ::2],
         "float64": normal[: values // 4].to(torch.float64),
