@@ -69,7 +69,7 @@ bool GpuObserver::observe(const GpuPlace& place, const ObservationLabels& labels
   auto plan = plan_stats(view, stats.multiprocessors(), reason, by_row);
   if (!plan) return false;
   if (plan->blocks == 0) return true;
-  launch(*device, place, labels, view.format, {*plan, by_row ? 0 : kAllRows, false});
+  launch(*device, place, labels, view.format, {*plan, by_row ? 0 : kAllRows, true, false});
   return true;
 }
 
@@ -80,7 +80,7 @@ bool GpuObserver::observe_runs(const GpuPlace& place, const ObservationLabels& l
   if (device == nullptr) return false;
   uint32_t left = results_of(runs, row);
   if (left == 0) {  // a row of nothing but padding
-    const Part nothing{{.rows = 0}, static_cast<int32_t>(row), false};
+    const Part nothing{{.rows = 0}, static_cast<int32_t>(row), true, false};
     launch(*device, place, labels, view.format, nothing);
     return true;
   }
@@ -88,13 +88,15 @@ bool GpuObserver::observe_runs(const GpuPlace& place, const ObservationLabels& l
     lost_.count(Loss::kNoRoom, 1);
     return true;
   }
+  bool is_first = true;
   for (const ValidRun& run : runs) {
     if (row != kAllRows && run.row != row) continue;
     const TensorView of_row = slice_of(view, 0, run.batch_row, run.batch_row + 1);
     const auto plan = plan_stats(slice_of(of_row, 1, run.begin, run.end),
                                  device->stats.stats->multiprocessors(), reason);
     if (!plan) return false;  // the first of them, as the strides are the same for all
-    const Part part{*plan, static_cast<int32_t>(row), --left != 0};
+    const Part part{*plan, static_cast<int32_t>(row), is_first, --left != 0};
+    is_first = false;
     if (!launch(*device, place, labels, view.format, part)) return true;
   }
   return true;
@@ -116,6 +118,7 @@ bool GpuObserver::launch(Device& device, const GpuPlace& place, const Observatio
                   .kind = labels.kind,
                   .format = format,
                   .loss = Loss::kNone,
+                  .is_first = part.is_first,
                   .goes_on = part.goes_on};
   if (!announce(device, message)) return false;
   const Loss loss = enqueue(device, place, format, part.plan, message.launch);
@@ -302,6 +305,7 @@ void GpuObserver::settle_oldest(ObservationIntake& into) {
 
 void GpuObserver::hand_over_settled(Pending& settled, ObservationIntake& into) {
   const Message& message = settled.message;
+  if (message.is_first && is_gathering_) drop_gathered();
   if (message.goes_on || is_gathering_) return gather(settled, into);
   if (settled.missing != 0) lost_.count(message.loss, settled.missing);
   if (message.graph != nullptr) return hand_over_replay(settled, into);
@@ -327,6 +331,13 @@ void GpuObserver::gather(const Pending& part, ObservationIntake& into) {
   } else {
     hand_over(part.message, part.message.row, std::move(gathered), into);
   }
+}
+
+// There was no room to announce the rest of an observation, which was counted then.
+void GpuObserver::drop_gathered() noexcept {
+  is_gathering_ = false;
+  gathered_ = ExpHistogram{};
+  gathered_loss_ = Loss::kNone;
 }
 
 void GpuObserver::hand_over(const Message& message, int32_t row, ExpHistogram&& values,

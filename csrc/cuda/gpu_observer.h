@@ -148,7 +148,8 @@ class GpuObserver final : public ObservationSource {
     uint8_t kind;
     FloatFormat format;
     Loss loss;
-    bool goes_on;  // the next launch adds to the same observation
+    bool is_first;  // of its observation
+    bool goes_on;   // the next launch adds to the same one
   };
 
   // A launch that the collector knows of.
@@ -162,6 +163,7 @@ class GpuObserver final : public ObservationSource {
   struct Part {
     StatsPlan plan;
     int32_t row;
+    bool is_first;
     bool goes_on;
   };
 
@@ -191,6 +193,7 @@ class GpuObserver final : public ObservationSource {
   void settle_oldest(ObservationIntake& into);
   void hand_over_settled(Pending& settled, ObservationIntake& into);
   void gather(const Pending& part, ObservationIntake& into);
+  void drop_gathered() noexcept;
   void hand_over(const Message& message, int32_t row, ExpHistogram&& values,
                  ObservationIntake& into);
   void hand_over_replay(Pending& replay, ObservationIntake& into);

@@ -158,6 +158,7 @@ bool GpuObserver::open_replay(const GpuPlace& place, uint32_t number,
                   .kind = labels.kind,
                   .format = FloatFormat::kFloat32,
                   .loss = Loss::kNone,
+                  .is_first = true,
                   .goes_on = false};
   if (!announce(device, message)) return false;
   ++graph.announced;

@@ -122,6 +122,33 @@ TEST(padding_is_left_out) {
   CHECK_EQ(made[3].row, kAllRows);
 }
 
+TEST(an_observation_that_was_cut_off_adds_nothing_to_the_next) {
+  Gpu gpu;
+  const auto values = normal_float32(2 * 5, 5);
+  const TensorView view = matrix(values, 2);
+  const GpuPlace place{0, gpu.stream};
+  const std::vector<ValidRun> none;
+  const std::vector<ValidRun> runs{{0, 0, 0, 5}, {0, 1, 0, 5}};  // of one row
+  // Rows of padding alone have no results, but are told to the collector: until one more fits.
+  uint32_t told = 0;
+  for (; gpu.observer->losses().no_room == 0; ++told) {
+    CHECK(gpu.observer->observe_runs(place, {1, 7, 1, 1.0}, view, none, 0, gpu.reason));
+  }
+  CHECK_EQ(gpu.collect().size(), told - 1);
+  for (uint32_t i = 0; i + 2 < told; ++i) {
+    CHECK(gpu.observer->observe_runs(place, {2, 7, 1, 1.0}, view, none, 0, gpu.reason));
+  }
+  CHECK(gpu.observer->observe_runs(place, {3, 7, 1, 1.0}, view, runs, 0, gpu.reason));
+  CHECK_EQ(gpu.observer->losses().no_room, 2U);
+  CHECK_EQ(gpu.collect().size(), told - 2);
+  CHECK(gpu.observer->observe_runs(place, {4, 7, 1, 1.0}, view, {runs.data(), 1}, 0, gpu.reason));
+  const auto made = gpu.collect();
+  CHECK_EQ(made.size(), 1U);
+  CHECK_EQ(made[0].step, 4U);
+  CHECK_EQ(made[0].values.count(), 5U);
+  CHECK_EQ(gpu.observer->losses().no_room, 2U);
+}
+
 TEST(results_that_nobody_collects_take_no_more_than_their_room) {
   Gpu gpu;
   const auto values = normal_float32(40, 4);
