@@ -5,10 +5,16 @@
 
 namespace pertoken::cuda {
 
-uint64_t StampClock::whole_ns(uint64_t content) noexcept {
+// Whole rounds of the 48 bits, of three days each, are known by the host's clock. Stamps may come a
+// little out of order, so that the rest has a sign.
+uint64_t StampClock::whole_ns(uint64_t content, double ns_per_tick) noexcept {
   constexpr int kUnused = 64 - kContentBits;
-  // Stamps may come a little out of order, so that the distance has a sign.
-  const auto distance = static_cast<int64_t>((content - last_content_) << kUnused) >> kUnused;
+  const uint64_t now = ticks_();
+  const auto passed_ns =
+      static_cast<uint64_t>(static_cast<double>(now - last_seen_ticks_) * ns_per_tick);
+  const uint64_t rest = content - last_content_ - passed_ns;
+  const auto distance =
+      static_cast<int64_t>(passed_ns) + (static_cast<int64_t>(rest << kUnused) >> kUnused);
   const uint64_t whole =
       last_whole_ns_ == 0 ? kOrigin : last_whole_ns_ + static_cast<uint64_t>(distance);
   if (last_whole_ns_ != 0 && distance != 0) {
@@ -16,6 +22,7 @@ uint64_t StampClock::whole_ns(uint64_t content) noexcept {
     step_ns_ = step_ns_ == 0 ? size : std::min(step_ns_, size);
   }
   last_content_ = content;
+  last_seen_ticks_ = now;
   last_whole_ns_ = whole;
   return whole;
 }

@@ -20,8 +20,9 @@ class StampClock {
  public:
   StampClock(const DriverApi& api, HostTicks ticks) : api_(api), ticks_(ticks) {}
 
-  // A stamp's whole time, from its 48 bits; in the order in which they come.
-  uint64_t whole_ns(uint64_t content) noexcept;
+  // A stamp's whole time, from its 48 bits; in the order in which they come, however long the
+  // device was idle before.
+  uint64_t whole_ns(uint64_t content, double ns_per_tick) noexcept;
   // A stamp of an anchor.
   void see(const StampPlace& place, uint64_t whole_ns) noexcept;
   // Reads an anchor that the device has come to, and takes a new one where the last is too old.
@@ -56,7 +57,8 @@ class StampClock {
   const DriverApi& api_;
   const HostTicks ticks_;
   uint64_t last_content_ = 0;
-  uint64_t last_whole_ns_ = 0;  // 0: none yet
+  uint64_t last_whole_ns_ = 0;    // 0: none yet
+  uint64_t last_seen_ticks_ = 0;  // the host's, when that came
   // The shortest distance of two stamps that differ: no step of the clock is longer.
   uint64_t step_ns_ = 0;
 

@@ -241,7 +241,7 @@ void StampReader::collect_device(int index, Device& device, GraphStamps& stamps,
   stamps.read(device.inbox, stamps_);
   read_ring();  // behind the stamps: replays are announced before they are launched
   for (const StampInbox::Stamp& stamp : stamps_) {
-    take_stamp(device, stamp.place, device.clock->whole_ns(stamp.time_ns));
+    take_stamp(device, stamp.place, device.clock->whole_ns(stamp.time_ns, ns_per_tick));
   }
   find_spans(device, spans);
   const bool needs_clock = !device.awaited.empty() || !device.clock->is_ready();

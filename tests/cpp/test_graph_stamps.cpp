@@ -47,6 +47,29 @@ TEST(the_content_of_a_stamp_holds_its_place) {
   }
 }
 
+// A stamp holds three days of nanoseconds.
+TEST(layers_of_replays_have_their_times_after_days_without_any) {
+  StampRig rig;
+  const CUstream stream = rig.stream();
+  rig.lane();
+  rig.settle();
+  const CapturedGraph graph = capture_model(rig, stream);
+  constexpr int64_t kHourNs = 3'600'000'000'000;
+  for (const int64_t idle_hours : {0, 60, 36, 80, 200, 1}) {
+    rig.fake.advance(idle_hours * kHourNs);
+    rig.spans.clear();
+    const StampedReplay replay = rig.replay(graph, stream);
+    rig.settle();
+    const auto spans = rig.of_site(12);
+    CHECK_EQ(spans.size(), size_t{1});
+    if (spans.empty()) continue;
+    CHECK(is_near(spans[0].start_ticks, rig.when.at({graph.number, replay.number, 2}),
+                  rig.losses().clock_error_ns));
+  }
+  CHECK_EQ(rig.losses().overwritten, uint64_t{0});
+  CHECK_EQ(lost(rig.losses()), uint64_t{0});
+}
+
 TEST(every_replay_has_the_spans_of_the_calls_that_were_captured) {
   StampRig rig;
   rig.fake.set_device_clock(4e-5, 987'654'321'000, 32);
