@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cuda/driver_scope.h"
+#include "cuda/kernel_memory.h"
 
 namespace pertoken::cuda {
 namespace {
@@ -60,34 +61,20 @@ CUresult GraphStamps::set_up(std::span<const std::byte> image, uint32_t ring_log
   // The words of the graphs behind the number of the next stamp.
   constexpr size_t kDeviceBytes = sizeof(uint64_t) + kMaxGraphs * sizeof(uint32_t);
   CUdeviceptr device_memory = 0;
-  if (const CUresult result = api_.cuMemAlloc_v2(&device_memory, kDeviceBytes)) return result;
+  if (const CUresult result = make_zeroed_memory(api_, kDeviceBytes, device_memory)) return result;
   words_ = device_memory + sizeof(uint64_t);
   // NOLINTNEXTLINE(performance-no-int-to-ptr): an address of the GPU.
   ring_.next_index = reinterpret_cast<uint64_t*>(device_memory);
   ring_.words_a_slot = kStampWords;
   ring_.capacity_log2 = ring_log2;
-  const size_t host_words = size_t{kStampWords} << ring_log2;
-  void* host = nullptr;
-  if (const CUresult result =
-          api_.cuMemHostAlloc(&host, host_words * sizeof(uint64_t),
-                              CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP)) {
+  // The process's own memory, which is there to be read even when the context was reset.
+  DeviceRing read = ring_;
+  if (const CUresult result = make_pinned_words(api_, ring_, ring_.words, read.words)) {
     return result;
   }
-  std::fill_n(static_cast<uint64_t*>(host), host_words, 0);
-  ring_.words = static_cast<uint64_t*>(host);
-  reader_ = std::make_unique<TaggedReader>(ring_, kStampWords, &words_of_stamp);
-  CUdeviceptr mapped = 0;
-  if (const CUresult result = api_.cuMemHostGetDevicePointer_v2(&mapped, host, 0)) return result;
-  // NOLINTNEXTLINE(performance-no-int-to-ptr): an address of the GPU.
-  ring_.words = reinterpret_cast<uint64_t*>(mapped);
+  reader_ = std::make_unique<TaggedReader>(read, kStampWords, &words_of_stamp);
   // Ordered with no other stream, so that neither waits for the other.
-  if (const CUresult result = api_.cuStreamCreate(&own_stream_, CU_STREAM_NON_BLOCKING)) {
-    return result;
-  }
-  if (const CUresult result = api_.cuMemsetD8Async(device_memory, 0, kDeviceBytes, own_stream_)) {
-    return result;
-  }
-  return api_.cuStreamSynchronize(own_stream_);
+  return api_.cuStreamCreate(&own_stream_, CU_STREAM_NON_BLOCKING);
 }
 
 CUresult GraphStamps::launch(CUstream stream, uint32_t graph, uint32_t ordinal) noexcept {

@@ -248,6 +248,10 @@ void FakeDriver::release(CUstream stream, int device) {
 void FakeDriver::destroy_context(int device) {
   const std::lock_guard lock(mutex_);
   gone_.insert(device);
+  // With the context goes what was allocated in it, host memory included; tests that do this have
+  // one device with any.
+  effects_.clear();
+  std::erase_if(allocations_, [](const auto& held) { return held.second.is_host; });
 }
 
 int64_t FakeDriver::event_time_ns(CUevent event) {

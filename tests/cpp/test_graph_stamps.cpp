@@ -70,6 +70,24 @@ TEST(layers_of_replays_have_their_times_after_days_without_any) {
   CHECK_EQ(lost(rig.losses()), uint64_t{0});
 }
 
+// With its context goes what the driver allocated, in the host's memory as well.
+TEST(stamps_are_read_safely_when_the_context_has_been_reset) {
+  StampRig rig;
+  const CUstream stream = rig.stream();
+  rig.lane();
+  rig.settle();
+  const CapturedGraph graph = capture_model(rig, stream);
+  rig.replay(graph, stream);
+  rig.settle();
+  CHECK_EQ(rig.of_site(12).size(), size_t{1});
+  rig.replay(graph, stream);
+  rig.fake.destroy_context(0);
+  rig.settle();
+  CHECK_EQ(rig.of_site(12).size(), size_t{1});
+  CHECK(rig.losses().failed > 0);
+  CHECK_EQ(rig.losses().pending, uint64_t{0});
+}
+
 TEST(every_replay_has_the_spans_of_the_calls_that_were_captured) {
   StampRig rig;
   rig.fake.set_device_clock(4e-5, 987'654'321'000, 32);
