@@ -239,7 +239,10 @@ void StampReader::collect_device(int index, Device& device, GraphStamps& stamps,
   const CurrentContext current(devices_->api(), timed->context);
   if (current.result() != CUDA_SUCCESS) timed->fail(current.result());
   stamps.read(device.inbox, stamps_);
-  read_ring();  // behind the stamps: replays are announced before they are launched
+  // A stamp comes after the announcement of its replay, by way of the GPU; the announcements must be
+  // read after it here, too.
+  std::atomic_thread_fence(std::memory_order_acquire);
+  read_ring();
   for (const StampInbox::Stamp& stamp : stamps_) {
     take_stamp(device, stamp.place, device.clock->whole_ns(stamp.time_ns, ns_per_tick));
   }
