@@ -6,6 +6,7 @@ nothing: what records is imported when the program has imported torch.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Callable
@@ -40,6 +41,8 @@ def start() -> None:
     try:
         _options = AutostartOptions.parse(text).resolved()
         os.environ[VARIABLE] = _options.for_children().text()
+        if _options.summary:  # asked for by a person, who waits for an answer
+            atexit.register(_say_that_nothing_ran, os.getpid())  # first, so that it runs last
         after_import("torch.nn.modules.module", _torch_is_there)
         after_import("transformers.generation.utils", _transformers_is_there)
     except (PertokenError, OSError, ValueError) as error:
@@ -62,6 +65,11 @@ def say(text: str) -> None:
         # In one piece: processes that end together share the terminal.
         sys.stderr.write(f"pertoken: {' '.join(text.split())}\n")
         sys.stderr.flush()
+
+
+def _say_that_nothing_ran(pid: int) -> None:
+    if os.getpid() == pid and (_search is None or not _search.has_told):
+        say("no model was called in this process, so there is no profile of it")
 
 
 def _torch_is_there(module: ModuleType) -> None:

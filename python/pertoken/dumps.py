@@ -54,6 +54,8 @@ class Dumps:
     def __init__(
         self, triggers: Sequence[Trigger], folder: str | os.PathLike[str], dumps_per_hour: int
     ) -> None:
+        if isinstance(triggers, Trigger):
+            raise SelectionError(f"triggers: give a list of them: [{triggers!r}]")
         triggers = tuple(triggers)
         for trigger in triggers:
             if not isinstance(trigger, Trigger):

@@ -26,6 +26,7 @@ from pertoken import schema
 from pertoken.clock_alignment import Alignment, AxisMap, ClockFacts, align
 from pertoken.errors import MergeError
 from pertoken.processes import process_columns, process_name
+from pertoken.quantity import name_text
 from pertoken.result import Profile
 from pertoken.schema import ID_BITS
 from pertoken.strings import StringTable
@@ -73,8 +74,15 @@ def merge(profiles: Iterable[Profile]) -> Profile:
     Raises:
         MergeError: there is none, a recording is there twice, or there is no common time base.
     """
+    parts = tuple(profiles)
+    for part in parts:
+        if not isinstance(part, Profile):
+            raise MergeError(
+                "merge() takes profiles, as load() and result() give them, not "
+                f"{name_text(repr(part))}"
+            )
     try:
-        return _merged(tuple(profiles))
+        return _merged(parts)
     except OverflowError as error:
         raise MergeError(
             f"a number in a profile's metadata is larger than any clock or count gives: {error}"

@@ -52,6 +52,11 @@ class ModelSearch:
         # The lock is there by now, so that its handlers run round ours.
         os.register_at_fork(after_in_child=self._start_afresh)
 
+    @property
+    def has_told(self) -> bool:
+        """Whether something was said of a model at the end of the process."""
+        return self._files.has_told
+
     def watch_modules(self, module_class: Any) -> None:
         """Looks at calls from now on.
 

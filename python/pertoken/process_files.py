@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from pertoken.autostart import say
 from pertoken.autostart_options import AutostartOptions
+from pertoken.errors import system_errors
 from pertoken.quantity import name_text, plural_text
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class ProcessFiles:
         self._options = options
         self._recordings: list[Recording] = []  # not written yet
         self._written = 0
+        self._has_told = False  # of a model, at the end
         self._unrecorded: Counter[str] = Counter()
         atexit.register(self.write_all)
         if options.log_interval:
@@ -46,6 +48,11 @@ class ProcessFiles:
     def models(self) -> int:
         """How many models were recorded so far."""
         return self._written + len(self._recordings)
+
+    @property
+    def has_told(self) -> bool:
+        """Whether something was said of a model: where its file is, or why there is none."""
+        return self._has_told
 
     def note_unrecorded(self, name: str) -> None:
         """Counts a model that could not be recorded."""
@@ -79,7 +86,8 @@ class ProcessFiles:
         if self._unrecorded:
             names = ", ".join(map(name_text, list(self._unrecorded)[:_NAMES_SHOWN]))
             count = sum(self._unrecorded.values())
-            say(f"{plural_text(count, 'model')} beside those recorded could not be: {names}")
+            say(f"{plural_text(count, 'model')} could not be recorded: {names}")
+            self._has_told = True
             self._unrecorded.clear()
 
     def _write(self, recording: Recording) -> None:
@@ -89,8 +97,10 @@ class ProcessFiles:
             profile = recording.result()
             if not len(profile.steps):
                 return
+            self._has_told = True
             path = self._options.file(script_name(), os.getpid(), self._written + 1)
-            path.parent.mkdir(parents=True, exist_ok=True)
+            with system_errors("write", str(path)):
+                path.parent.mkdir(parents=True, exist_ok=True)
             profile.save(path)
         except Exception as error:
             say(f"a profile is lost: {str(error) or type(error).__name__}")

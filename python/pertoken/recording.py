@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import sys
 import threading
 import time
 import weakref
@@ -18,7 +17,7 @@ from pertoken.assembly import assemble
 from pertoken.compiled_layers import CompiledLayers
 from pertoken.device_timing import DeviceChoice, DeviceTiming, check_choice
 from pertoken.dumps import Dumps, dump
-from pertoken.errors import RecordingStateError, SelectionError
+from pertoken.errors import RecordingStateError
 from pertoken.fault_log import FaultLog
 from pertoken.generation import GenerateWatch, inner_roots
 from pertoken.graph_captures import GraphCaptures
@@ -26,6 +25,7 @@ from pertoken.identity import Ranks, group_ranks
 from pertoken.instrument import Instrumentation, unwrap_compiled
 from pertoken.observing import NOTHING_OBSERVED, Observed, Observing
 from pertoken.patch import change_lock
+from pertoken.recording_arguments import check_arguments
 from pertoken.recording_meta import lasting_meta, model_facts
 from pertoken.request_log import RequestLog
 from pertoken.result import Profile
@@ -49,7 +49,6 @@ logger = logging.getLogger("pertoken")
 F = TypeVar("F", bound=Callable[..., Any])
 
 _RING_RECORDS = 1 << 16
-_MIN_MEMORY_BYTES = 1 << 20
 _BYTES_A_REQUEST = 2048  # what a request in the log takes, roughly
 
 
@@ -79,20 +78,7 @@ class Recording:
         holds_model: bool = True,
         observed: Observed = NOTHING_OBSERVED,
     ) -> None:
-        torch_module = sys.modules.get("torch")
-        if torch_module is None or not isinstance(model, torch_module.nn.Module):
-            raise SelectionError(
-                f"profile() takes a torch.nn.Module, not {type(model).__name__}; "
-                "to profile a pipeline, pass its .model"
-            )
-        if memory_limit_bytes < _MIN_MEMORY_BYTES:
-            raise SelectionError(
-                f"memory_limit_bytes={memory_limit_bytes}: give at least {_MIN_MEMORY_BYTES}"
-            )
-        if log_interval_s is not None and not 0 < log_interval_s <= threading.TIMEOUT_MAX:
-            raise SelectionError(
-                f"log_interval_s={log_interval_s}: give a positive number of seconds, or None"
-            )
+        check_arguments(model, memory_limit_bytes, log_interval_s)
         check_choice(device)
         self.device_timing = DeviceTiming(device)
         self.budget = checked_budget(budget)

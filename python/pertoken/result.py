@@ -16,6 +16,7 @@ import numpy as np
 
 from pertoken import schema
 from pertoken.processes import own_process
+from pertoken.quantity import plural_text
 from pertoken.strings import StringTable
 from pertoken.table import Array, Table, TableError
 
@@ -274,7 +275,8 @@ class Profile:
     def __repr__(self) -> str:
         """Name the model and the sizes."""
         counts = ", ".join(
-            f"{len(self._tables[name])} {name}" for name in ("requests", "steps", "tokens", "spans")
+            plural_text(len(self._tables[f"{noun}s"]), noun)
+            for noun in ("request", "step", "token", "span")
         )
         return f"<Profile {self._model_name()}: {counts}>"
 

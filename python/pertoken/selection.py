@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import inspect
 import re
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 ModulePredicate = Callable[[str, Any], bool]
 ModuleSelection: TypeAlias = str | Iterable[str] | ModulePredicate
 
+_WORDS = ("root", "layers", "all")
 _ATTENTION = re.compile(r"att(entio)?n|mixer|mamba|ssm|recurrent|temporal_block", re.IGNORECASE)
 _FEED_FORWARD = re.compile(
     r"mlp|ffn?$|feed_?forward|moe|experts$|intermediate|^output$|channel_mix|dense_?relu"
@@ -52,7 +54,10 @@ def select_modules(
             chosen = _layers(model, named)
             return {name: named[name] for name in named if name in chosen}, "layers"
         return _matching(model, named, [modules], argument), "custom"
-    if callable(modules):
+    import torch
+
+    # A class and a module can be called, too.
+    if callable(modules) and not isinstance(modules, (type, torch.nn.Module)):
         picked = {name: module for name, module in named.items() if modules(name, module)}
         if not any(map(has_forward, picked.values())):
             raise SelectionError(
@@ -107,8 +112,11 @@ def _matching(
             )
         if not found:
             examples = ", ".join(list(named)[:4]) or "none, the model has no submodules"
+            meant = difflib.get_close_matches(pattern.lower(), _WORDS, n=1)
+            hint = f"; did you mean {meant[0]!r}?" if meant else ""
             raise SelectionError(
-                f"{argument}={pattern!r} matches no module; the model's names are: {examples}, ..."
+                f"{argument}={pattern!r} matches no module{hint}; the model's names are: "
+                f"{examples}, ..."
             )
         chosen |= {id(model.get_submodule(name)) for name in called}
     return {name: module for name, module in named.items() if id(module) in chosen}

@@ -24,6 +24,7 @@ from pertoken.analysis.slow_tokens import SlowToken, slowest_tokens
 from pertoken.analysis.stragglers import find_stragglers
 from pertoken.analysis.token_confidence import UnsureToken, least_confident_tokens
 from pertoken.processes import names_of_processes
+from pertoken.quantity import plural_text
 from pertoken.summary_cost import stated_costs
 
 if TYPE_CHECKING:
@@ -183,9 +184,10 @@ class Summary:
     def __repr__(self) -> str:
         """Say what is summarised; `str` gives the summary itself."""
         counts = ", ".join(
-            f"{self._data[name]['count']} {name}" for name in ("requests", "steps", "tokens")
+            plural_text(self._data[f"{noun}s"]["count"], noun)
+            for noun in ("request", "step", "token")
         )
-        return f"<Summary of {counts}>"
+        return f"<Summary of {counts}; print() shows it>"
 
     def __str__(self) -> str:
         """Render for a terminal, as wide as it is, without colour."""

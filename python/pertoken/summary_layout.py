@@ -114,19 +114,24 @@ def _what_is_held(data: Mapping[str, Any]) -> list[str]:
 def _why_nothing(data: Mapping[str, Any]) -> list[str]:
     requests = data["requests"]
     if data["steps"]["count"] == 0:
-        return ["No step: the model's forward was not called while it was recorded."]
+        if data.get("duration_ns") == 0 and not data["losses"].get("reasons"):
+            return ["No step: it was never started; enter the recording by `with`, or start() it."]
+        return [
+            "No step: the model was not called while it was recorded. Calls of model.forward() "
+            "itself are not seen, nor those in another process."
+        ]
     if data["tokens"]["count"]:
         return []
     if requests["count"] == 0:
         return [
-            "No token: neither generate() nor pertoken.request() ran, so that commits are unknown; "
+            "No token: neither generate() nor pertoken.step() ran, so that commits are unknown; "
             "only steps are shown."
         ]
     if requests["failed"] == requests["count"]:
         return ["No token: every request was ended by an exception; only steps are shown."]
     return [
-        "No token: no request has committed one, or what was committed could not be told; only "
-        "steps are shown."
+        "No token: no request has committed one, or what was committed could not be told (in a "
+        "loop of your own, by pertoken.step()); only steps are shown."
     ]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from pertoken import schema
 from pertoken.errors import MissingDependencyError, PertokenError, SelectionError
-from pertoken.quantity import name_text
+from pertoken.quantity import name_text, plural_text
 
 if TYPE_CHECKING:
     import pandas
@@ -206,8 +206,9 @@ class Table:
         return pyarrow.table(data)
 
     def __repr__(self) -> str:
-        """Name the table and its size."""
-        return f"<Table {self._name}: {self._length} rows x {len(self._columns)} columns>"
+        """Name the table, its size and its columns."""
+        size = f"{plural_text(self._length, 'row')} of {', '.join(map(name_text, self.columns))}"
+        return f"<Table {self._name}: {size}>"
 
     def _repr_html_(self) -> str:
         head = self.where(np.arange(min(self._length, _HTML_ROWS)))

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from pertoken.histogram import Histogram
+from pertoken.quantity import plural_text
 
 OTHER = "__other__"  # stands for all sites, or values of labels, beyond the bound on their number
 OUTSIDE = "outside"  # the kind of what ran in no step
@@ -222,11 +223,12 @@ class Totals:
 
     def __repr__(self) -> str:
         """Name the sizes."""
-        requests, steps = self.all_requests, self.all_steps
-        return (
-            f"<Totals of {self.recordings} recordings: {requests.started} requests, "
-            f"{steps.begun} steps, {steps.tokens_committed} tokens>"
+        counts = (
+            plural_text(self.all_requests.started, "request"),
+            plural_text(self.all_steps.begun, "step"),
+            plural_text(self.all_steps.tokens_committed, "token"),
         )
+        return f"<Totals of {plural_text(self.recordings, 'recording')}: {', '.join(counts)}>"
 
 
 def _sum(parts: Iterable[T], empty: T) -> T:

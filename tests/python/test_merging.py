@@ -242,6 +242,8 @@ def test_the_same_recording_twice_is_refused() -> None:
     merged = pertoken.merge([recorded(0), recorded(1)])
     with pytest.raises(MergeError, match="give each once"):
         pertoken.merge([merged, recorded(0)])
+    with pytest.raises(MergeError, match="takes profiles, as load"):
+        pertoken.merge(["rank0.pertoken"])
     with pytest.raises(MergeError, match="at least one"):
         pertoken.merge([])
 

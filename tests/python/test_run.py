@@ -29,6 +29,7 @@ SITECUSTOMIZE = (
     else f"import site; site.addsitedir({str(AUTOSTART.parent)!r})\n"
 )
 RUN = (sys.executable, "-m", "pertoken", "run")
+NO_MODEL = "pertoken: no model was called in this process, so there is no profile of it\n"
 
 # A model of plain PyTorch: quick to import, and without generate().
 TINY = """
@@ -106,7 +107,7 @@ def test_a_script_sees_what_python_shows_it(folder: Path) -> None:
         profiled = execute(*RUN, *arguments)
         assert plain.returncode == 0
         assert (profiled.returncode, profiled.stdout) == (0, plain.stdout)
-        assert profiled.stderr == ""
+        assert profiled.stderr == NO_MODEL
     assert list(folder.rglob("*.pertoken")) == []
 
 
@@ -117,7 +118,8 @@ def test_exit_codes_and_tracebacks_are_those_of_python(folder: Path, ending: str
     write("ends.py", f"import sys\ndef inner():\n    {ending}\ninner()\n")
     plain = execute(sys.executable, "ends.py")
     profiled = execute(*RUN, "ends.py")
-    assert (profiled.returncode, profiled.stderr) == (plain.returncode, plain.stderr)
+    told = (profiled.returncode, profiled.stderr.removesuffix(NO_MODEL))
+    assert told == (plain.returncode, plain.stderr)
 
 
 @pytest.mark.parametrize("ending", ["raise KeyboardInterrupt", "sys.exit(7)"])
@@ -297,7 +299,19 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_no_failure(folder: Path
     Path("file").write_text("in the way")
     done = execute(sys.executable, "-c", TINY + "run(1)", PERTOKEN_PROFILE="file/out")
     assert done.returncode == 0
-    assert done.stderr.startswith("pertoken: a profile is lost: ") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("pertoken: a profile is lost: cannot write '")
+    assert "a part of it is not a folder" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_an_interpreter_in_the_place_of_the_script_is_wrong_usage(folder: Path) -> None:
+    """As `nsys profile python script.py` and `py-spy record -- python script.py` want it."""
+    write("script.py", "print('runs')")
+    for interpreter in ("python", "python3.11", sys.executable):
+        done = execute(*RUN, interpreter, "script.py")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "give the script, not the interpreter: pertoken run script.py" in done.stderr
+    write("python", "print('a script')")
+    assert execute(*RUN, "python").stdout == "a script\n"
 
 
 def test_a_trace_that_cannot_be_written_is_told_and_the_profile_is_there(folder: Path) -> None:
@@ -325,7 +339,7 @@ def test_a_pattern_that_matches_nothing_leaves_the_model_unrecorded_and_says_so(
         sys.executable, "-c", TINY + "run(2)", PERTOKEN_PROFILE="output=out,modules=absent.*"
     )
     assert done.returncode == 0
-    assert "1 model beside those recorded could not be: Tiny (modules='absent.*'" in done.stderr
+    assert "1 model could not be recorded: Tiny (modules='absent.*'" in done.stderr
     assert list(folder.rglob("*.pertoken")) == []
 
 

@@ -210,6 +210,11 @@ def test_a_shared_module_is_found_by_any_of_its_names(modules: str) -> None:
         ([], "give 'root', 'layers', 'all'"),
         ([nn.ReLU], "give 'root', 'layers', 'all'"),
         (b"head", "give 'root', 'layers', 'all'"),
+        (nn.Linear, "give 'root', 'layers', 'all'"),
+        (nn.Linear(2, 2), "give 'root', 'layers', 'all'"),
+        ("layer", "did you mean 'layers'"),
+        ("Layers", "did you mean 'layers'"),
+        ("al", "did you mean 'all'"),
     ],
 )
 def test_what_selects_nothing_is_refused(modules: Any, message: str) -> None:
@@ -226,12 +231,23 @@ def test_a_predicates_own_error_passes_through() -> None:
         pertoken.profile(seeded(Stack), modules=fail)
 
 
-@pytest.mark.parametrize("model", [None, Stack, "llama", print, torch.ones(1)])
-def test_what_is_no_module_is_refused(model: Any) -> None:
-    with pytest.raises(SelectionError, match=r"takes a torch\.nn\.Module"):
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (None, "not a NoneType"),
+        (Stack, "not the class Stack; pass an instance"),
+        ("llama", "not a str; load the model"),
+        (print, "decorate it with @pertoken.profile"),
+        (torch.ones(1), "not a Tensor"),
+        ([Stack], r"to profile a pipeline, pass its \.model"),
+    ],
+)
+def test_what_is_no_module_is_refused_with_what_to_pass(model: Any, message: str) -> None:
+    with pytest.raises(SelectionError, match=rf"takes a torch\.nn\.Module, .*{message}"):
         pertoken.profile(model)
 
 
-def test_a_memory_limit_that_holds_nothing_is_refused() -> None:
+@pytest.mark.parametrize("limit", [10, "64MB", 1e8, None])
+def test_a_memory_limit_that_is_none_is_refused(limit: Any) -> None:
     with pytest.raises(SelectionError, match="give at least"):
-        pertoken.profile(seeded(Stack), memory_limit_bytes=10)
+        pertoken.profile(seeded(Stack), memory_limit_bytes=limit)

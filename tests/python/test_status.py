@@ -140,10 +140,21 @@ def test_the_costs_are_measured_once_and_leave_no_recording_running(
     assert record_costs.record_costs() is not None
 
 
-@pytest.mark.parametrize("interval", [0, -1, math.nan, math.inf, 1e30])
-def test_an_interval_that_is_none_is_refused(interval: float) -> None:
+@pytest.mark.parametrize("interval", [0, -1, math.nan, math.inf, 1e30, "60", True])
+def test_an_interval_that_is_none_is_refused(interval: Any) -> None:
     with pytest.raises(SelectionError, match="log_interval_s"):
         pertoken.profile(seeded(Stack), log_interval_s=interval)
+
+
+def test_a_recording_that_was_never_started_says_so() -> None:
+    model = seeded(Stack)
+    recording = pertoken.profile(model)
+    model(numbers())
+    assert "not started yet" in recording.status()
+    assert "No step: it was never started" in str(recording.summary())
+    with recording:
+        pass
+    assert "No step: the model was not called" in str(recording.summary())
 
 
 def test_it_is_logged_until_the_recording_stops(caplog: pytest.LogCaptureFixture) -> None:

@@ -133,7 +133,7 @@ def test_nothing_changes_a_summary() -> None:
     with pytest.raises(AttributeError):
         del summary._data
     assert pickle.loads(pickle.dumps(summary)) == summary == copy.deepcopy(summary)
-    assert repr(summary) == "<Summary of 2 requests, 16 steps, 16 tokens>"
+    assert repr(summary) == "<Summary of 2 requests, 16 steps, 16 tokens; print() shows it>"
 
 
 class Cells(html.parser.HTMLParser):
@@ -313,7 +313,7 @@ def test_without_tokens_the_summary_says_why_and_shows_the_steps() -> None:
     failed = with_columns(silent, "requests", error=["ValueError", "KeyError"])
     assert "ended by an exception" in header(failed) and "2 failed" in header(failed)
     plain = with_columns(silent, "requests", **{c: [] for c in silent.requests.columns})
-    assert "neither generate() nor pertoken.request() ran" in header(plain)
+    assert "neither generate() nor pertoken.step() ran" in header(plain)
     for profile in (silent, failed, plain):
         data = profile.summary().as_dict()
         assert data["ttft"] is data["inter_token"] is None and data["slowest_tokens"] == []
@@ -325,7 +325,7 @@ def test_without_tokens_the_summary_says_why_and_shows_the_steps() -> None:
 
 def test_without_steps_the_summary_says_so() -> None:
     for profile in (synthetic_profile(requests=0), Profile.from_columns({}, (), {}, {})):
-        assert "forward was not called" in header(profile)
+        assert "the model was not called" in header(profile)
         assert str(profile.summary()) and profile.summary()._repr_html_()
 
 

@@ -175,7 +175,9 @@ def test_html_escapes_names_and_says_that_rows_are_missing() -> None:
 
 def test_repr_is_short() -> None:
     profile = synthetic_profile()
-    assert repr(profile.steps) == "<Table steps: 16 rows x 18 columns>"
+    assert repr(profile.step_rows) == (
+        "<Table step_rows: 16 rows of step, row, request, phase, query_len, context_len, committed>"
+    )
     expected = "<Profile TinyForCausalLM: 2 requests, 16 steps, 16 tokens, 196 spans>"
     assert repr(profile) == expected
     assert "TinyForCausalLM" in profile._repr_html_()

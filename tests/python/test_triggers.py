@@ -305,6 +305,7 @@ def test_by_hand_it_dumps_at_any_time(tmp_path: Path) -> None:
         lambda: When(print, every_s=0),
         lambda: Signal(signal.SIGKILL),
         lambda: pertoken.profile(seeded(Stack), triggers=["slow"]),
+        lambda: pertoken.profile(seeded(Stack), triggers=StepTime(1)),
         lambda: pertoken.profile(seeded(Stack), triggers=[StepTime(1)], dumps_per_hour=0),
     ],
 )

@@ -7,6 +7,7 @@ program has the arguments, path, signals, tracebacks and exit code that `python 
 from __future__ import annotations
 
 import os
+import re
 import site
 import subprocess
 import sys
@@ -87,6 +88,10 @@ def command(module: bool, script: str, args: tuple[str, ...], **options: Any) ->
     Each process that SCRIPT starts is profiled, too. Each writes files of its own when it ends.
     PERTOKEN=0 in the environment runs SCRIPT without any of this.
     """
+    if not module and _is_interpreter(script):
+        raise click.UsageError(
+            f"give the script, not the interpreter: pertoken run {args[0] if args else 'SCRIPT'}"
+        )
     environment = dict(os.environ)
     if environment.get("PERTOKEN") != "0":
         environment[VARIABLE] = AutostartOptions(**options).text()
@@ -97,6 +102,13 @@ def command(module: bool, script: str, args: tuple[str, ...], **options: Any) ->
         stream.flush()
     how = ["-m"] if module else []
     os.execve(sys.executable, [sys.executable, *flags, *how, script, *args], environment)
+
+
+def _is_interpreter(script: str) -> bool:
+    """Whether it is `python`, which other profilers want in front, and no file of that name."""
+    return re.fullmatch(r"python[\d.]*", Path(script).name) is not None and (
+        not Path(script).exists() or os.access(script, os.X_OK)
+    )
 
 
 def _starts_by_itself() -> bool:
