@@ -136,6 +136,7 @@ PyObject* call_in_region(RootCall& call, const StepPlan& plan, PyObject* args, P
   if (recorder.active() && buffer.unrecorded) push_unrecorded(buffer, step);
   sampled.settle(buffer, dur_ticks - (buffer.observed.ticks - observed_before));
   close_observed(call, buffer, step, result);
+  // NOLINTNEXTLINE(clang-analyzer-core.NonNullParamChecker): declared only where there are logits
   if (declared != nullptr) end_declared_logits(*logits, *declared, recorder, buffer, result);
   entry.observed.ticks = buffer.observed.ticks;
   buffer.open_detail = outer_detail;
