@@ -3,6 +3,7 @@
 #   PYTHON  the interpreter the environment is made from (3.10 to 3.13; found when not given)
 #   TORCH   the requirement that brings torch
 #   VENV    where the environment is
+#   LINTERS the linters of `make test`
 #   FUZZ_SECONDS  for how long the fuzzers run
 #   JOBS    how many processes build and lint at once
 
@@ -13,6 +14,7 @@ JOBS ?= 2
 FUZZ_SECONDS ?= 60
 PYTHON ?= $(shell .ci/find_python.sh)
 PYTEST_ARGS ?=
+LINTERS ?= lint
 
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
@@ -41,10 +43,12 @@ demo: $(VENV)/.installed ## profile a small model; writes demo/
 	$(BIN)/pertoken demo --output demo
 
 # Goes on after a failure, so that one run tells everything; pytest comes last and sums up. What uses
-# one core runs beside what uses all: mypy and stubtest beside clang-tidy, the fuzzers beside aarch64.
-test: $(VENV)/.installed $(VENV)/.dev ## lint, the C++ tests under sanitizers, the Python tests
-	@failed=0; \
-	$(MAKE) -k -j2 -Otarget lint || failed=1; \
+# one core runs beside what uses all: the tools are unpacked beside the module's build, mypy and
+# stubtest run beside clang-tidy, the fuzzers beside aarch64.
+test: ## lint, the C++ tests under sanitizers, the Python tests
+	@$(MAKE) -j2 -Otarget $(VENV)/.installed $(VENV)/.dev || exit 1; \
+	failed=0; \
+	$(MAKE) -k -j2 -Otarget $(LINTERS) || failed=1; \
 	$(MAKE) -k cpp-tests || failed=1; \
 	$(MAKE) -k -j2 -Otarget aarch64 fuzz || failed=1; \
 	$(MAKE) pytest || failed=1; \
@@ -108,7 +112,7 @@ $(VENV)-vllm/.installed: requirements/vllm.txt $(VENV)/.dev
 lint-vllm: $(VENV)-vllm/.installed ## type-check the adapter of vLLM against vLLM's own classes
 	mkdir -p build/vllm-types
 	ln -sfn $$(echo $(abspath $(VENV))-vllm/lib/python*/site-packages/vllm) build/vllm-types/vllm
-	MYPYPATH=build/vllm-types:python mypy --config-file .ci/mypy_vllm.ini \
+	MYPYPATH=build/vllm-types:python mypy --cache-dir .mypy_cache/vllm --config-file .ci/mypy_vllm.ini \
 	  python/pertoken/engines/vllm_*.py
 
 # Linters
