@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import pickle
-import subprocess
 import sys
-import textwrap
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,9 +21,8 @@ from odd_modules import Stack, numbers, seeded
 from pertoken import Totals, _native, totals_reading
 from pertoken.analysis import latency
 from pertoken.totals import OTHER, SiteKey
+from test_processes import in_child
 from waiting import wait_for
-
-HERE = str(Path(__file__).parent)
 
 
 def counts_of(totals: Totals) -> dict[str, object]:
@@ -82,22 +80,18 @@ def test_two_recordings_one_after_the_other_merge_to_the_one_round_both() -> Non
     assert merged.all_requests.tokens_out == 2 * 3 + 2 * 1 + 2 * 5 + 2
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_the_files_of_two_processes_merge_to_the_totals_of_both(tmp_path: Path) -> None:
-    script = textwrap.dedent(f"""
-        import sys
-        sys.path[:0] = [{HERE!r}]
-        import pertoken
-        from models import llama, prompt
-        with pertoken.profile(llama()) as prof:
-            for tokens in map(int, sys.argv[2:]):
-                with pertoken.request(model_version="v" + str(tokens)):
+    def record(name: str, lengths: list[int]) -> None:
+        with pertoken.profile(llama()) as recording:
+            for tokens in lengths:
+                with pertoken.request(model_version=f"v{tokens}"):
                     llama().generate(prompt(), max_new_tokens=tokens)
-        prof.result().save(sys.argv[1])
-    """)
+        recording.result().save(tmp_path / name)
+
     lengths = {"one": [2, 3], "two": [3, 4, 5]}
     for name, tokens in lengths.items():
-        arguments = [str(tmp_path / name), *map(str, tokens)]
-        subprocess.run([sys.executable, "-c", script, *arguments], check=True)
+        assert in_child(partial(record, name, tokens)) == 0
     profiles = [pertoken.load(tmp_path / name) for name in lengths]
     merged = pertoken.merge(profiles)
     assert merged.totals is not None
