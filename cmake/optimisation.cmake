@@ -54,6 +54,7 @@ set_source_files_properties(
   csrc/bindings/root_search.cpp
   csrc/bindings/snapshot_columns.cpp
   csrc/bindings/tensor_arguments.cpp
+  csrc/bindings/tensor_reading.cpp
   csrc/core/clock_calibrator.cpp
   csrc/core/clock_fit.cpp
   csrc/core/clock_samples.cpp

@@ -7,6 +7,7 @@
 
 #include "bindings/host_tensor.h"
 #include "bindings/step_inputs.h"
+#include "bindings/tensor_reading.h"
 
 namespace pertoken {
 
@@ -74,29 +75,22 @@ void LogitReader::skip(const char* reason) const {
 
 bool LogitReader::view(PyObject* output, int64_t rows, TensorView& view, Owned& memory,
                        cuda::GpuPlace& place) {
-  place.stream = nullptr;
   const Owned logits(find_logits(output));
   if (!logits) {
     skip("a model's output has no logits");
     return false;
   }
-  if (bindings::view_tensor(logits.get(), view, place.device)) {
+  const auto find_stream = [this](cuda::GpuPlace& on) {
     std::string reason;
-    if (place.device >= 0 && !gpus_.find_stream(place, reason)) {
-      skip_if(reason);
-      return false;
-    }
-  } else {
-    memory.reset(PyObject_CallOneArg(read_elsewhere_, logits.get()));
-    if (!memory) discard_error();
-    if (!memory || memory.get() == Py_None) return false;
-    void* stream = nullptr;
-    if (!bindings::view_of_memory(memory.get(), view, place.device, stream)) {
-      skip("logits cannot be read");
-      return false;
-    }
-    place.stream = static_cast<cuda::CUstream>(stream);
-  }
+    const bool is_found = gpus_.find_stream(on, reason);
+    skip_if(reason);
+    return is_found;
+  };
+  using bindings::Reading;
+  const Reading reading =
+      bindings::find_values(logits.get(), read_elsewhere_, find_stream, view, place, memory);
+  if (reading == Reading::kUnknown) skip("logits cannot be read");
+  if (reading != Reading::kReady) return false;
   if (shape_logits(view, rows)) return true;
   skip("logits are of another form than (rows, positions, vocabulary)");
   return false;

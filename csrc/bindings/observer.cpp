@@ -15,6 +15,7 @@
 #include "bindings/scope.h"
 #include "bindings/stats_devices.h"
 #include "bindings/step_inputs.h"
+#include "bindings/tensor_reading.h"
 #include "bindings/without_gil.h"
 #include "core/clock.h"
 #include "core/step_detail.h"
@@ -173,19 +174,11 @@ void Observer::observe(const ObservedStep& step, uint32_t number, uint32_t site,
   TensorView view;
   cuda::GpuPlace place{-1, nullptr};
   Owned memory(nullptr);
-  if (view_tensor(value, view, place.device)) {
-    if (place.device >= 0 && !current_stream(place)) return;
-  } else {
-    memory.reset(PyObject_CallOneArg(calls_->read_elsewhere.ptr(), value));
-    if (!memory) discard_error();
-    if (!memory || memory.get() == Py_None) return;
-    void* stream = nullptr;
-    if (!view_of_memory(memory.get(), view, place.device, stream)) {
-      recorder_->count_fault();
-      return;
-    }
-    place.stream = static_cast<cuda::CUstream>(stream);
-  }
+  const auto find_stream = [this](cuda::GpuPlace& on) { return current_stream(on); };
+  const Reading reading =
+      find_values(value, calls_->read_elsewhere.ptr(), find_stream, view, place, memory);
+  if (reading == Reading::kUnknown) recorder_->count_fault();
+  if (reading != Reading::kReady) return;
   const uint64_t values = value_count(view);
   if (values == 0) {
     skip("a tensor was empty");

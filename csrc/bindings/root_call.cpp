@@ -73,9 +73,23 @@ LogitStep logit_step(const StepPlan& plan, uint32_t step) {
 }
 
 // Layers that are open in what was compiled: their ends were not told, or went unseen.
-void close_cut_layers(Recorder& recorder, ThreadBuffer& buffer, const PyObject* result) {
+PyObject* close_cut_layers(Recorder& recorder, ThreadBuffer& buffer, PyObject* result) {
   if (result == nullptr || !recorder.active()) [[unlikely]]
     close_compiled_layers(recorder, buffer);
+  return result;
+}
+
+PyObject* call_forward(const RootCall& call, PyObject* args, PyObject* kwargs,
+                       ThreadBuffer& buffer) {
+  return close_cut_layers(*call.base.recorder, buffer, call.base.inner.call(args, kwargs));
+}
+
+PyObject* timed_forward(const RootCall& call, PyObject* args, PyObject* kwargs,
+                        ThreadBuffer& buffer, uint32_t parent, uint32_t step) {
+  Recorder& recorder = *call.base.recorder;
+  return close_cut_layers(
+      recorder, buffer,
+      timed_call(call.base.inner, args, kwargs, recorder, buffer, call.base.site, parent, step));
 }
 
 // Apart, so that a step without a device pays for no room for its intervals.
@@ -83,8 +97,7 @@ void close_cut_layers(Recorder& recorder, ThreadBuffer& buffer, const PyObject* 
                                                  ThreadBuffer& buffer, uint32_t seq,
                                                  uint32_t step) {
   DeviceIntervals devices(*call.base.recorder, buffer, seq);
-  PyObject* result = call.base.inner.call(args, kwargs);
-  close_cut_layers(*call.base.recorder, buffer, result);
+  PyObject* result = call_forward(call, args, kwargs, buffer);
   devices.end({call.base.site, seq, 0, step, true});
   return result;
 }
@@ -95,9 +108,7 @@ void close_cut_layers(Recorder& recorder, ThreadBuffer& buffer, const PyObject* 
                                                   uint32_t step) {
   const uint32_t seq = tls_thread_state->coming_seq();
   DeviceIntervals devices(*call.base.recorder, buffer, seq);
-  PyObject* result = timed_call(call.base.inner, args, kwargs, *call.base.recorder, buffer,
-                                call.base.site, parent, step);
-  close_cut_layers(*call.base.recorder, buffer, result);
+  PyObject* result = timed_forward(call, args, kwargs, buffer, parent, step);
   devices.end({call.base.site, seq, 0, step, false});
   return result;
 }
@@ -127,12 +138,10 @@ PyObject* call_in_region(RootCall& call, const StepPlan& plan, PyObject* args, P
   const uint64_t observed_before = buffer.observed.ticks;
   const uint64_t start_ticks = now_ticks();
   PyObject* result = recorder.device_calls() == nullptr
-                         ? timed_call(call.base.inner, args, kwargs, recorder, buffer,
-                                      call.base.site, parent, step)
+                         ? timed_forward(call, args, kwargs, buffer, parent, step)
                          : call_timed_on_devices(call, args, kwargs, buffer, parent, step);
   const uint64_t dur_ticks = now_ticks() - start_ticks;
   end_slots(recorder);
-  close_cut_layers(recorder, buffer, result);
   if (recorder.active() && buffer.unrecorded) push_unrecorded(buffer, step);
   sampled.settle(buffer, dur_ticks - (buffer.observed.ticks - observed_before));
   close_observed(call, buffer, step, result);
@@ -201,7 +210,7 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
   buffer.open_seq = seq;
   buffer.open_step = step;
   PyObject* result = recorder.device_calls() == nullptr
-                         ? call.base.inner.call(args, kwargs)
+                         ? call_forward(call, args, kwargs, buffer)
                          : call_step_on_devices(call, args, kwargs, buffer, seq, step);
   const uint64_t end_ticks = now_ticks();
   end_slots(recorder);
@@ -212,7 +221,6 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
   buffer.open_seq = outer_seq;
   buffer.open_step = kNone32;
   buffer.open_detail = outer_detail;
-  close_cut_layers(recorder, buffer, result);
   if (recorder.active()) {
     buffer.push({start_ticks, end_ticks, make_tag(RecordType::kSpan, call.base.site), seq,
                  parent_seq, step});
