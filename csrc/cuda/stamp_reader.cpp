@@ -239,8 +239,8 @@ void StampReader::collect_device(int index, Device& device, GraphStamps& stamps,
   const CurrentContext current(devices_->api(), timed->context);
   if (current.result() != CUDA_SUCCESS) timed->fail(current.result());
   stamps.read(device.inbox, stamps_);
-  // A stamp comes after the announcement of its replay, by way of the GPU; the announcements must be
-  // read after it here, too.
+  // A stamp comes after the announcement of its replay, by way of the GPU; the announcements must
+  // be read after it here, too.
   std::atomic_thread_fence(std::memory_order_acquire);
   read_ring();
   for (const StampInbox::Stamp& stamp : stamps_) {
