@@ -255,7 +255,6 @@ class Recorder {
   ObservationIntake observations_{&wake_};
   std::atomic<uint64_t> faults_{0};      // a statistic
   std::atomic<uint64_t> unattached_{0};  // records of threads without a buffer; a statistic
-  bool in_forked_child_ = false;         // written by the child's only thread
 
   std::mutex mutex_;  // guards everything below; never taken on the hot path
   std::vector<std::unique_ptr<ThreadBuffer>> buffers_;
@@ -263,7 +262,6 @@ class Recorder {
   // are as many again.
   std::vector<TrackInfo> tracks_;
   size_t forget_tracks_at_ = kFewTracks;
-  int32_t next_track_ = 0;
   int64_t last_step_ = 0;      // the reference for widening step numbers
   int64_t newest_step_ = -1;   // of those collected
   uint64_t newest_ticks_ = 0;  // when the last of them ended
@@ -292,6 +290,8 @@ class Recorder {
   std::unordered_map<int32_t, ThreadBuffer::Progress> replayed_;
   RecorderLosses replayed_losses_;
 
+  int32_t next_track_ = 0;
+  bool in_forked_child_ = false;  // not so: written by the child's only thread
   bool stopping_ = false;
   bool leaving_ = false;  // the thread is not to wait for devices any longer
   std::thread thread_;

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import pytest
 import invariants
 import models
 import pertoken
-from odd_modules import Stack, numbers, seeded
+from odd_modules import Stack, Unhurried, numbers, seeded
 from pertoken import _native, record_costs
 from pertoken.analysis.site_times import hottest_sites
 from pertoken.errors import SelectionError
@@ -27,14 +26,6 @@ from pertoken.sampling import cost_facts
 from synthetic import columns_of, synthetic_profile, with_columns
 
 MODULES_OF_STACK = 1 + 2 * 3 + 1  # with layers: root, two blocks with two parts each, head
-
-
-class Unhurried(Stack):
-    """Its steps take long enough that any budget of theirs pays for all detail."""
-
-    def forward(self, x: Any) -> Any:
-        time.sleep(3e-4)
-        return super().forward(x)
 
 
 def sampled(model: Any, steps: int, **options: Any) -> pertoken.Profile:
