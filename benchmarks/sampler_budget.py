@@ -98,7 +98,10 @@ def accounted(
 
 
 def plain_ns(recording: pertoken.Recording) -> float:
-    """What a step without detail costs, by the model of costs: its records and passed-on calls."""
+    """What a step without detail costs, by the model of costs: its records and passed-on calls.
+
+    What wrappers take to leave their slots, and to come back, is part of what detail costs.
+    """
     report = recording.recorder.sampling()
     strata = report["strata"].values() if report is not None else ()
     total_ns = sum(row["plain_ns"] for row in strata)
