@@ -64,6 +64,7 @@ set_source_files_properties(
   csrc/core/recorder_snapshot.cpp
   csrc/core/recorder_spool.cpp
   csrc/core/recorder_triggers.cpp
+  csrc/core/sampler_report.cpp
   csrc/core/spool.cpp
   csrc/core/spool_journal.cpp
   csrc/core/spool_segments.cpp

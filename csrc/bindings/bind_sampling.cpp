@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include <optional>
 #include <stdexcept>
 #include <tuple>
 #include <vector>
@@ -20,9 +21,12 @@ namespace {
 
 using CostsNs = std::tuple<double, double, double, double, double>;
 
+// `observed`: what observing a step is thought to take, its largest probability, and whether
+// anything is observed from the start. `logits`: likewise; none where none are read.
 void sample(Recorder& recorder, double budget, const CostsNs& costs_ns,
-            const std::vector<std::tuple<uint32_t, double>>& levels, double observe_ns,
-            double most_observed, bool observes, uint64_t seed) {
+            const std::vector<std::tuple<uint32_t, double>>& levels,
+            std::tuple<double, double, bool> observed,
+            std::optional<std::tuple<double, double>> logits, uint64_t seed) {
   if (recorder.active() || recorder.sampler() != nullptr) {
     throw std::runtime_error("a recorder is told once to sample, before it runs");
   }
@@ -37,9 +41,13 @@ void sample(Recorder& recorder, double budget, const CostsNs& costs_ns,
   auto& spans = options.details[static_cast<size_t>(SampleDetail::kSpans)];
   for (const auto& [detail, calls] : levels) spans.levels.push_back({detail, calls, 0.0});
   auto& observations = options.details[static_cast<size_t>(SampleDetail::kObservations)];
-  observations.levels.push_back({kDetailActivations, 0.0, observe_ns});
-  observations.most = most_observed;
-  observations.in_use = observes;
+  const auto [observe_ns, most_observed, observes] = observed;
+  observations = {{{kDetailActivations, 0.0, observe_ns}}, most_observed, observes};
+  if (logits) {
+    const auto [logits_ns, most_read] = *logits;
+    options.details[static_cast<size_t>(SampleDetail::kLogits)] = {
+        {{kDetailLogits, 0.0, logits_ns}}, most_read};
+  }
   recorder.sample(options);
 }
 
@@ -50,6 +58,7 @@ py::dict detail_row(const DetailReport& row, size_t levels) {
     return list;
   };
   NamedValues result;
+  result["decided"] = row.decided;
   result["detailed"] = first(row.detailed);
   result["rates"] = first(row.rates);
   result["floor"] = row.floor;
@@ -107,8 +116,7 @@ void bind_sampling(py::module_& m,
                    py::class_<Recorder, std::shared_ptr<Recorder>>& recorder_class) {
   recorder_class
       .def("sample", &sample, py::kw_only(), py::arg("budget"), py::arg("costs_ns"),
-           py::arg("levels"), py::arg("observe_ns"), py::arg("most_observed"), py::arg("observes"),
-           py::arg("seed"))
+           py::arg("levels"), py::arg("observed"), py::arg("logits"), py::arg("seed"))
       .def("sampling", &sampling)
       .def(
           "let_step_aside",

@@ -9,6 +9,7 @@
 #include "bindings/host_tensor.h"
 #include "bindings/logit_reader.h"
 #include "bindings/owned.h"
+#include "bindings/sampled_forward.h"
 #include "bindings/scope.h"
 #include "bindings/step_inputs.h"
 #include "bindings/step_region.h"
@@ -42,6 +43,7 @@ void tell_fed(LogitReader& reader, Recorder& recorder, ThreadBuffer& buffer, Kep
               const LogitStep& next, PyObject* ids) {
   const LogitStep& of = kept.of;
   if (of.past < 0 || next.past < 0 || next.rows != of.rows || ids == nullptr) return;
+  const uint64_t start_ticks = now_ticks();
   const int64_t column = of.past + of.positions - next.past;
   std::vector<int64_t> tokens;
   if (read_tokens(ids, next.rows, column, 1, tokens)) {
@@ -57,6 +59,7 @@ void tell_fed(LogitReader& reader, Recorder& recorder, ThreadBuffer& buffer, Kep
     return;
   }
   kept.rows.clear();
+  charge_logits(recorder, buffer, of, now_ticks() - start_ticks, next.step, true);
 }
 
 // Where the tokens of a step will be told.
@@ -156,72 +159,8 @@ bool read_on_gpu(LogitReader& reader, const DeclaredLogits& declared, const Tens
   return true;
 }
 
-}  // namespace
-
-void tell_chosen(Recorder& recorder, ThreadBuffer& buffer, const KeptLogits& kept,
-                 const ChosenTokens& chosen) noexcept {
-  const auto is_known = [&](const KeptLogits::Row& row) {
-    return row.row < chosen.size() && row.place < chosen[row.row].size();
-  };
-  if (kept.gpu != nullptr) {
-    guarded_read(recorder, [&] {
-      tell_on_gpu(*recorder.logit_reader(), kept, kNoTokens, [&](const KeptLogits::Row& row) {
-        return is_known(row) ? told_token(chosen[row.row][row.place]) : kUntold;
-      });
-      return true;
-    });
-    return;
-  }
-  for (size_t at = 0; at < kept.rows.size(); ++at) {
-    const KeptLogits::Row& row = kept.rows[at];
-    if (!is_known(row)) continue;
-    const double logprob = kept.logits.logprob(at, chosen[row.row][row.place], row.stats);
-    push_logits(buffer, kept.of, row.row, row.place, row.stats, logprob);
-  }
-}
-
-std::unique_ptr<DeclaredLogits> begin_declared_logits(LogitReader& reader, Recorder& recorder,
-                                                      ThreadBuffer& buffer, Scope* region,
-                                                      const LogitStep& step,
-                                                      const LogitArguments& arguments) {
-  if (region->step_kind == StepKind::kDraft) return nullptr;
-  try {
-    Scope* request = region->nearest_open(&Scope::request);
-    KeptLogits* before = request == nullptr ? nullptr : request->entries[recorder.slot()].logits;
-    if (before != nullptr && before->recorder_uid == recorder.uid() && !before->rows.empty()) {
-      tell_fed(reader, recorder, buffer, *before, step, arguments.ids);
-    }
-    const float weight = reader.weight(region->step_kind);
-    if (weight == 0 || is_being_traced()) return nullptr;
-    auto declared = std::make_unique<DeclaredLogits>();
-    declared->of = step;
-    declared->of.kind = region->step_kind;
-    declared->of.weight = weight;
-    ObservedStep& rows = declared->rows;
-    rows.rows = rows.batch_rows = step.rows;
-    rows.positions = step.positions;
-    if (arguments.mask != nullptr && step.rows > 0 &&
-        valid_runs(arguments.mask, step.rows, step.past, step.positions, declared->runs)) {
-      rows.valid = &declared->runs;
-    }
-    place_told_rows(region, rows, declared->runs);
-    if (arguments.keep != nullptr && !PyLong_Check(arguments.keep)) {
-      read_tokens(arguments.keep, 1, 0, -1, declared->positions_kept);
-    }
-    const bool fits = region->step_rows == kNone32 || rows.rows == int64_t{region->step_rows};
-    if (rows.rows > 0 && fits && step.positions > 0) {
-      keep_for_later(*declared, region, request);
-      return declared;
-    }
-    reader.skip("the rows of a declared step are not those of its forward");
-  } catch (const std::bad_alloc&) {
-    reader.skip("no memory");
-  }
-  return nullptr;
-}
-
-void end_declared_logits(LogitReader& reader, DeclaredLogits& declared, Recorder& recorder,
-                         ThreadBuffer& buffer, PyObject* output) {
+void read_declared(LogitReader& reader, const DeclaredLogits& declared, Recorder& recorder,
+                   ThreadBuffer& buffer, PyObject* output) {
   TensorView view;
   Owned memory(nullptr);
   cuda::GpuPlace place{-1, nullptr};
@@ -262,6 +201,81 @@ void end_declared_logits(LogitReader& reader, DeclaredLogits& declared, Recorder
   } catch (const std::bad_alloc&) {
     recorder.count_fault();
   }
+}
+
+}  // namespace
+
+void tell_chosen(Recorder& recorder, ThreadBuffer& buffer, const KeptLogits& kept,
+                 const ChosenTokens& chosen) noexcept {
+  const auto is_known = [&](const KeptLogits::Row& row) {
+    return row.row < chosen.size() && row.place < chosen[row.row].size();
+  };
+  if (kept.gpu != nullptr) {
+    guarded_read(recorder, [&] {
+      tell_on_gpu(*recorder.logit_reader(), kept, kNoTokens, [&](const KeptLogits::Row& row) {
+        return is_known(row) ? told_token(chosen[row.row][row.place]) : kUntold;
+      });
+      return true;
+    });
+    return;
+  }
+  for (size_t at = 0; at < kept.rows.size(); ++at) {
+    const KeptLogits::Row& row = kept.rows[at];
+    if (!is_known(row)) continue;
+    const double logprob = kept.logits.logprob(at, chosen[row.row][row.place], row.stats);
+    push_logits(buffer, kept.of, row.row, row.place, row.stats, logprob);
+  }
+}
+
+std::unique_ptr<DeclaredLogits> begin_declared_logits(LogitReader& reader, Recorder& recorder,
+                                                      ThreadBuffer& buffer, Scope* region,
+                                                      const LogitStep& step,
+                                                      const LogitArguments& arguments) {
+  if (region->step_kind == StepKind::kDraft) return nullptr;
+  try {
+    Scope* request = region->nearest_open(&Scope::request);
+    KeptLogits* before = request == nullptr ? nullptr : request->entries[recorder.slot()].logits;
+    if (before != nullptr && before->recorder_uid == recorder.uid() && !before->rows.empty()) {
+      tell_fed(reader, recorder, buffer, *before, step, arguments.ids);
+    }
+    PackedChoices& choices = region->entries[recorder.slot()].choices;
+    const float weight = reader.choose(buffer, region->step_kind, false, choices);
+    if (weight == 0 || is_being_traced()) return nullptr;
+    const uint64_t start_ticks = now_ticks();
+    auto declared = std::make_unique<DeclaredLogits>();
+    declared->of = step;
+    declared->of.kind = region->step_kind;
+    declared->of.weight = weight;
+    ObservedStep& rows = declared->rows;
+    rows.rows = rows.batch_rows = step.rows;
+    rows.positions = step.positions;
+    if (arguments.mask != nullptr && step.rows > 0 &&
+        valid_runs(arguments.mask, step.rows, step.past, step.positions, declared->runs)) {
+      rows.valid = &declared->runs;
+    }
+    place_told_rows(region, rows, declared->runs);
+    if (arguments.keep != nullptr && !PyLong_Check(arguments.keep)) {
+      read_tokens(arguments.keep, 1, 0, -1, declared->positions_kept);
+    }
+    const bool fits = region->step_rows == kNone32 || rows.rows == int64_t{region->step_rows};
+    if (rows.rows > 0 && fits && step.positions > 0) {
+      keep_for_later(*declared, region, request);
+      declared->begin_ticks = now_ticks() - start_ticks;
+      return declared;
+    }
+    reader.skip("the rows of a declared step are not those of its forward");
+  } catch (const std::bad_alloc&) {
+    reader.skip("no memory");
+  }
+  return nullptr;
+}
+
+void end_declared_logits(LogitReader& reader, const DeclaredLogits& declared, Recorder& recorder,
+                         ThreadBuffer& buffer, PyObject* output) {
+  const uint64_t start_ticks = now_ticks();
+  read_declared(reader, declared, recorder, buffer, output);
+  const uint64_t ticks = declared.begin_ticks + now_ticks() - start_ticks;
+  charge_logits(recorder, buffer, declared.of, ticks, declared.of.step, false);
 }
 
 }  // namespace pertoken::bindings

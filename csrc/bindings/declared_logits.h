@@ -51,6 +51,7 @@ struct DeclaredLogits {
   ObservedStep rows;
   std::vector<ValidRun> runs;
   std::vector<int64_t> positions_kept;  // where a tensor says whose logits are kept
+  uint64_t begin_ticks = 0;             // what it took to get ready for them
   // Which of them keeps copies; none where both are null. References, since either may be told or
   // closed while the forward runs.
   Owned region{nullptr};   // until commit()
@@ -70,7 +71,7 @@ std::unique_ptr<DeclaredLogits> begin_declared_logits(LogitReader& reader, Recor
                                                       const LogitStep& step,
                                                       const LogitArguments& arguments);
 // After it.
-void end_declared_logits(LogitReader& reader, DeclaredLogits& declared, Recorder& recorder,
+void end_declared_logits(LogitReader& reader, const DeclaredLogits& declared, Recorder& recorder,
                          ThreadBuffer& buffer, PyObject* output);
 
 }  // namespace bindings

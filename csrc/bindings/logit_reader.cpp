@@ -6,6 +6,7 @@
 #include <span>
 
 #include "bindings/host_tensor.h"
+#include "bindings/sampled_forward.h"
 #include "bindings/step_inputs.h"
 #include "bindings/tensor_reading.h"
 
@@ -66,6 +67,14 @@ LogitReader::~LogitReader() {
   Py_CLEAR(current_stream_);
   Py_CLEAR(skip_);
   PyGILState_Release(state);
+}
+
+float LogitReader::choose(ThreadBuffer& buffer, StepKind kind, bool is_first,
+                          PackedChoices& choices) noexcept {
+  if (Sampler* sampler = recorder_.sampler()) {
+    return bindings::sampled_logits(*sampler, buffer, kind, is_first, choices);
+  }
+  return static_cast<float>(rate_.next(static_cast<uint8_t>(kind)));
 }
 
 void LogitReader::skip(const char* reason) const {
@@ -211,20 +220,25 @@ void tell_pending(GenerationState& state, ThreadBuffer& buffer, PyObject* ids, i
     }
     return;
   }
+  const uint64_t start_ticks = now_ticks();
   std::vector<int64_t> last;
   if (ids != nullptr && !read_tokens(ids, pending.of.rows, column, 1, last)) last.clear();
-  if (!pending.is_on_gpu) return tell(buffer, pending, committed, last);
-  try {
-    tell_on_gpu(*recorder.logit_reader(), pending, committed, last, ids, column);
-  } catch (const std::bad_alloc&) {
-    recorder.count_fault();
+  if (pending.is_on_gpu) {
+    try {
+      tell_on_gpu(*recorder.logit_reader(), pending, committed, last, ids, column);
+    } catch (const std::bad_alloc&) {
+      recorder.count_fault();
+    }
+  } else {
+    tell(buffer, pending, committed, last);
   }
+  charge_logits(recorder, buffer, pending.of, now_ticks() - start_ticks, kNone32, true);
 }
 
 }  // namespace
 
 bool begin_logits(LogitReader& reader, GenerationState& state, ThreadBuffer& buffer, LogitStep step,
-                  PyObject* ids) {
+                  PyObject* ids, bool is_first, PackedChoices& choices) {
   if (state.logits != nullptr && state.logits->is_read) {
     const LogitStep& of = state.logits->of;
     // Where in the sequence the token stands that was committed last.
@@ -238,7 +252,7 @@ bool begin_logits(LogitReader& reader, GenerationState& state, ThreadBuffer& buf
     if (state.steps == 0) reader.skip("a beam search, whose rows are not its sequences");
     return false;
   }
-  step.weight = reader.weight(step.kind);
+  step.weight = reader.choose(buffer, step.kind, is_first, choices);
   if (step.weight == 0 || is_being_traced()) return false;
   if (step.rows < 1 || step.places() < 1) {
     reader.skip("the rows of a step are unknown");
@@ -247,6 +261,7 @@ bool begin_logits(LogitReader& reader, GenerationState& state, ThreadBuffer& buf
   try {
     if (state.logits == nullptr) state.logits = new PendingLogits;
     PendingLogits& pending = *state.logits;
+    const uint64_t start_ticks = now_ticks();
     pending.of = step;
     pending.commits_before = state.commits;
     pending.tokens_before = state.tokens;
@@ -257,6 +272,7 @@ bool begin_logits(LogitReader& reader, GenerationState& state, ThreadBuffer& buf
       pending.drafts.clear();
       pending.draft_ids.reset(Py_NewRef(ids));
     }
+    pending.read_ticks = now_ticks() - start_ticks;
   } catch (const std::bad_alloc&) {
     state.recorder->count_fault();
     return false;
@@ -265,6 +281,7 @@ bool begin_logits(LogitReader& reader, GenerationState& state, ThreadBuffer& buf
 }
 
 void end_logits(LogitReader& reader, GenerationState& state, PyObject* output) {
+  const uint64_t start_ticks = now_ticks();
   PendingLogits& pending = *state.logits;
   TensorView view;
   Owned memory(nullptr);
@@ -282,6 +299,12 @@ void end_logits(LogitReader& reader, GenerationState& state, PyObject* output) {
     }
   }
   pending.draft_ids.reset(nullptr);
+  pending.read_ticks += now_ticks() - start_ticks;
+}
+
+void charge_read_logits(GenerationState& state, ThreadBuffer& buffer) noexcept {
+  const PendingLogits& pending = *state.logits;
+  charge_logits(*state.recorder, buffer, pending.of, pending.read_ticks, kNone32, false);
 }
 
 void tell_last_logits(GenerationState& state, ThreadBuffer& buffer, PyObject* returned) {

@@ -36,7 +36,8 @@ class LogitReader {
   // references, but of the recorder, whose it is.
   LogitReader(Recorder& recorder, uint32_t every, uint64_t seed, PyObject* read_elsewhere,
               PyObject* current_stream, PyObject* skip)
-      : rate_(every, seed),
+      : recorder_(recorder),
+        rate_(every, seed),
         read_elsewhere_(Py_NewRef(read_elsewhere)),
         current_stream_(Py_NewRef(current_stream)),
         skip_(Py_NewRef(skip)),
@@ -45,10 +46,9 @@ class LogitReader {
   LogitReader& operator=(const LogitReader&) = delete;
   ~LogitReader();
 
-  // The weight of a step that begins, 0 where its logits are not read.
-  float weight(StepKind kind) noexcept {
-    return static_cast<float>(rate_.next(static_cast<uint8_t>(kind)));
-  }
+  // The weight of a step that begins, 0 where its logits are not read: by the recorder's sampler,
+  // which notes it in `choices`, or at the fixed rate. `is_first` of its request, or nearly so.
+  float choose(ThreadBuffer& buffer, StepKind kind, bool is_first, PackedChoices& choices) noexcept;
   // The logits in what a root returned, as (rows, positions, vocabulary), and where they lie: the
   // device is -1 in host memory. `memory` holds what the view needs; false, counted, where there
   // are none that can be read.
@@ -62,6 +62,7 @@ class LogitReader {
   bindings::GpuLogitReader& gpus() noexcept { return gpus_; }
 
  private:
+  Recorder& recorder_;
   ObservationRate rate_;
   PyObject* read_elsewhere_;
   PyObject* current_stream_;
@@ -82,15 +83,19 @@ struct PendingLogits {
   LogitCopies logits;                 // (rows, places)
   std::unique_ptr<GpuLogitStep> gpu;  // in the place of these two, where they lie on a GPU
   bool is_on_gpu = false;
-  bool is_read = false;  // else only its room is kept, for the next ones
+  bool is_read = false;     // else only its room is kept, for the next ones
+  uint64_t read_ticks = 0;  // what reading them has taken
 };
 
 // Before a forward of generate(), which is fed `ids`, or null: tells what the forward before has
-// chosen. Whether the logits of this one are to be read.
+// chosen. Whether the logits of this one are to be read, which it notes in `choices` where that is
+// sampled; `is_first` of its request, or nearly so.
 bool begin_logits(LogitReader& reader, GenerationState& state, ThreadBuffer& buffer, LogitStep step,
-                  PyObject* ids);
+                  PyObject* ids, bool is_first, PackedChoices& choices);
 // After it.
 void end_logits(LogitReader& reader, GenerationState& state, PyObject* output);
+// After the step's own records.
+void charge_read_logits(GenerationState& state, ThreadBuffer& buffer) noexcept;
 // When generate() has returned ids; whatever else it returned, the last log-probability stays
 // unknown.
 void tell_last_logits(GenerationState& state, ThreadBuffer& buffer, PyObject* returned);

@@ -179,14 +179,15 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
   PyObject* mask = state == nullptr || state->commits == 0 ? mask_of(call, args, kwargs) : nullptr;
   if (mask != nullptr && plan.rows > 0) push_padding(plan, mask, buffer, step);
   const bool is_favoured = state != nullptr && state->steps < kFavouredSteps;
+  PackedChoices choices;
   LogitReader* const logits = state == nullptr ? nullptr : recorder.logit_reader();
   const bool reads_logits =
-      logits != nullptr && begin_logits(*logits, *state, buffer, logit_step(plan, step),
-                                        call.signature->find(ArgumentRole::kIds, args, kwargs));
+      logits != nullptr &&
+      begin_logits(*logits, *state, buffer, logit_step(plan, step),
+                   call.signature->find(ArgumentRole::kIds, args, kwargs), is_favoured, choices);
   if (state != nullptr) note_step(*state, plan, keep_known, step);
 
   if (samples_spans(recorder)) plan.flags |= kStepSampled;
-  PackedChoices choices;
   const ObservedStep observed =
       choose_observation(recorder, buffer, plan.kind, is_favoured, choices);
   const SampledForward sampled =
@@ -231,6 +232,7 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
                  static_cast<uint32_t>(sampled.choices().bits()),
                  static_cast<uint32_t>(sampled.choices().bits() >> 32), step});
   }
+  if (reads_logits) charge_read_logits(*state, buffer);
   if (state != nullptr) {
     state->last_end_ticks = end_ticks;
     open_gap(*state, buffer, end_ticks);

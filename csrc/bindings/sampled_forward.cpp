@@ -26,6 +26,26 @@ ObservedStep sampled_observation(Sampler& sampler, ThreadBuffer& buffer, StepKin
   return {.weight = choice.weight, .kind = static_cast<uint8_t>(kind)};
 }
 
+float sampled_logits(Sampler& sampler, ThreadBuffer& buffer, StepKind kind, bool is_first,
+                     PackedChoices& choices) noexcept {
+  const SampleChoice choice =
+      sampler.decide(buffer.sampling, SampleDetail::kLogits, kind, is_first);
+  choices.add(SampleDetail::kLogits, choice);
+  return static_cast<float>(choice.weight);
+}
+
+void charge_logits(Recorder& recorder, ThreadBuffer& buffer, const LogitStep& of, uint64_t ticks,
+                   uint32_t inside, bool is_more) noexcept {
+  Sampler* sampler = recorder.sampler();
+  if (sampler == nullptr || !recorder.active()) return;
+  if (is_more) {
+    sampler->charge_more(buffer.sampling, SampleDetail::kLogits, of.kind, ticks);
+  } else {
+    sampler->charge(buffer.sampling, SampleDetail::kLogits, of.kind, 0, ticks);
+  }
+  buffer.push({ticks, 0, make_tag(RecordType::kLogitsTime, 0), inside, 0, of.step});
+}
+
 void push_unrecorded(ThreadBuffer& buffer, uint32_t step) noexcept {
   buffer.push({buffer.unrecorded.passed_on, buffer.unrecorded.moved,
                make_tag(RecordType::kUnrecorded, 0), 0, 0, step});

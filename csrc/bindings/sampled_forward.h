@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "bindings/logit_rows.h"
 #include "bindings/scope.h"
 #include "core/recorder.h"
 #include "core/step_detail.h"
@@ -35,6 +36,17 @@ inline void charge_observation(Recorder& recorder, ThreadBuffer& buffer, StepKin
                     observed.weight == 0 ? -1 : 0, observed.ticks);
   }
 }
+
+// The weight of the logits of a step that begins, by the recorder's sampler, which notes it in
+// `choices`; 0 where they are not read.
+float sampled_logits(Sampler& sampler, ThreadBuffer& buffer, StepKind kind, bool is_first,
+                     PackedChoices& choices) noexcept;
+
+// What reading the logits of a step has taken, and, where `is_more`, what came later of them: when
+// it was known which tokens were chosen. `inside`: the step in whose time that was, kNone32 where
+// it was in none. Nobody asks for it where the recorder does not sample.
+void charge_logits(Recorder& recorder, ThreadBuffer& buffer, const LogitStep& of, uint64_t ticks,
+                   uint32_t inside, bool is_more) noexcept;
 
 class SampledForward {
  public:

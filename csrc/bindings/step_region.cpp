@@ -143,12 +143,20 @@ void forget_logits(StepOpener& opener) {
 // Throws std::bad_alloc.
 void tell_chosen_rows(StepOpener& opener, PyObject* chosen) {
   if (opener.logits == nullptr) return;
+  uint64_t start_ticks = now_ticks();
   const std::vector<KeptLogits> told = std::move(*opener.logits);
   const ChosenTokens tokens = read_chosen(chosen);
+  const bool has_ended = opener.end_ticks != 0;
   for (const KeptLogits& kept : told) {
     for_each_active([&](int, Recorder& recorder) {
       if (recorder.uid() != kept.recorder_uid) return;
-      if (ThreadBuffer* buffer = recorder.buffer()) tell_chosen(recorder, *buffer, kept, tokens);
+      ThreadBuffer* buffer = recorder.buffer();
+      if (buffer == nullptr) return;
+      tell_chosen(recorder, *buffer, kept, tokens);
+      const uint64_t end_ticks = now_ticks();
+      charge_logits(recorder, *buffer, kept.of, end_ticks - start_ticks,
+                    has_ended ? kNone32 : kept.of.step, true);
+      start_ticks = end_ticks;
     });
   }
 }

@@ -25,7 +25,8 @@ struct Activity {
         tokens_in += (has_rows ? 1 : uint64_t{rows}) * query_len;
       }
     } else if (record.type() != RecordType::kStepEnd && record.type() != RecordType::kStepDetail &&
-               record.type() != RecordType::kUnrecorded) {
+               record.type() != RecordType::kUnrecorded &&
+               record.type() != RecordType::kLogitsTime) {
       ++spans;
     }
   }

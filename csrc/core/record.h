@@ -18,7 +18,8 @@ enum class RecordType : uint8_t {
   kRowCommit,
   kStepDetail,
   kTokenLogits,
-  kUnrecorded
+  kUnrecorded,
+  kLogitsTime
 };
 
 enum class StepKind : uint8_t { kPrefill, kDecode, kVerify, kDraft, kMixed, kOther };
@@ -78,6 +79,10 @@ inline constexpr uint32_t kCommitTotal = 1u << 0;
 //              top1_prob    entropy << 32 |           place among   row         weight      which
 //              << 32 |      logprob                   the row's
 //              margin                                 tokens
+//   kLogitsTime, where a sampler is to know it
+//              ticks that   0                         0             the step in 0           which
+//              its logits                                           whose time
+//              took                                                 they were
 // clang-format on
 struct Record {
   uint64_t start_ticks;

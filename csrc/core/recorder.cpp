@@ -123,11 +123,6 @@ std::chrono::milliseconds Recorder::longest_wait_locked() {
   return is_awaited ? std::min(kAwaitedWait, options_.longest_wait) : options_.longest_wait;
 }
 
-void Recorder::control_sampler_locked() {
-  const double now_ns = static_cast<double>(now_ticks()) * ns_per_tick_;
-  sampler_->control(now_ns, static_cast<double>(drain_cpu_ns_));
-}
-
 void Recorder::drain() {
   const std::lock_guard lock(mutex_);
   drain_locked();
@@ -247,6 +242,7 @@ void Recorder::collect(const Record& record, ThreadBuffer::Progress& progress, i
       progress.weight = is_sampled ? 0 : 1;
       progress.records = 0;
       progress.unrecorded = {};
+      progress.logits_ns = progress.logits_inside_ns = 0;
       if (!is_sampled) ++aggregates_.steps(kind).detailed;
       const auto rows = static_cast<uint32_t>(record.end_ticks >> 32);
       const auto query_len = static_cast<uint32_t>(record.end_ticks);
@@ -295,26 +291,7 @@ void Recorder::collect(const Record& record, ThreadBuffer::Progress& progress, i
       row->observe_ticks = record.end_ticks;
       row->detail |= record.detail() & (kStepFailed | kStepBare | kStepSeveral);
       activity_.step_ticks += row->end_ticks - row->start_ticks;
-      if (sampler_ != nullptr && progress.step == step) {
-        const auto dur_ns =
-            static_cast<double>(to_ns(row->end_ticks - row->start_ticks, ns_per_tick_));
-        // The root's own span is among the records, and part of what a step costs.
-        SeenStep seen{.kind = static_cast<StepKind>(progress.kind),
-                      .dur_ns = dur_ns,
-                      .records = std::max<uint64_t>(progress.records, 1) - 1,
-                      .unrecorded = progress.unrecorded};
-        const PackedChoices choices(uint64_t{record.parent_seq} << 32 | record.seq);
-        const double spans = choices.probability(SampleDetail::kSpans);
-        const double observed = choices.probability(SampleDetail::kObservations);
-        seen.details[static_cast<size_t>(SampleDetail::kSpans)] = {
-            .level = progress.level, .probability = spans, .weight = progress.exact_weight};
-        seen.details[static_cast<size_t>(SampleDetail::kObservations)] = {
-            .level = choices.got(SampleDetail::kObservations) ? 0 : -1,
-            .probability = observed,
-            .weight = 1 / observed,
-            .timed_ns = static_cast<double>(to_ns(record.end_ticks, ns_per_tick_))};
-        sampler_->see(progress.pairs, seen);
-      }
+      if (sampler_ != nullptr && progress.step == step) see_step(record, *row, progress);
       newest_ticks_ = std::max(newest_ticks_, row->end_ticks);
       triggers_.see_step(step, step_kind(row->detail), row->end_ticks - row->start_ticks);
       break;
@@ -350,6 +327,10 @@ void Recorder::collect(const Record& record, ThreadBuffer::Progress& progress, i
       break;
     case RecordType::kTokenLogits:
       store_.add_token_logits(token_logits_of(record, step));
+      see_logits(record, step, progress);
+      break;
+    case RecordType::kLogitsTime:
+      see_logits(record, step, progress);
       break;
   }
 }

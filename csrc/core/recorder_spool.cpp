@@ -34,6 +34,7 @@ bool is_record(const Record& record, size_t sites) {
     case RecordType::kStepDetail:
     case RecordType::kTokenLogits:
     case RecordType::kUnrecorded:
+    case RecordType::kLogitsTime:
       return true;
   }
   return false;

@@ -29,9 +29,6 @@ double uniform(uint64_t& state) noexcept {
   return static_cast<double>(next_random(state) >> 11) * 0x1p-53;
 }
 
-constexpr auto kSpansAt = static_cast<size_t>(SampleDetail::kSpans);
-constexpr auto kObservationsAt = static_cast<size_t>(SampleDetail::kObservations);
-
 }  // namespace
 
 Sampler::Sampler(const SamplerOptions& options)
@@ -82,13 +79,14 @@ SampleChoice Sampler::decide(SampleState& state, SampleDetail detail, StepKind k
   if (state.random == 0) [[unlikely]] {
     uint64_t seed = next_seed_.fetch_add(1, std::memory_order_relaxed);
     state.random = next_random(seed) | 1;
-    // Spans may begin with what they will have: what they cost is known. Observations may cost
-    // anything, and one of them more than a few hundred steps pay: they begin with the price of
-    // one to pay first.
+    // Spans may begin with what they will have: what they cost is known. Observations and logits
+    // may cost anything, and one of them more than a few hundred steps pay: they begin with the
+    // price of one to pay first.
     for (size_t i = 0; i < published_.size(); ++i) {
-      const ByDetail<PublishedDetail>& details = published_[i].details;
-      state.allowance_ns[i][kSpansAt] = load(details[kSpansAt].capacity_ns) / 2;
-      state.allowance_ns[i][kObservationsAt] = -load(details[kObservationsAt].capacity_ns) / kBurst;
+      for (size_t each = 0; each < kSampleDetails; ++each) {
+        const double capacity_ns = load(published_[i].details[each].capacity_ns);
+        state.allowance_ns[i][each] = each == kSpansAt ? capacity_ns / 2 : -capacity_ns / kBurst;
+      }
     }
   }
   const double number = uniform(state.random);
@@ -124,11 +122,22 @@ void Sampler::take_out(double& allowance_ns, double cost_ns, double capacity_ns)
 
 void Sampler::charge_level(SampleState& state, SampleDetail detail, StepKind kind, size_t level,
                            uint64_t timed_ticks) noexcept {
+  const PublishedDetail& published =
+      published_[static_cast<size_t>(kind)].details[static_cast<size_t>(detail)];
+  charge_ns(state, detail, kind, load(published.untimed_ns[level]), timed_ticks);
+}
+
+void Sampler::charge_more(SampleState& state, SampleDetail detail, StepKind kind,
+                          uint64_t timed_ticks) noexcept {
+  charge_ns(state, detail, kind, 0, timed_ticks);
+}
+
+void Sampler::charge_ns(SampleState& state, SampleDetail detail, StepKind kind, double untimed_ns,
+                        uint64_t timed_ticks) noexcept {
   const auto at = static_cast<size_t>(detail);
   const PublishedDetail& published = published_[static_cast<size_t>(kind)].details[at];
-  const double cost_ns = load(published.untimed_ns[level]) + load(published.timed_factor) *
-                                                                 static_cast<double>(timed_ticks) *
-                                                                 load(ns_per_tick_);
+  const double cost_ns = untimed_ns + load(published.timed_factor) *
+                                          static_cast<double>(timed_ticks) * load(ns_per_tick_);
   take_out(state.allowance_ns[static_cast<size_t>(kind)][at], cost_ns, load(published.capacity_ns));
 }
 
@@ -143,111 +152,16 @@ void Sampler::pay_in(SampleState& state, StepKind kind, uint64_t dur_ticks,
     take_out(state.allowance_ns[at][kSpansAt], unrecorded.moved * costs_.move_ns,
              load(published.details[kSpansAt].capacity_ns));
   }
-  const size_t details = observes() ? kSampleDetails : kObservationsAt;
-  for (size_t detail = 0; detail < details; ++detail) {
+  for (size_t detail = 0; detail < kSampleDetails; ++detail) {
     const PublishedDetail& own = published.details[detail];
+    const double share = load(own.share);
+    if (share == 0) continue;
     const double capacity_ns = load(own.capacity_ns);
     double& allowance_ns = state.allowance_ns[at][detail];
     // Steps that leave nothing make no debt beyond that.
-    allowance_ns = std::clamp(allowance_ns + left_ns * load(own.share),
-                              std::min(allowance_ns, -capacity_ns), capacity_ns);
+    allowance_ns = std::clamp(allowance_ns + left_ns * share, std::min(allowance_ns, -capacity_ns),
+                              capacity_ns);
   }
-}
-
-void Sampler::see(SamplePairs& pairs, const SeenStep& step) {
-  Stratum& stratum = strata_[static_cast<size_t>(step.kind)];
-  ++all_steps_;
-  all_records_ += step.records + kOwnRecords;
-  ++stratum.steps;
-  ++stratum.window.steps;
-  stratum.step_ns += step.dur_ns;
-  stratum.window.step_ns += step.dur_ns;
-  stratum.passed_on += step.unrecorded.passed_on;
-  stratum.moved += step.unrecorded.moved;
-  stratum.window.passed_on += step.unrecorded.passed_on;
-  stratum.window.moved += step.unrecorded.moved;
-  const int spans = step.details[kSpansAt].level;
-  stratum.window.calls += spans < 0 ? 0 : step.records;
-  if (spans < 0) {
-    ++stratum.plain_steps;
-    stratum.plain_records += step.records;
-  } else {
-    stratum.records[static_cast<size_t>(spans)] += step.records;
-  }
-  for (size_t detail = 0; detail < kSampleDetails; ++detail) {
-    const SeenStep::Detail& seen = step.details[detail];
-    if (seen.level < 0) continue;
-    ++stratum.details[detail].detailed[static_cast<size_t>(seen.level)];
-    stratum.details[detail].timed_ns += seen.timed_ns;
-  }
-  for (size_t detail = 0; detail < kSampleDetails; ++detail) {
-    if (options_[detail].levels > 0) see_pair(pairs, step, detail);
-  }
-}
-
-// A pair is of two steps of which one got a detail and the other did not, and that are alike in the
-// other details: what those took by themselves is left out.
-void Sampler::see_pair(SamplePairs& pairs, const SeenStep& step, size_t detail) {
-  const auto kind = static_cast<size_t>(step.kind);
-  const SeenStep::Detail& own = step.details[detail];
-  // Wrappers are moved before the step's time begins.
-  const double passed_on_ns = step.unrecorded.passed_on * costs_.skip_ns;
-  SamplePairs::Last now{step.dur_ns, own.timed_ns, passed_on_ns, {}, 1};
-  for (size_t i = 0; i < kSampleDetails; ++i) {
-    const SeenStep::Detail& each = step.details[i];
-    now.levels[i] = each.level;
-    if (i != detail) now.dur_ns -= each.timed_ns;
-    if (options_[i].levels == 0) continue;
-    const double exactly = i == detail ? each.probability : 1 / each.weight;
-    now.probability *= each.level < 0 ? 1 - each.probability : exactly;
-  }
-  if (detail != kSpansAt) now.dur_ns -= passed_on_ns;
-  now.dur_ns = std::max(now.dur_ns, 0.0);
-  SamplePairs::Last& last = pairs.last[kind][detail];
-  bool is_pair = last.dur_ns >= 0 && (last.levels[detail] < 0) != (own.level < 0);
-  for (size_t i = 0; i < kSampleDetails; ++i) {
-    is_pair = is_pair && (i == detail || last.levels[i] == now.levels[i]);
-  }
-  if (!is_pair) {
-    last = now;
-    return;
-  }
-  const SamplePairs::Last& with = own.level < 0 ? last : now;
-  const SamplePairs::Last& without = own.level < 0 ? now : last;
-  DetailStratum& stratum = strata_[kind].details[detail];
-  double modelled_ns = with.timed_ns;
-  if (detail == kSpansAt) {
-    const DetailCosts costs = costs_of(strata_[kind]).details[detail];
-    modelled_ns = costs.untimed_ns[static_cast<size_t>(with.levels[detail])] / stratum.corrected +
-                  with.passed_on_ns - without.passed_on_ns;
-  }
-  const double probability = last.probability * now.probability;
-  if (modelled_ns > 0 && probability > 0) {
-    stratum.paired.add((with.dur_ns - without.dur_ns) / modelled_ns, probability);
-    stratum.corrected = correction(stratum);
-  }
-  last.dur_ns = -1;
-}
-
-void Sampler::see_drained(const std::array<uint64_t, kStepKinds>& observations, double cpu_ns) {
-  for (size_t kind = 0; kind < strata_.size(); ++kind) {
-    strata_[kind].drained += observations[kind];
-    drained_ += observations[kind];
-  }
-  drained_ns_ += cpu_ns;
-}
-
-// Between what the model of costs says and what the pairs do, by how sure these are: the model may
-// well be wrong by as much as itself. Below the model only where the pairs contradict it, so that
-// their noise spends no more than the budget.
-double Sampler::correction(const DetailStratum& stratum) {
-  // What was timed in the steps themselves was spent, whatever the pairs say.
-  const double least = stratum.timed_ns > 0 ? 1.0 : 0.25;
-  if (!stratum.paired.is_known()) return 1.0;
-  const PairedInterval found = stratum.paired.interval();
-  const double trust = 1 / (1 + found.error * found.error);
-  const double raised = std::max(1.0, 1 + trust * (found.median - 1));
-  return std::max(std::clamp(raised, found.low, found.high), least);
 }
 
 Sampler::StepCosts Sampler::costs_of(const Stratum& stratum) const {
@@ -273,6 +187,8 @@ Sampler::StepCosts Sampler::costs_of(const Stratum& stratum) const {
       } else if (detail == kObservationsAt) {
         own.untimed_ns[level] =
             mean(stratum.drained, steps, 0.0) * mean(drained_ns_, drained_, 0.0);
+      } else {
+        own.untimed_ns[level] = mean(stratum.logit_records, steps, 0.0) * costs_.drain_ns;
       }
       own.full_ns = own.at(level);
     }
@@ -360,20 +276,27 @@ void Sampler::control_stratum(size_t kind, double now_ns) {
       std::max(stratum.mean_ns * budget_ * kAim - costs.plain_ns - drain_a_step_ns_, 0.0);
   ByDetail<size_t> order{};
   std::iota(order.begin(), order.end(), size_t{0});
+  // What no step of the kind could get, as logits outside generate(), needs nothing.
+  const auto is_wanted = [&](size_t detail) {
+    return in_use(detail) && stratum.details[detail].decided > 0;
+  };
   const auto most_ns = [&](size_t detail) {
-    return in_use(detail) ? options_[detail].most * costs.details[detail].full_ns : 0.0;
+    return is_wanted(detail) ? options_[detail].most * costs.details[detail].full_ns : 0.0;
   };
   std::ranges::sort(order, {}, most_ns);
+  size_t wanted = 0;
+  for (size_t detail = 0; detail < kSampleDetails; ++detail) wanted += is_wanted(detail);
   ByDetail<double> spent_ns{};
   for (size_t i = 0; i < kSampleDetails; ++i) {
     const size_t detail = order[i];
     const double given_ns = left_ns / static_cast<double>(kSampleDetails - i);
     spent_ns[detail] = std::min(given_ns, most_ns(detail));
     left_ns -= spent_ns[detail];
-    if (!in_use(detail)) continue;
+    if (!is_wanted(detail)) continue;
     move_rates(kind, detail, costs.details[detail], given_ns);
     const double full_ns = std::max(costs.details[detail].full_ns, 1.0);
-    const double affordable = kFloorShare * budget_ * interval_ns / full_ns;
+    const double affordable =
+        kFloorShare / static_cast<double>(wanted) * budget_ * interval_ns / full_ns;
     store(published_[kind].details[detail].floor,
           std::clamp(std::min(interval_ns / kFloorNs, affordable), kLeastProbability,
                      kMostProbability));

@@ -3,9 +3,10 @@
 // pseudo-random number, no lock. Everything else is the collector's, under the recorder's mutex.
 // Nothing here reads a clock: durations are arguments, and the seed is one.
 //
-// There are several details: the spans of a step, in levels of which each holds those below, and
-// what observed sites put out. Each is decided by a coin of its own, with costs, rates and a floor
-// of its own, so that the one says nothing of the other; they share the budget.
+// There are several details: the spans of a step, in levels of which each holds those below, what
+// observed sites put out, and what the logits say of the tokens. Each is decided by a coin of its
+// own, with costs, rates and a floor of its own, so that the one says nothing of the others; they
+// share the budget.
 //
 // Two things hold it. Each thread has an allowance for each kind of step and detail, in
 // nanoseconds: a step pays in its share of its own duration, detail takes out what it costs. It is
@@ -31,8 +32,8 @@ inline constexpr size_t kMaxSampleLevels = 3;
 
 // What is decided apart. A further one is a further name here, a decide() and a charge() in the
 // root's wrapper, and its costs in SamplerOptions; nothing else knows them by name.
-enum class SampleDetail : uint8_t { kSpans, kObservations };
-inline constexpr size_t kSampleDetails = 2;
+enum class SampleDetail : uint8_t { kSpans, kObservations, kLogits };
+inline constexpr size_t kSampleDetails = 3;
 
 template <typename Value>
 using ByDetail = std::array<Value, kSampleDetails>;
@@ -125,11 +126,12 @@ struct SeenStep {
   UnrecordedCalls unrecorded;
   struct Detail {
     int level = -1;
-    double probability = 0;  // with which it would get any level
+    double probability = 0;  // with which it would get any level; 0: there was nothing to decide
     double weight = 0;       // 1 / the probability of exactly its level; 0 for none
-    double timed_ns = 0;     // what it took, where that is measured in the step itself
+    double timed_ns = 0;     // what it took, where that is measured; of logits so far
   };
   ByDetail<Detail> details{};
+  double logits_ns = 0;  // of dur_ns, what logits took, of this step or of others
 };
 
 // Of one track; the collector's. For each detail the last step of each kind that is in no pair yet.
@@ -142,10 +144,14 @@ struct SamplePairs {
     double probability = 0;  // of what it got
   };
   std::array<ByDetail<Last>, kStepKinds> last;
+  // Of the logits of the last step, which are read behind it: what that does besides, it does to
+  // the next step.
+  SeenStep::Detail logits_before;
 };
 
 // What one detail has cost the steps of one kind.
 struct DetailReport {
+  uint64_t decided = 0;                               // steps that could get it
   std::array<uint64_t, kMaxSampleLevels> detailed{};  // steps that got exactly this level
   std::array<double, kMaxSampleLevels> rates{};       // probability of this level or one above
   double floor = 0;                                   // no step's probability is below
@@ -187,6 +193,9 @@ class Sampler {
               uint64_t timed_ticks) noexcept {
     if (level >= 0) charge_level(state, detail, kind, static_cast<size_t>(level), timed_ticks);
   }
+  // Hot: what was measured of a detail of a step that was charged already.
+  void charge_more(SampleState& state, SampleDetail detail, StepKind kind,
+                   uint64_t timed_ticks) noexcept;
   // Hot: pays in for a step that has ended, less what it costs without detail.
   void pay_in(SampleState& state, StepKind kind, uint64_t dur_ticks,
               const UnrecordedCalls& unrecorded) noexcept;
@@ -213,6 +222,9 @@ class Sampler {
   void see(SamplePairs& pairs, const SeenStep& step);
   // So many observations of steps of a kind, by their number, have taken the drain thread so long.
   void see_drained(const std::array<uint64_t, kStepKinds>& observations, double cpu_ns);
+  // The logits of a step of a kind have taken its thread so long, in so many records; see() leaves
+  // that out.
+  void see_logits(StepKind kind, double timed_ns, uint64_t records);
   // Moves the probabilities, where the period is over. `now_ns` by any clock that does not go back.
   void control(double now_ns, double drain_ns);
   SamplerReport report() const;
@@ -262,6 +274,8 @@ class Sampler {
 
   void charge_level(SampleState& state, SampleDetail detail, StepKind kind, size_t level,
                     uint64_t timed_ticks) noexcept;
+  void charge_ns(SampleState& state, SampleDetail detail, StepKind kind, double untimed_ns,
+                 uint64_t timed_ticks) noexcept;
   static void take_out(double& allowance_ns, double cost_ns, double capacity_ns) noexcept;
 
   struct DetailOptions {
@@ -282,7 +296,8 @@ class Sampler {
 
   struct DetailStratum {
     std::array<uint64_t, kMaxSampleLevels> detailed{};
-    double timed_ns = 0;  // measured in them, all together
+    uint64_t decided = 0;  // steps that could get it
+    double timed_ns = 0;   // measured in those that did, all together
     PairedCost paired;
     double corrected = 1.0;  // what a nanosecond of the model is, by them
   };
@@ -294,7 +309,8 @@ class Sampler {
     std::array<uint64_t, kMaxSampleLevels> records{};  // in the steps with each level of spans
     uint64_t plain_steps = 0;                          // without spans
     uint64_t plain_records = 0;
-    uint64_t drained = 0;  // observations that came from them
+    uint64_t drained = 0;        // observations that came from them
+    uint64_t logit_records = 0;  // that told of their logits
     uint64_t passed_on = 0;
     uint64_t moved = 0;
     Window window;                // since it was last controlled
@@ -321,9 +337,12 @@ class Sampler {
   const DetailOptions& of(SampleDetail detail) const noexcept {
     return options_[static_cast<size_t>(detail)];
   }
+  static constexpr auto kSpansAt = static_cast<size_t>(SampleDetail::kSpans);
+  static constexpr auto kObservationsAt = static_cast<size_t>(SampleDetail::kObservations);
+  static constexpr auto kLogitsAt = static_cast<size_t>(SampleDetail::kLogits);
+
   bool in_use(size_t detail) const noexcept {
-    return options_[detail].levels > 0 &&
-           (detail != static_cast<size_t>(SampleDetail::kObservations) || observes());
+    return options_[detail].levels > 0 && (detail != kObservationsAt || observes());
   }
   // By all steps so far, without what is passed on and moved: that is counted one by one.
   StepCosts costs_of(const Stratum& stratum) const;

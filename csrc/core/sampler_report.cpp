@@ -38,6 +38,7 @@ DetailReport Sampler::report_detail(size_t kind, size_t detail, const DetailCost
   const PublishedDetail& published = published_[kind].details[detail];
   const DetailOptions& options = options_[detail];
   DetailReport row;
+  row.decided = stratum.decided;
   row.detailed = stratum.detailed;
   row.floor = std::min(published.floor.load(std::memory_order_relaxed), options.most);
   double untimed_ns = 0;
@@ -57,9 +58,7 @@ DetailReport Sampler::report_detail(size_t kind, size_t detail, const DetailCost
   if (row.is_measured) ratio = stratum.paired.interval();
   const auto measured_ns = [&](double factor) {
     if (stratum.timed_ns > 0) return untimed_ns + std::max(factor, 1.0) * stratum.timed_ns;
-    return detail == static_cast<size_t>(SampleDetail::kSpans)
-               ? factor * untimed_ns / corrected + moved_ns
-               : untimed_ns;
+    return detail == kSpansAt ? factor * untimed_ns / corrected + moved_ns : untimed_ns;
   };
   row.measured_ns = measured_ns(ratio.median);
   row.low_ns = measured_ns(ratio.low);

@@ -51,6 +51,10 @@ struct ThreadBuffer {
     double weight = 1;        // of its spans in what is added up
     uint64_t records = 0;     // in it, besides its own
     UnrecordedCalls unrecorded;
+    // What logits took so far: those of that step, and of any in its time.
+    double logits_ns = 0;
+    double logits_inside_ns = 0;
+    int64_t step_before = -1;  // the last one that has ended; pairs.logits_before is of its logits
     SamplePairs pairs;
   };
   Progress progress;

@@ -172,9 +172,8 @@ class Recorder:
         budget: float,
         costs_ns: tuple[float, float, float, float, float],
         levels: Sequence[tuple[int, float]],
-        observe_ns: float,
-        most_observed: float,
-        observes: bool,
+        observed: tuple[float, float, bool],
+        logits: tuple[float, float] | None,
         seed: int,
     ) -> None: ...
     def sampling(self) -> dict[str, Any] | None: ...

@@ -46,9 +46,10 @@ def profile(
             head, ``"all"`` every one; or a glob pattern over module names, a list of patterns, or
             a predicate ``f(name, module) -> bool``.
         budget: what recording may cost, as a share of the time of the steps, such as 0.01. Every
-            step is timed; which of them have spans of modules, and which are observed, is sampled,
-            so that the cost stays within it. `steps.sample_weight` and `activations.weight` hold
-            the weights. None: every step has spans.
+            step is timed; which of them have spans of modules, are observed, and have their logits
+            read, is sampled, so that the cost stays within it. `steps.sample_weight`,
+            `activations.weight` and `tokens.logits_weight` hold the weights. None: every step has
+            spans.
         memory_limit_bytes: how much the trace may hold; past it the oldest steps go, whole, and
             are counted in ``losses``. Totals since the start are not affected.
         log_interval_s: how often to log the line of `Recording.status()`, through the logger
@@ -66,7 +67,8 @@ def profile(
         logits: whether each committed token gets the probability of the most probable token, its
             margin over the second, the entropy, and the log-probability of the token itself, where
             that is seen. No ids are kept.
-        logits_every: in so many steps of a kind logits are read once, as of `activation_every`.
+        logits_every: in so many steps of a kind logits are read once, as of `activation_every`;
+            with a budget once at most.
         keep: hold the last seconds, ``"5s"``, within `memory_limit_bytes`; or so many bytes,
             ``"64MB"``, in the place of `memory_limit_bytes`. None: as much as fits.
         triggers: of `pertoken.triggers`: when one fires, what is held is written to a file, from a

@@ -10,14 +10,14 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from statistics import mean, median
 from time import perf_counter_ns
 from typing import Any
 
 from pertoken import _native
-from pertoken.observing import NOTHING_OBSERVED, Observing
+from pertoken.observing import NOTHING_OBSERVED, Observed, Observing
 
 _SAMPLES = 303
 _STEPS_WITHOUT_DETAIL = 64
@@ -36,8 +36,8 @@ class RecordCosts:
 
     In a step that was sampled without detail, `skip_ns` is a module's call that its wrapper passes
     on; `move_ns` is what it takes to get a wrapper out of the way, or back. `drain_ns` is what the
-    drain thread takes for one record; `observe_ns` what a small tensor takes to be observed, on
-    both threads.
+    drain thread takes for one record; `observe_ns` what a small tensor takes to be observed,
+    and `logits_ns` what the logits of a small vocabulary take to be read, on both threads.
     """
 
     span_ns: float
@@ -46,6 +46,7 @@ class RecordCosts:
     move_ns: float = 0.0
     drain_ns: float = 0.0
     observe_ns: float = 0.0
+    logits_ns: float = 0.0
 
 
 class _Call:
@@ -140,9 +141,8 @@ def leave_out_detail(recorder: Any, budget: float) -> None:
         budget=budget,
         costs_ns=(1e3, 1e3, 1.0, 1.0, 0.0),
         levels=[(_native.DETAIL_LAYERS, 1.0)],
-        observe_ns=0.0,
-        most_observed=1.0,
-        observes=False,
+        observed=(0.0, 1.0, False),
+        logits=None,
         seed=1,
     )
 
@@ -171,6 +171,7 @@ def _measure() -> RecordCosts:
         found.extend(median(costs_ns) for costs_ns in zip(*unrecorded, strict=True))
         found.append(_drain_ns(span(int), recorder))
         found.append(_observe_ns(site))
+        found.append(_logits_ns(site))
     finally:
         recorder.stop()
     return RecordCosts(*found)
@@ -250,8 +251,38 @@ def _observe_ns(site: int) -> float:
     return median(found)
 
 
-def _root(inner: Callable[..., Any], recorder: Any, site: int) -> Any:
-    state: ContextVar[Any] = ContextVar("pertoken_record_costs")
+def _logits_ns(site: int) -> float:
+    """What a step takes longer in a generate() that reads them: the middle one of some of each."""
+    recorder = _native.Recorder(1 << 20, 1 << 14)
+    Observing(recorder, Observed(logits=True))
+    torch = sys.modules["torch"]
+    logits = torch.ones((1, 1, _OBSERVED_VALUES), dtype=torch.float32, device="cpu")
+    token = torch.zeros((1, 1), dtype=torch.long, device="cpu")
+    generation: ContextVar[Any] = ContextVar("pertoken_record_costs")
+    root = _root(lambda token: logits, recorder, site, generation)
+    outside, inside = copy_context(), copy_context()
+    other_work = _OtherWork()
+    recorder.start()
+    try:
+        inside.run(generation.set, _native.GenerationState(recorder, 0, 0, False, 0, False, False))
+        found: dict[bool, list[int]] = {True: [], False: []}
+        for number in range(2 * _OBSERVED):
+            is_read = number % 2 == 1
+            context = inside if is_read else outside
+            other_work.do()
+            start_ns = perf_counter_ns()
+            context.run(root, token)
+            recorder.drain()
+            found[is_read].append(perf_counter_ns() - start_ns)
+    finally:
+        recorder.stop()
+    return max(0.0, median(found[True]) - median(found[False]))
+
+
+def _root(
+    inner: Callable[..., Any], recorder: Any, site: int, state: ContextVar[Any] | None = None
+) -> Any:
+    state = state or ContextVar("pertoken_record_costs")
     return _native.RootCall(inner, recorder, site, state, [(0, "input_ids", 0)], False, True, 0)
 
 

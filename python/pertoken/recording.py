@@ -110,7 +110,7 @@ class Recording:
             observe_every=observed.every,
             observe_seed=seeds.new_seed(),
         )
-        self.activation_every = observed.every
+        self._observed = observed
         self.observing = Observing(self.recorder, observed)
         self.observing.select(unwrap_compiled(model))
         self.skipped = self.observing.skipped
@@ -263,7 +263,7 @@ class Recording:
             selected,
             self.detail,
             observed,
-            self.activation_every,
+            self._observed,
         )
 
     def _put_in(

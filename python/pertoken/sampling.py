@@ -12,6 +12,7 @@ from pertoken.selection import layer_names
 if TYPE_CHECKING:
     import torch
 
+    from pertoken.observing import Observed
     from pertoken.recording import Recording
 
 # Where they cannot be measured, because as many recordings run as can: on the safe side.
@@ -22,9 +23,10 @@ _UNMEASURED = record_costs.RecordCosts(
     move_ns=100.0,
     drain_ns=100.0,
     observe_ns=20_000.0,
+    logits_ns=20_000.0,
 )
 # Of the native side's details, in its order, by the names that `meta["cost"]` has for them.
-_DETAILS = ("spans", "activations")
+_DETAILS = ("spans", "activations", "logits")
 
 
 def checked_budget(budget: float | None) -> float | None:
@@ -51,7 +53,7 @@ def sample(
     modules: dict[str, torch.nn.Module],
     detail: str,
     observed: dict[str, torch.nn.Module],
-    activation_every: int,
+    wanted: Observed,
 ) -> frozenset[str]:
     """Tells a native recorder to sample within the budget, once; does nothing without one.
 
@@ -62,7 +64,7 @@ def sample(
         modules: those that were selected, by name; their spans are sampled.
         detail: the name of that selection.
         observed: the modules whose outputs are observed; they get spans, too.
-        activation_every: of so many steps one is observed at most.
+        wanted: the rates at which steps are observed, and their logits read, at most.
 
     Returns:
         Names of the modules that get spans only in steps with all detail.
@@ -89,9 +91,12 @@ def sample(
                 costs.drain_ns,
             ),
             levels=levels,
-            observe_ns=costs.observe_ns * max(len(observed), 1),
-            most_observed=1 / activation_every,
-            observes=bool(observed),
+            observed=(
+                costs.observe_ns * max(len(observed), 1),
+                1 / wanted.every,
+                bool(observed),
+            ),
+            logits=(costs.logits_ns, 1 / wanted.logits_every) if wanted.logits else None,
             seed=seeds.new_seed(),
         )
     return frozenset(modules) - layers
@@ -146,10 +151,15 @@ def _sampled_facts(report: dict[str, Any], detail: str, has_sites: bool) -> dict
 
 
 def _facts_of_kind(row: dict[str, Any], detail: str, observes: bool) -> dict[str, Any]:
-    spans, observed = row["details"]
+    spans, observed, logits = row["details"]
     names = (["layers"] if detail == "all" else []) + [detail]
     names = names[-len(spans["rates"]) :] if spans["rates"] else []
-    levels = [(spans, names), (observed, ["activations"] if observes else [])]
+    levels = [
+        (spans, names),
+        (observed, ["activations"] if observes else []),
+        # Of some kinds no step has any, as outside generate().
+        (logits, ["logits"] if logits["decided"] else []),
+    ]
 
     def by_level(of: str) -> dict[str, Any]:
         return {

@@ -29,8 +29,10 @@ struct Cost {
 
 inline constexpr auto kSpans = SampleDetail::kSpans;
 inline constexpr auto kObservations = SampleDetail::kObservations;
+inline constexpr auto kLogits = SampleDetail::kLogits;
 inline constexpr auto kSpansAt = static_cast<size_t>(kSpans);
 inline constexpr auto kObservationsAt = static_cast<size_t>(kObservations);
+inline constexpr auto kLogitsAt = static_cast<size_t>(kLogits);
 
 // `observe_ns`: what observing a step is thought to take; negative: nothing is observed.
 inline SamplerOptions options(double budget, std::vector<SampleLevel> levels, const Cost& cost,
@@ -45,6 +47,13 @@ inline SamplerOptions options(double budget, std::vector<SampleLevel> levels, co
     options.details[kObservationsAt] = {
         {{kDetailActivations, 0, observe_ns}}, most_observed, observe_ns > 0};
   }
+  return options;
+}
+
+// The same with logits, of which a part of the steps can be read; `logits_ns`: what that is thought
+// to take.
+inline SamplerOptions with_logits(SamplerOptions options, double logits_ns, double most_read = 1) {
+  options.details[kLogitsAt] = {{{kDetailLogits, 0, logits_ns}}, most_read};
   return options;
 }
 
@@ -65,10 +74,24 @@ class World {
   std::function<double()> observe_ns = [] { return 0.0; };
   double observe_besides = 0;  // of that
   SampleChoice observed;       // of the last step
+  // Likewise of logits: reading them takes no time of the step, unless it is a step that the user
+  // declares, and telling what was chosen comes behind it. What it does besides, it does to the
+  // next step.
+  std::function<double()> logits_ns = [] { return 0.0; };
+  double told_part = 0.25;  // of that, when it is known what was chosen
+  double logits_besides = 0;
+  bool are_declared = false;
+  bool have_logits = true;
+  SampleChoice read;
 
   SampleChoice step(StepKind kind, double work_ns, bool is_favoured = false, double idle_ns = 0) {
-    observed = {};
+    observed = read = {};
     double timed_ns = 0;
+    double read_ns = 0;
+    if (have_logits && sampler_.samples(kLogits)) {
+      read = sampler_.decide(state_, kLogits, kind, is_favoured);
+      read_ns = read.level < 0 ? 0 : logits_ns();
+    }
     if (sampler_.observes()) {
       observed = sampler_.decide(state_, kObservations, kind, is_favoured);
       timed_ns = observed.level < 0 ? 0 : observe_ns();
@@ -81,17 +104,29 @@ class World {
     const double passed_on_ns = unrecorded.passed_on * cost_.skip_ns;
     const double plain_ns = cost_.step_ns + passed_on_ns + unrecorded.moved * cost_.move_ns;
     // The wrappers' own time is within the step, as far as the root's clock goes.
+    const double late_ns = std::exchange(late_ns_, logits_besides * read_ns);
     const double dur_ns =
-        std::max(1.0, work_ns + detail_ns + besides_ns + passed_on_ns + noise_ns());
+        std::max(1.0, work_ns + detail_ns + besides_ns + passed_on_ns + late_ns + noise_ns());
     sampler_.charge(state_, kSpans, kind, choice.level, 0);
     sampler_.pay_in(state_, kind, static_cast<uint64_t>(dur_ns), unrecorded);
     sampler_.charge(state_, kObservations, kind, observed.level, static_cast<uint64_t>(timed_ns));
-    SeenStep seen{kind, dur_ns + timed_ns, static_cast<uint64_t>(calls), unrecorded};
+    sampler_.charge(state_, kLogits, kind, read.level,
+                    static_cast<uint64_t>((1 - told_part) * read_ns));
+    const double inside_ns = are_declared ? (1 - told_part) * read_ns : 0;
+    SeenStep seen{kind, dur_ns + timed_ns + inside_ns, static_cast<uint64_t>(calls), unrecorded};
+    seen.logits_ns = inside_ns;
+    seen.details[kLogitsAt] = {read.level, read.probability, read.weight, 0};
     seen.details[kSpansAt] = {choice.level, choice.probability, choice.weight, 0};
     seen.details[kObservationsAt] = {observed.level, observed.probability, observed.weight,
                                      timed_ns};
     sampler_.see(pairs_, seen);
-    double drained_ns = (calls + 4) * cost_.drain_record_ns;
+    if (read.level >= 0) {
+      sampler_.charge_more(state_, kLogits, kind, static_cast<uint64_t>(told_part * read_ns));
+      sampler_.see_logits(kind, read_ns, kLogitRecords);
+      pairs_.logits_before.timed_ns += read_ns;
+      read_spent_ns += read_ns * (1 + logits_besides);
+    }
+    double drained_ns = (calls + 4 + (read.level < 0 ? 0 : kLogitRecords)) * cost_.drain_record_ns;
     if (observed.level >= 0) {
       drained_ns += cost_.drain_observed_ns;
       std::array<uint64_t, kStepKinds> observations{};
@@ -100,7 +135,7 @@ class World {
     }
     drain_ns_ += drained_ns;
     observe_spent_ns += timed_ns + besides_ns;
-    spent_ns += plain_ns + detail_ns + timed_ns + besides_ns + drained_ns;
+    spent_ns += plain_ns + detail_ns + timed_ns + besides_ns + read_ns + late_ns + drained_ns;
     work_done_ns += work_ns;
     now_ns_ += dur_ns + idle_ns;
     while (now_ns_ - drained_at_ns_ >= 20 * kMillisecond) {
@@ -122,14 +157,18 @@ class World {
   double rate(StepKind kind, size_t level = 0) const { return spans(kind).rates[level]; }
   DetailReport spans(StepKind kind) const { return detail(kind, kSpansAt); }
   DetailReport observations(StepKind kind) const { return detail(kind, kObservationsAt); }
+  DetailReport logits(StepKind kind) const { return detail(kind, kLogitsAt); }
   Sampler& sampler() { return sampler_; }
   double now_ns() const { return now_ns_; }
 
   double spent_ns = 0;
   double observe_spent_ns = 0;
+  double read_spent_ns = 0;
   double work_done_ns = 0;
 
  private:
+  static constexpr uint64_t kLogitRecords = 3;  // a token, and two times
+
   DetailReport detail(StepKind kind, size_t detail) const {
     return sampler_.report().strata[static_cast<size_t>(kind)].details[detail];
   }
@@ -154,6 +193,7 @@ class World {
   Sampler sampler_;
   SampleState state_;
   SamplePairs pairs_;
+  double late_ns_ = 0;  // what the last step's logits do to the next one
   double now_ns_ = 0;
   double drained_at_ns_ = 0;
   double drain_ns_ = 0;

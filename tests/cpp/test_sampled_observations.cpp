@@ -124,10 +124,13 @@ TEST(weighted_sums_of_both_details_are_unbiased_and_so_are_those_of_steps_that_h
 
 TEST(what_was_chosen_goes_into_a_record_and_comes_out_of_it) {
   PackedChoices packed;
+  CHECK_EQ(packed.probability(kLogits), 0);
+  packed.add(kLogits, {.level = 0, .weight = 2, .probability = 0.5});
   packed.add(kObservations, {.level = 0, .weight = 16, .probability = 1.0 / 16});
   packed.add(kSpans, {.level = -1, .weight = 0, .probability = 0.3});
   const PackedChoices read(packed.bits());
-  CHECK(read.got(kObservations) && !read.got(kSpans));
+  CHECK(read.got(kObservations) && !read.got(kSpans) && read.got(kLogits));
+  CHECK_EQ(read.probability(kLogits), 0.5);
   CHECK_EQ(read.probability(kObservations), 1.0 / 16);
   CHECK(std::abs(read.probability(kSpans) / 0.3 - 1) < 0.01);
 }

@@ -123,6 +123,33 @@ def test_of_a_verification_each_place(gpu: FakeGpu, ids: bool) -> None:
     assert profile.steps["tokens_committed"].max() > 1
 
 
+def test_a_budget_reads_there_in_some_steps(gpu: FakeGpu) -> None:
+    model = of_gpu(sharp(models.llama()))
+    with pertoken.profile(model, logits=True, budget=1.0) as recording:
+
+        def some_are_read() -> bool:
+            model.generate(models.prompt(2), max_new_tokens=8, return_dict_in_generate=True)
+            read = np.isfinite(recording.result().tokens["logits_weight"])
+            return bool(read.any() and not read.all())
+
+        wait_for(some_are_read)
+    profile = recording.result()
+    invariants.check(profile)
+    tokens, read = profile.tokens, np.isfinite(profile.tokens["logits_weight"])
+    for name in SIGNALS:
+        assert (np.isfinite(tokens[name]) == read).all()
+    assert tokens["logits_weight"][read].min() >= 16 / 15 - 1e-6
+    # Every generate() has said the same of the tokens that were read.
+    for position in range(8):
+        at = read & (tokens["position"] == position) & (tokens["row"] == 0)
+        assert not at.any() or np.ptp(tokens["entropy"][at]) < 1e-5
+    decode = profile.meta["cost"]["kinds"]["decode"]
+    of_decode = profile.steps["step"][profile.steps["kind"] == "decode"]
+    assert decode["detailed"]["logits"] == np.isin(of_decode, tokens["step"][read]).sum()
+    assert decode["details"]["logits"]["share"] > 0
+    assert profile.losses["observations_skipped"] == {}
+
+
 def test_what_arrives_is_spooled(gpu: FakeGpu, tmp_path: Path) -> None:
     model = of_gpu(sharp(models.llama()))
     with pertoken.profile(model, logits=True, spool=tmp_path) as recording:

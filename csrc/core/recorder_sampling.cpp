@@ -1,0 +1,59 @@
+// What a recorder's sampler learns of the steps that were recorded, and when it acts on it.
+#include <algorithm>
+
+#include "core/recorder.h"
+
+namespace pertoken {
+
+void Recorder::control_sampler_locked() {
+  const double now_ns = static_cast<double>(now_ticks()) * ns_per_tick_;
+  sampler_->control(now_ns, static_cast<double>(drain_cpu_ns_));
+}
+
+void Recorder::see_step(const Record& end, const StepRow& row, ThreadBuffer::Progress& progress) {
+  // The root's own span is among the records, and part of what a step costs.
+  SeenStep seen{.kind = static_cast<StepKind>(progress.kind),
+                .dur_ns = static_cast<double>(to_ns(row.end_ticks - row.start_ticks, ns_per_tick_)),
+                .records = std::max<uint64_t>(progress.records, 1) - 1,
+                .unrecorded = progress.unrecorded,
+                .logits_ns = progress.logits_inside_ns};
+  const PackedChoices choices(uint64_t{end.parent_seq} << 32 | end.seq);
+  const auto with_one_level = [&](SampleDetail detail, double timed_ns) {
+    const double probability = choices.probability(detail);
+    seen.details[static_cast<size_t>(detail)] = {.level = choices.got(detail) ? 0 : -1,
+                                                 .probability = probability,
+                                                 .weight = 1 / probability,
+                                                 .timed_ns = timed_ns};
+  };
+  with_one_level(SampleDetail::kObservations,
+                 static_cast<double>(to_ns(end.end_ticks, ns_per_tick_)));
+  with_one_level(SampleDetail::kLogits, progress.logits_ns);
+  seen.details[static_cast<size_t>(SampleDetail::kSpans)] = {
+      .level = progress.level,
+      .probability = choices.probability(SampleDetail::kSpans),
+      .weight = progress.exact_weight};
+  sampler_->see(progress.pairs, seen);
+  progress.step_before = progress.step;
+}
+
+// In the time of a step that the user declares, or outside of any; before the end of the step whose
+// logits they are, or after it.
+void Recorder::see_logits(const Record& record, int64_t step, ThreadBuffer::Progress& progress) {
+  if (sampler_ == nullptr) return;
+  double took_ns = 0;
+  if (record.type() == RecordType::kLogitsTime) {
+    took_ns = static_cast<double>(to_ns(record.start_ticks, ns_per_tick_));
+    if (step == progress.step_before) {
+      progress.pairs.logits_before.timed_ns += took_ns;
+    } else if (step == progress.step) {
+      progress.logits_ns += took_ns;
+    }
+    if (record.seq != kNone32 && record.seq == static_cast<uint32_t>(progress.step)) {
+      progress.logits_inside_ns += took_ns;
+    }
+  }
+  const StepRow* row = store_.step(step);
+  if (row != nullptr && row->begun) sampler_->see_logits(step_kind(row->detail), took_ns, 1);
+}
+
+}  // namespace pertoken
