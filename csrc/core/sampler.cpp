@@ -157,10 +157,14 @@ void Sampler::pay_in(SampleState& state, StepKind kind, uint64_t dur_ticks,
     const double share = load(own.share);
     if (share == 0) continue;
     const double capacity_ns = load(own.capacity_ns);
+    const double paid_ns = left_ns * share;
+    // What longer steps have paid is not for these, but for the price of one.
+    const double most_ns =
+        std::min(capacity_ns, std::max(capacity_ns / kBurst, kHeldSteps * paid_ns));
     double& allowance_ns = state.allowance_ns[at][detail];
     // Steps that leave nothing make no debt beyond that.
-    allowance_ns = std::clamp(allowance_ns + left_ns * share, std::min(allowance_ns, -capacity_ns),
-                              capacity_ns);
+    allowance_ns =
+        std::clamp(allowance_ns + paid_ns, std::min(allowance_ns, -capacity_ns), most_ns);
   }
 }
 
@@ -233,9 +237,11 @@ void Sampler::control(double now_ns, double drain_ns) {
   const double of_records_ns = static_cast<double>(all_records_) * costs_.drain_ns;
   drain_ns_ = std::max(drain_ns - drain_before_ns_ - of_records_ns - drained_ns_, drain_ns_);
   const uint64_t steps = all_steps_ - drain_counted_steps_;
-  if (steps > 0 && now_ns - drain_seen_ns_ >= kPeriodNs) {
+  const bool is_first = drain_renewed_ == 0;
+  if (steps > 0 && (is_first || now_ns - drain_seen_ns_ >= kPeriodNs)) {
     const double fresh_ns = (drain_ns_ - drain_counted_ns_) / static_cast<double>(steps);
-    drain_a_step_ns_ = drain_counted_steps_ == 0 ? fresh_ns : (drain_a_step_ns_ + fresh_ns) / 2;
+    // The first rounds are many and cold: what they take is spent, and tells little of the others.
+    drain_a_step_ns_ = ++drain_renewed_ <= 2 ? fresh_ns : (drain_a_step_ns_ + fresh_ns) / 2;
     drain_counted_ns_ = drain_ns_;
     drain_counted_steps_ = all_steps_;
     drain_seen_ns_ = now_ns;
@@ -306,6 +312,7 @@ void Sampler::control_stratum(size_t kind, double now_ns) {
     store(published_[kind].details[detail].share, spent_ns[detail] / all_ns);
   }
   stratum.is_controlled = true;
+  stratum.is_settled = drain_renewed_ >= 2;
   stratum.controlled_ns = now_ns;
   stratum.window = {};
 }
@@ -332,7 +339,7 @@ void Sampler::move_rates(size_t kind, size_t detail, const DetailCosts& costs, d
     const double target =
         std::min(std::max(wanted[level] * scale, kLeastProbability), options_[detail].most);
     const double now = load(published.rates[level]);
-    if (!strata_[kind].is_controlled) {
+    if (!strata_[kind].is_settled) {
       store(published.rates[level], target);
     } else if (target > now * kDeadBand || target * kDeadBand < now) {
       store(published.rates[level], std::clamp(target, now / kLargestChange, now * kLargestChange));

@@ -245,6 +245,7 @@ class Sampler {
   static constexpr double kAllowed = 0.96;    // of it, that allowances get
   static constexpr double kFavour = 4;        // of the first steps of a request
   static constexpr double kBurst = 4;         // full steps that an allowance can hold
+  static constexpr double kHeldSteps = 100;   // and steps whose pay it can; but the price of one
   static constexpr double kFloorShare = 0.1;  // of the budget, at most, for the floor
   static constexpr double kFloorNs = 1e9;     // one detailed step in so long
   // Of spans, until steps of the kind were seen.
@@ -319,6 +320,7 @@ class Sampler {
     double mean_ns = 0;           // of a step, recently
     double controlled_ns = 0;
     bool is_controlled = false;
+    bool is_settled = false;  // by more than the drain thread's first rounds
   };
 
   // Of one step of a kind, as the numbers stand.
@@ -369,6 +371,7 @@ class Sampler {
   double drain_seen_ns_ = 0;    // when drain_a_step_ns_ was last brought up
   double drain_counted_ns_ = 0;
   uint64_t drain_counted_steps_ = 0;
+  uint64_t drain_renewed_ = 0;  // how often
   uint64_t all_steps_ = 0;
   uint64_t all_records_ = 0;
   double drain_a_step_ns_ = 0;
