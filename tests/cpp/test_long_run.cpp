@@ -168,7 +168,10 @@ TEST(threads_that_come_and_go_leave_nothing) {
   // not.
   CHECK(most_tracks <= 1300);
   check_conservation(total, recorder->snapshot());
-  if (!kSanitized) CHECK(resident_bytes() < early + (size_t{256} << 10));
+  // A sixteenth of what the rings alone of the second half's threads would be; on a busy machine
+  // the allocator keeps some of what it was given back.
+  constexpr size_t kRings = kThreadsThatComeAndGo / 2 * 256 * sizeof(Record);
+  if (!kSanitized) CHECK(resident_bytes() < early + kRings / 16);
 }
 
 TEST(starts_and_stops_race_with_threads_that_come_and_go_and_with_snapshots) {
