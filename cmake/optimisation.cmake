@@ -47,7 +47,9 @@ set_source_files_properties(
   csrc/bindings/bind_totals.cpp
   csrc/bindings/bind_triggers.cpp
   csrc/bindings/current_stream.cpp
+  csrc/bindings/declared_logits.cpp
   csrc/bindings/gpu_logit_reader.cpp
+  csrc/bindings/logit_rows.cpp
   csrc/bindings/module.cpp
   csrc/bindings/named_values.cpp
   csrc/bindings/observation_columns.cpp
@@ -57,14 +59,22 @@ set_source_files_properties(
   csrc/bindings/tensor_reading.cpp
   csrc/core/clock_calibrator.cpp
   csrc/core/clock_fit.cpp
+  csrc/core/clock_map.cpp
   csrc/core/clock_samples.cpp
   csrc/core/exp_boundaries.cpp
+  csrc/core/generation_times.cpp
   csrc/core/mapped_file.cpp
+  csrc/core/observation_intake.cpp
+  csrc/core/observation_store.cpp
+  csrc/core/recorder_devices.cpp
   csrc/core/recorder_registry.cpp
+  csrc/core/recorder_sampling.cpp
   csrc/core/recorder_snapshot.cpp
   csrc/core/recorder_spool.cpp
   csrc/core/recorder_triggers.cpp
+  csrc/core/request_tracker.cpp
   csrc/core/sampler_report.cpp
+  csrc/core/sampler_seen.cpp
   csrc/core/spool.cpp
   csrc/core/spool_journal.cpp
   csrc/core/spool_segments.cpp
@@ -72,18 +82,27 @@ set_source_files_properties(
   csrc/core/string_table.cpp
   csrc/cuda/device_clock.cpp
   csrc/cuda/driver_api.cpp
+  csrc/cuda/event_pool.cpp
+  csrc/cuda/event_timer.cpp
   csrc/cuda/gpu_histogram.cpp
+  csrc/cuda/gpu_logits.cpp
   csrc/cuda/gpu_observer.cpp
   csrc/cuda/gpu_observer_graphs.cpp
   csrc/cuda/gpu_stats.cpp
-  csrc/cuda/gpu_logits.cpp
+  csrc/cuda/graph_life.cpp
+  csrc/cuda/graph_stamps.cpp
   csrc/cuda/kernel_image.cpp
   csrc/cuda/kernel_memory.cpp
   csrc/cuda/logit_device.cpp
   csrc/cuda/opened_context.cpp
+  csrc/cuda/results_under_way.cpp
   csrc/cuda/stamp_clock.cpp
   csrc/cuda/stamp_reader.cpp
   csrc/cuda/stats_device.cpp
   csrc/cuda/stats_plan.cpp
+  csrc/export/chrome_trace.cpp
   csrc/export/counter_events.cpp
+  csrc/export/lanes.cpp
+  csrc/export/sink.cpp
+  csrc/export/step_events.cpp
   PROPERTIES COMPILE_OPTIONS $<$<CONFIG:Release>:-Os>)
