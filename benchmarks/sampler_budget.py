@@ -6,7 +6,7 @@ step without detail costs. Budgets of 0.2 % would take some 30,000 pairs to prov
 reached of them is not tested here. All takes some 12 minutes, most of them for the budget of 1 %:
 the sampler spends three quarters of it, so that the interval has to be narrow.
 
-    python benchmarks/run.py sampler_budget -o FILE
+    python benchmarks/run.py sampler_budget --output FILE
 
 The same proof for a model of one's own: `pertoken overhead --sampled --budget 0.01`.
 """
