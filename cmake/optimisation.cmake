@@ -100,9 +100,5 @@ set_source_files_properties(
   csrc/cuda/stamp_reader.cpp
   csrc/cuda/stats_device.cpp
   csrc/cuda/stats_plan.cpp
-  csrc/export/chrome_trace.cpp
   csrc/export/counter_events.cpp
-  csrc/export/lanes.cpp
-  csrc/export/sink.cpp
-  csrc/export/step_events.cpp
   PROPERTIES COMPILE_OPTIONS $<$<CONFIG:Release>:-Os>)
