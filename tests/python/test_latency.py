@@ -15,6 +15,8 @@ from pertoken.analysis import latency
 from pertoken.analysis.distribution import Distribution, percentiles
 from pertoken.analysis.row_index import holds_text, rows_of
 from pertoken.result import Profile
+from pertoken.schema import LABEL_PREFIX
+from pertoken.table import Table
 from slow_reference import nearest_rank, rows, varied_profile
 from synthetic import synthetic_profile, with_columns
 
@@ -59,10 +61,15 @@ def test_rows_of_finds_the_first_row_with_the_id(ids: list[int], wanted: list[in
 
 
 def test_holds_text_is_the_comparison_of_decoded_values() -> None:
-    spans = synthetic_profile().spans
-    for text in ("generate", "module", "nothing"):
+    # numpy takes the null characters off the end of a text.
+    strings = ("a", "a\0", "\0", "\0a", "a\0\0b", "b")
+    codes = np.arange(-1, len(strings), dtype=np.int32)
+    table = Table("texts", {LABEL_PREFIX + "text": codes}, strings)
+    for text in ("", *strings, "nothing"):
         np.testing.assert_array_equal(
-            holds_text(spans, "category", text), spans["category"] == text
+            holds_text(table, LABEL_PREFIX + "text", text),
+            table[LABEL_PREFIX + "text"] == text,
+            err_msg=ascii(text),
         )
 
 

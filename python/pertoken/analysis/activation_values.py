@@ -24,7 +24,7 @@ def site_histogram(
 ) -> Histogram:
     """The values of a site, merged; see `Profile.histogram`."""
     table = profile.activations
-    chosen = holds_text(table, "site", site) if site else table.codes("site") == -1
+    chosen = holds_text(table, "site", site)
     if not chosen.any():
         known = dict.fromkeys(table["site"].tolist())
         names = ", ".join(name_text(name) for name in list(known)[:_NAMES_SHOWN])

@@ -37,11 +37,13 @@ def rows_of(ids: Array, wanted: Array) -> Array:
 
 
 def holds_text(table: Table, column: str, text: str) -> Array:
-    """Tell in which rows a coded column holds `text`, which is not empty: bool, shape (rows,).
+    """Tell in which rows a coded column reads as `text`: bool, shape (rows,).
 
     Comparing codes spares the decoded copy of a column, which for a million spans is large.
     """
-    codes = table.codes(column)
-    if text not in table.strings:
-        return np.zeros(len(table), dtype=bool)
-    return np.asarray(codes == table.strings.index(text))
+    # numpy's text ends before the null characters at its end.
+    shown = text.rstrip("\0")
+    same = [code for code, known in enumerate(table.strings) if known.rstrip("\0") == shown]
+    if not shown:
+        same.append(-1)
+    return np.isin(table.codes(column), same)
