@@ -1,7 +1,7 @@
 # How much code speed may cost, for the Release configuration. A wheel holds it all, so that the rule
 # is -O2: -O3 is for what runs in a wrapped call and for what looks at each value of a tensor, -Os for
-# what runs a few times a recording, or takes as long as the driver's calls in it. Link-time
-# optimisation keeps each function's own.
+# what runs a few times a recording, takes as long as the driver's calls in it, or is the drain
+# thread's once a step. Link-time optimisation keeps each function's own.
 
 if(CMAKE_CXX_FLAGS_RELEASE STREQUAL "-O3 -DNDEBUG")
   set(CMAKE_CXX_FLAGS_RELEASE "-O2 -DNDEBUG")
@@ -47,9 +47,7 @@ set_source_files_properties(
   csrc/bindings/bind_totals.cpp
   csrc/bindings/bind_triggers.cpp
   csrc/bindings/current_stream.cpp
-  csrc/bindings/declared_logits.cpp
   csrc/bindings/gpu_logit_reader.cpp
-  csrc/bindings/logit_rows.cpp
   csrc/bindings/module.cpp
   csrc/bindings/named_values.cpp
   csrc/bindings/observation_columns.cpp
@@ -64,7 +62,6 @@ set_source_files_properties(
   csrc/core/exp_boundaries.cpp
   csrc/core/generation_times.cpp
   csrc/core/mapped_file.cpp
-  csrc/core/observation_intake.cpp
   csrc/core/observation_store.cpp
   csrc/core/recorder_devices.cpp
   csrc/core/recorder_registry.cpp

@@ -64,8 +64,14 @@ CallSlots::Sort CallSlots::sort_of(const bindings::SpanCall& call) noexcept {
 void CallSlots::add(bindings::SpanCall& call) {
   Known& known = known_[sort_of(call)];
   known.calls.reserve(++known.added);
-  is_closed_ = is_closed_ || (of_model_ && has_compiled());
+  is_compiler_in_use();
   call.may_step_aside = true;
+}
+
+// Looked at where wrappers are moved, and remembered once it is.
+bool CallSlots::is_compiler_in_use() {
+  is_closed_ = is_closed_ || (of_model_ && has_compiled());
+  return is_closed_;
 }
 
 bool CallSlots::may_empty(const Recorder& recorder) const noexcept {
@@ -91,9 +97,8 @@ bool CallSlots::step_aside(bindings::SpanCall& call, const ThreadBuffer& buffer)
   if (call.observer != nullptr && (buffer.open_detail & kDetailActivations) != 0) return false;
   Known& known = known_[sort_of(call)];
   auto* wrapper = reinterpret_cast<PyObject*>(&call);
-  if (!call.is_known) {
-    is_closed_ = of_model_ && has_compiled();
-    if (is_closed_ || known.calls.size() == known.calls.capacity()) return false;
+  if (!call.is_known && (is_compiler_in_use() || known.calls.size() == known.calls.capacity())) {
+    return false;
   }
   // Who calls the wrapper holds it, too.
   if (!exchange(call, wrapper, Py_None)) return false;
@@ -183,8 +188,7 @@ void CallSlots::begin_step(const Recorder& recorder, ThreadBuffer& buffer) {
       moved += take_out(known);
     }
   }
-  if (moved != 0 && of_model_ && has_compiled()) {
-    is_closed_ = true;
+  if (moved != 0 && is_compiler_in_use()) {
     moved += put_back();
     forget();
   }

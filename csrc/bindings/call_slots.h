@@ -60,6 +60,7 @@ class CallSlots {
   static Sort sort_of(const bindings::SpanCall& call) noexcept;
   static std::vector<CallSlots*>& every();
   bool may_empty(const Recorder& recorder) const noexcept;
+  bool is_compiler_in_use();
   bool exchange(const bindings::SpanCall& call, PyObject* expected, PyObject* value) const;
   uint32_t put_back(Known& known);
   uint32_t take_out(Known& known);

@@ -150,12 +150,11 @@ PyObject* replay_in_region(const GraphReplayCall& call, PyObject* args, PyObject
       SampledForward::in_region(recorder, buffer, region->step_kind, step, entry);
   const uint32_t outer_detail = buffer.open_detail;
   buffer.open_detail = sampled.open_detail();
-  buffer.unrecorded = {};
   const uint64_t start_ticks = now_ticks();
   PyObject* result = (buffer.open_detail & call.base.left_out) != 0
                          ? replay(call, args, kwargs, buffer)
                          : timed_replay(call, args, kwargs, buffer, calls, handle, step);
-  sampled.settle(buffer, now_ticks() - start_ticks);
+  sampled.settle(buffer, now_ticks() - start_ticks, {});
   buffer.open_detail = outer_detail;
   return result;
 }

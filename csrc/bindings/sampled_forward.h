@@ -84,10 +84,11 @@ class SampledForward {
     return detail | left_out(kSpans & ~detail);
   }
   // `dur_ticks` without what was measured of other detail.
-  void settle(ThreadBuffer& buffer, uint64_t dur_ticks) const noexcept {
+  void settle(ThreadBuffer& buffer, uint64_t dur_ticks,
+              const UnrecordedCalls& unrecorded) const noexcept {
     if (sampler_ == nullptr) return;
     sampler_->charge(buffer.sampling, SampleDetail::kSpans, kind_, level_, 0);
-    sampler_->pay_in(buffer.sampling, kind_, dur_ticks, buffer.unrecorded);
+    sampler_->pay_in(buffer.sampling, kind_, dur_ticks, unrecorded);
   }
 
  private:

@@ -351,15 +351,11 @@ class Instrumentation:
         wrapped = self._wrappers.get(id(args[0])) if args else None
         if wrapped is None or wrapped.module() is not args[0]:
             return None
-        _native.hold_wrappers()
         # What it is replaced by may be all that holds the wrapper.
         return args[0], wrapped.attribute, wrapped.wrapper()
 
     def _after_compile(self, token: Any, result: Any, error: Any) -> None:
-        try:
-            patch.put_back_on_top(*token)
-        finally:
-            _native.release_wrappers()
+        patch.put_back_on_top(*token)
 
 
 def _span_makers(

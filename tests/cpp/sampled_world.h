@@ -199,6 +199,40 @@ class World {
   double drain_ns_ = 0;
 };
 
+// How many of so many steps got a detail: `choice` says which.
+inline int steps_with(World& world, const SampleChoice World::* choice, int steps) {
+  int seen = 0;
+  for (int i = 0; i < steps; ++i) {
+    world.step(StepKind::kDecode, kMillisecond);
+    seen += (world.*choice).level >= 0;
+  }
+  return seen;
+}
+
+// Of estimates, relative to the truth, over seeds.
+template <size_t kEstimates>
+class EstimateErrors {
+ public:
+  void add(const std::array<double, kEstimates>& estimates, double truth) {
+    ++count_;
+    for (size_t i = 0; i < kEstimates; ++i) {
+      const double error = estimates[i] / truth - 1;
+      sum_[i] += error;
+      squares_[i] += error * error;
+    }
+  }
+  double mean(size_t i) const { return sum_[i] / count_; }
+  // The standard error of the mean.
+  double deviation(size_t i) const {
+    return std::sqrt((squares_[i] / count_ - mean(i) * mean(i)) / (count_ - 1));
+  }
+
+ private:
+  double count_ = 0;
+  std::array<double, kEstimates> sum_{};
+  std::array<double, kEstimates> squares_{};
+};
+
 inline std::vector<SampleLevel> layers(double calls) { return {{kDetailLayers, calls, 0}}; }
 
 inline std::function<double()> lognormal(double median_ns, double sigma, uint64_t seed) {

@@ -34,6 +34,13 @@ CapturedGraph capture_model(StampRig& rig, CUstream stream) {
   });
 }
 
+// The same, once the clock of the device is placed.
+CapturedGraph settle_and_capture(StampRig& rig, CUstream stream) {
+  rig.lane();
+  rig.settle();
+  return capture_model(rig, stream);
+}
+
 }  // namespace
 
 TEST(the_content_of_a_stamp_holds_its_place) {
@@ -51,9 +58,7 @@ TEST(the_content_of_a_stamp_holds_its_place) {
 TEST(layers_of_replays_have_their_times_after_days_without_any) {
   StampRig rig;
   const CUstream stream = rig.stream();
-  rig.lane();
-  rig.settle();
-  const CapturedGraph graph = capture_model(rig, stream);
+  const CapturedGraph graph = settle_and_capture(rig, stream);
   constexpr int64_t kHourNs = 3'600'000'000'000;
   for (const int64_t idle_hours : {0, 60, 36, 80, 200, 1}) {
     rig.fake.advance(idle_hours * kHourNs);
@@ -74,9 +79,7 @@ TEST(layers_of_replays_have_their_times_after_days_without_any) {
 TEST(stamps_are_read_safely_when_the_context_has_been_reset) {
   StampRig rig;
   const CUstream stream = rig.stream();
-  rig.lane();
-  rig.settle();
-  const CapturedGraph graph = capture_model(rig, stream);
+  const CapturedGraph graph = settle_and_capture(rig, stream);
   rig.replay(graph, stream);
   rig.settle();
   CHECK_EQ(rig.of_site(12).size(), size_t{1});
@@ -92,9 +95,7 @@ TEST(every_replay_has_the_spans_of_the_calls_that_were_captured) {
   StampRig rig;
   rig.fake.set_device_clock(4e-5, 987'654'321'000, 32);
   const CUstream stream = rig.stream();
-  rig.lane();
-  rig.settle();
-  const CapturedGraph graph = capture_model(rig, stream);
+  const CapturedGraph graph = settle_and_capture(rig, stream);
   CHECK(graph.number != 0);
   // A root, its kernel and two layers in a row: the layers share a stamp, and the end of the last
   // is that of the root.
@@ -161,9 +162,7 @@ TEST(a_step_that_leaves_layers_out_has_the_rest) {
 TEST(what_is_overwritten_is_counted) {
   StampRig rig(4);  // sixteen stamps: four replays
   const CUstream stream = rig.stream();
-  rig.lane();
-  rig.settle();
-  const CapturedGraph graph = capture_model(rig, stream);
+  const CapturedGraph graph = settle_and_capture(rig, stream);
   constexpr size_t kReplays = 9;
   for (size_t i = 0; i < kReplays; ++i) {
     rig.replay(graph, stream);

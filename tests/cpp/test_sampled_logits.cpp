@@ -90,11 +90,7 @@ TEST(logits_that_cost_far_more_than_was_known_are_paid_back) {
 
 TEST(no_more_logits_are_read_than_of_one_step_in_so_many) {
   World world(with_logits(options(1, layers(17), {}, 1), 1'000, 1.0 / 16), {});
-  int seen = 0;
-  for (int i = 0; i < 16'000; ++i) {
-    world.step(StepKind::kDecode, kMillisecond);
-    seen += world.read.level >= 0;
-  }
+  const int seen = steps_with(world, &World::read, 16'000);
   CHECK(seen > 800 && seen < 1200);
   const DetailReport row = world.logits(StepKind::kDecode);
   CHECK_EQ(row.rates[0], 1.0 / 16);
@@ -124,8 +120,7 @@ TEST(first_steps_of_a_request_are_read_with_a_higher_probability_which_they_carr
 void check_read_unbiased(
     const std::function<std::pair<double, double>(int step, const World& world)>& work) {
   constexpr int kSeeds = 200;
-  std::array<double, 3> sum{};
-  std::array<double, 3> squares{};
+  EstimateErrors<3> errors;
   for (uint64_t seed = 0; seed < kSeeds; ++seed) {
     World world = reading(0.02, 40'000, 15'485'863 * seed, 10'000);
     double work_ns = 0;
@@ -142,18 +137,12 @@ void check_read_unbiased(
       estimate[1] += world.read.weight * spans.weight * value;
       estimate[2] += world.read.weight * spans.weight * world.observed.weight * value;
     }
-    for (size_t i = 0; i < 3; ++i) {
-      const double error = estimate[i] / truth - 1;
-      sum[i] += error;
-      squares[i] += error * error;
-    }
+    errors.add(estimate, truth);
   }
   for (size_t i = 0; i < 3; ++i) {
-    const double mean = sum[i] / kSeeds;
-    const double deviation = std::sqrt((squares[i] / kSeeds - mean * mean) / (kSeeds - 1));
     // Products of weights are far larger than each.
-    CHECK(deviation < (i == 0 ? 0.05 : 0.2));
-    CHECK(std::abs(mean) < 4 * deviation + 1e-9);
+    CHECK(errors.deviation(i) < (i == 0 ? 0.05 : 0.2));
+    CHECK(std::abs(errors.mean(i)) < 4 * errors.deviation(i) + 1e-9);
   }
 }
 

@@ -77,11 +77,7 @@ TEST(an_observation_that_costs_far_more_than_was_known_is_paid_back) {
 
 TEST(no_more_steps_are_observed_than_one_in_so_many) {
   World world = observing(1, 1'000, 1, 1.0 / 16);
-  int seen = 0;
-  for (int i = 0; i < 16'000; ++i) {
-    world.step(StepKind::kDecode, kMillisecond);
-    seen += world.observed.level >= 0;
-  }
+  const int seen = steps_with(world, &World::observed, 16'000);
   CHECK(seen > 800 && seen < 1200);
   const DetailReport row = world.observations(StepKind::kDecode);
   CHECK_EQ(row.rates[0], 1.0 / 16);
@@ -89,8 +85,7 @@ TEST(no_more_steps_are_observed_than_one_in_so_many) {
 
 TEST(weighted_sums_of_both_details_are_unbiased_and_so_are_those_of_steps_that_have_both) {
   constexpr int kSeeds = 200;
-  std::array<double, 3> sum{};
-  std::array<double, 3> squares{};
+  EstimateErrors<3> errors;
   for (uint64_t seed = 0; seed < kSeeds; ++seed) {
     World world = observing(0.02, 40'000, 104'729 * seed);
     // Slow steps cost more to observe, come in bursts, and have another value.
@@ -108,17 +103,11 @@ TEST(weighted_sums_of_both_details_are_unbiased_and_so_are_those_of_steps_that_h
       estimate[1] += world.observed.weight * value;
       estimate[2] += spans.weight * world.observed.weight * value;
     }
-    for (size_t i = 0; i < 3; ++i) {
-      const double error = estimate[i] / truth - 1;
-      sum[i] += error;
-      squares[i] += error * error;
-    }
+    errors.add(estimate, truth);
   }
   for (size_t i = 0; i < 3; ++i) {
-    const double mean = sum[i] / kSeeds;
-    const double deviation = std::sqrt((squares[i] / kSeeds - mean * mean) / (kSeeds - 1));
-    CHECK(deviation < 0.05);
-    CHECK(std::abs(mean) < 4 * deviation + 1e-9);
+    CHECK(errors.deviation(i) < 0.05);
+    CHECK(std::abs(errors.mean(i)) < 4 * errors.deviation(i) + 1e-9);
   }
 }
 

@@ -234,8 +234,7 @@ struct Work {
 void check_unbiased(const std::vector<SampleLevel>& levels, double budget,
                     const std::function<std::vector<Work>(std::mt19937_64&)>& workload) {
   constexpr int kSeeds = 200;
-  double sum = 0;
-  double squares = 0;
+  EstimateErrors<1> errors;
   for (uint64_t seed = 0; seed < kSeeds; ++seed) {
     std::mt19937_64 random(seed);
     const std::vector<Work> steps = workload(random);
@@ -248,14 +247,10 @@ void check_unbiased(const std::vector<SampleLevel>& levels, double budget,
       truth += work.value;
       if (choice.level == top) estimate += choice.weight * work.value;
     }
-    const double error = estimate / truth - 1;
-    sum += error;
-    squares += error * error;
+    errors.add({estimate}, truth);
   }
-  const double mean = sum / kSeeds;
-  const double deviation = std::sqrt((squares / kSeeds - mean * mean) / (kSeeds - 1));
-  CHECK(deviation < 0.05);
-  CHECK(std::abs(mean) < 4 * deviation + 1e-9);
+  CHECK(errors.deviation(0) < 0.05);
+  CHECK(std::abs(errors.mean(0)) < 4 * errors.deviation(0) + 1e-9);
 }
 
 TEST(weighted_sums_are_unbiased_when_the_period_is_that_of_the_sampling) {

@@ -43,10 +43,10 @@ def _build(seed: int, make: Callable[[], Any]) -> Any:
 
 
 @cache
-def llama(seed: int = 0, layers: int = LAYERS) -> LlamaForCausalLM:
+def llama(seed: int = 0, layers: int = LAYERS, vocabulary: int = VOCABULARY) -> LlamaForCausalLM:
     """A decoder with rotary positions."""
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         hidden_size=16,
         intermediate_size=24,
         num_hidden_layers=layers,

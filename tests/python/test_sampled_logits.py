@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import invariants
 import models
@@ -28,26 +27,9 @@ ROWS, NEW_TOKENS = 2, 12
 MOST = 15 / 16  # of a step to have any detail
 
 
-def wide_llama(vocabulary: int = 16384) -> Any:
+def wide_llama() -> Any:
     """A small decoder, whose logits take a good part of a step to read."""
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        config = LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=8,
-            intermediate_size=8,
-            num_hidden_layers=1,
-            num_attention_heads=1,
-            num_key_value_heads=1,
-            max_position_embeddings=64,
-            pad_token_id=0,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
-        model = LlamaForCausalLM(config).eval()
-    model.generation_config.eos_token_id = model.generation_config.bos_token_id = None
-    model.generation_config.pad_token_id = 0
-    return model
+    return models.llama(layers=1, vocabulary=16384)
 
 
 def recorded(model: Any, until: Callable[[Profile], bool], **options: Any) -> Recording:
