@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pertoken.instrument import CACHE_ARGUMENTS
+from pertoken.argument_places import CACHE_ARGUMENTS
 
 _IDS_NAMES = ("inputs", "input_ids")
 

@@ -43,12 +43,19 @@ class GenerateWatch:
         self._counting_commits: set[type] = set()
         self._names: dict[type, tuple[str, ...]] = {}  # of the positional parameters of generate
         self._begun_ticks = 0
+        self._is_listening = False
 
     def install(self, models: Iterable[Any]) -> None:
         """Wraps `generate` and the method that it calls once for every step that commits."""
         models = list(models)
         self._models.update(id(model) for model in models)
         self._begun_ticks = _native.now_ticks()
+        self._listen()
+        for model in models:
+            if callable(getattr(model, "generate", None)):
+                self._install(model)
+
+    def _listen(self) -> None:
         # The native side holds them outside the garbage collector's sight.
         watch = weakref.ref(self)
         _native.set_request_hooks(
@@ -60,9 +67,7 @@ class GenerateWatch:
         listeners.add(self)
         transformers_batching.install(self._models)
         vllm_worker.install()
-        for model in models:
-            if callable(getattr(model, "generate", None)):
-                self._install(model)
+        self._is_listening = True
 
     def _install(self, model: Any) -> None:
         cls = type(model)
@@ -95,13 +100,27 @@ class GenerateWatch:
         wrapper = patch.put(owner, name, base, make)
         self._installed.append((patch.weakly(owner), name, patch.weakly(wrapper)))
 
-    def remove(self) -> None:
-        """Takes the wrappers out again."""
+    def pause(self) -> None:
+        """Sees no `generate()` and no engine until `go_on`; the model's wrappers stay.
+
+        A class that changes would cost the model's next steps more than the wrappers do.
+        """
+        if not self._is_listening:
+            return
+        self._is_listening = False
         listeners.discard(self)
         transformers_batching.remove(self._models)
-        if self._models:  # not removed before
-            vllm_worker.remove()
+        vllm_worker.remove()
         _native.set_request_hooks(self._recorder, None, None, ())
+
+    def go_on(self) -> None:
+        """Sees them again."""
+        if not self._is_listening:
+            self._listen()
+
+    def remove(self) -> None:
+        """Takes the wrappers out again."""
+        self.pause()
         for owner, name, wrapper in reversed(self._installed):
             if owner() is not None:
                 patch.take_out(owner(), name, wrapper())
@@ -167,7 +186,9 @@ class GenerateWatch:
         return self._before((model(), *args), kwargs)
 
     def _before(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
-        if not args or id(args[0]) not in self._models or not self._recorder.active:
+        if not (args and self._is_listening and id(args[0]) in self._models):
+            return None
+        if not self._recorder.active:
             return None
         try:
             return self._open(args[0], args[1:], kwargs or {})

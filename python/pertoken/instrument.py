@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pertoken import _native, patch
+from pertoken.argument_places import argument_places
 from pertoken.compiled_layers import CompiledLayers
 from pertoken.known_cache import learn_cache
 from pertoken.selection import has_forward
@@ -27,21 +28,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("pertoken")
 
 CALL_SLOT = "_compiled_call_impl"
-
-_IDS, _EMBEDS, _CACHE, _MASK, _KEEP, _USE_CACHE = range(6)
-_ARGUMENT_NAMES: dict[int, tuple[str, ...]] = {
-    _IDS: ("input_ids",),
-    _EMBEDS: ("inputs_embeds",),
-    _CACHE: ("past_key_values", "past_key_value", "cache_params", "past", "state", "mems"),
-    _MASK: ("attention_mask",),
-    _KEEP: ("logits_to_keep", "num_logits_to_keep"),
-    _USE_CACHE: ("use_cache",),
-}
-# What a forward with **kwargs may hand on; the other names are too common to mean a cache.
-_HANDED_ON = frozenset(
-    {"input_ids", "inputs_embeds", "past_key_values", "cache_params", "attention_mask", "use_cache"}
-)
-CACHE_ARGUMENTS = frozenset(_ARGUMENT_NAMES[_CACHE])
 
 
 class _CopiedAsInner:
@@ -150,37 +136,6 @@ def calls_pass_by(compiled: torch.nn.Module, root: torch.nn.Module) -> bool:
     return getattr(called, "__self__", None) is not root
 
 
-def argument_places(model: torch.nn.Module) -> tuple[list[tuple[int, str, int]], bool]:
-    """Where the model's forward takes its ids, cache, mask and so on.
-
-    Returns:
-        (role, keyword, position or -1) for the native side, and whether nothing of the kind is
-        known, so that the first positional tensor is what there is to go by.
-    """
-    try:
-        parameters = inspect.signature(model.forward).parameters
-    except (TypeError, ValueError):
-        return [], True
-    positions = {
-        name: index
-        for index, (name, parameter) in enumerate(parameters.items())
-        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY
-        and parameter.kind is not inspect.Parameter.VAR_KEYWORD
-    }
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    prefix = "decoder_" if "decoder_input_ids" in parameters else ""
-    places: list[tuple[int, str, int]] = []
-    for role, names in _ARGUMENT_NAMES.items():
-        for name in names:
-            keyword = prefix + name if role in (_IDS, _EMBEDS, _MASK) else name
-            if keyword in parameters:
-                places.append((role, keyword, positions.get(keyword, -1)))
-            elif takes_any and name in _HANDED_ON:
-                places.append((role, keyword, -1))
-    known = any(role in (_IDS, _EMBEDS) and keyword in parameters for role, keyword, _ in places)
-    return places, not known
-
-
 class _Wrapped:
     """A module and the wrapper in it; neither is held."""
 
@@ -212,6 +167,7 @@ class Instrumentation:
         self._wrappers: dict[int, _Wrapped] = {}  # by the id of the module
         self._sampling: Any = None  # the native recorder, where it samples
         self._undo: list[Callable[[], object]] = []  # what was done to torch's own classes
+        self._aside: list[tuple[Any, Any]] = []  # modules and their wrappers, while set aside
 
     def install(
         self,
@@ -322,8 +278,39 @@ class Instrumentation:
             logger.warning("pertoken: module %r cannot be recorded: %s", name, error)
             self.overwritten.add(name or self._root_name)
 
+    def set_aside(self) -> bool:
+        """Has the model run without the wrappers until `bring_back`; tells whether that is so.
+
+        Only values of attributes change. `remove` changes classes, and attributes come and go:
+        the model takes ten steps and more until the interpreter runs it at its speed again. It is
+        refused where a wrapper is not alone with its module's own call.
+        """
+        with patch.change_lock:
+            held = [(each.module(), each) for each in self._wrappers.values()]
+            if not held or self.compiled_layers is not None:
+                return False
+            if not all(module is not None and _is_plain(module, each) for module, each in held):
+                return False
+            self._aside = [(module, each.wrapper()) for module, each in held]
+            for module, _ in self._aside:
+                module.__dict__[CALL_SLOT] = None
+            return True
+
+    def bring_back(self) -> None:
+        """Puts the wrappers that were set aside into their places."""
+        with patch.change_lock:
+            for module, wrapper in self._aside:
+                patch.bring_back(module, CALL_SLOT, wrapper)
+            self._aside.clear()
+
+    @property
+    def is_aside(self) -> bool:
+        """Whether the model runs without wrappers that are there."""
+        return bool(self._aside)
+
     def remove(self) -> None:
         """Takes every wrapper out and lets go of the model, which is as it was."""
+        self.bring_back()
         self.note_compiled()
         for wrapped in reversed(list(self._wrappers.values())):
             module = wrapped.module()
@@ -387,6 +374,15 @@ def _after_copy(module: Any, result: Any, error: Any) -> None:
             patch.forget_in_copy(module if result is None else result, name)
     finally:
         _native.release_wrappers()
+
+
+def _is_plain(module: torch.nn.Module, wrapped: _Wrapped) -> bool:
+    wrapper = wrapped.wrapper()
+    return (
+        wrapped.attribute == CALL_SLOT
+        and patch.is_alone(module, CALL_SLOT, wrapper)
+        and not _is_compiled(module, CALL_SLOT, wrapper)
+    )
 
 
 def _is_compiled(module: torch.nn.Module, attribute: str, wrapper: Any) -> bool:

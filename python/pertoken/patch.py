@@ -204,6 +204,31 @@ def put_back_on_top(owner: Any, name: str, wrapper: Any) -> None:
         place.write(wrapper)
 
 
+def is_alone(owner: Any, name: str, wrapper: Any) -> bool:
+    """Whether a wrapper is all that stands in its place, which its owner can do without."""
+    place = _place_of(owner, name)
+    return (
+        place is not None
+        and place.holds(wrapper)
+        and place.read() is wrapper
+        and wrapper.inner is place.base
+        and (place.original is _ABSENT or place.original is None)
+    )
+
+
+def bring_back(owner: Any, name: str, wrapper: Any) -> None:
+    """Writes a wrapper into its place again, from which its owner was left None."""
+    with change_lock:
+        place = _place_of(owner, name)
+        if place is None or not place.holds(wrapper):
+            return
+        held = place.read()
+        if held is _ABSENT or held is None:
+            place.write(wrapper)
+        else:
+            put_back_on_top(owner, name, wrapper)
+
+
 def take_out(owner: Any, name: str, wrapper: Any) -> bool:
     """Takes a wrapper out of its place. False when somebody else had overwritten it.
 
@@ -222,8 +247,9 @@ def take_out(owner: Any, name: str, wrapper: Any) -> bool:
             del _places[key]
         above = place.read()
         if above is wrapper:
-            # What is below is either what we found or what came in its stead meanwhile.
-            if not place.wrappers and wrapper.inner is base:
+            # What is below is either what we found or what came in its stead meanwhile. Wrappers
+            # that are set aside stand nowhere.
+            if wrapper.inner is base:
                 place.restore()
             else:
                 place.write(wrapper.inner)

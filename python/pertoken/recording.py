@@ -193,7 +193,7 @@ class Recording:
         with change_lock:
             if not self.recorder.active and not self.instrumentation.is_installed:
                 return
-            self.leave_model()
+            self._take_out()
             self.recorder.stop()
             if self._dumps is not None:
                 self._dumps.end(self)
@@ -206,15 +206,20 @@ class Recording:
             self._held_model = self._selected = None
 
     def leave_model(self) -> None:
-        """Takes the wrappers out, as `stop` does, of a recording that otherwise goes on."""
+        """Has the model run as without the recording, which otherwise goes on.
+
+        Where it can, it leaves the wrappers round `generate()`, which then hand calls on, so that
+        the model's next steps are those of a model that was never wrapped.
+        """
         with change_lock:
-            self.instrumentation.remove()
-            self.generate_watch.remove()
-            self.graph_captures.remove()
-            self.observing.stop()
+            if self.instrumentation.set_aside():
+                self.generate_watch.pause()
+                self._see_no_captures()
+            else:
+                self._take_out()
 
     def enter_model(self) -> None:
-        """Puts them in again.
+        """Records the model again.
 
         Raises:
             RecordingStateError: the model is gone.
@@ -223,6 +228,11 @@ class Recording:
         with change_lock:
             model = self._existing_model()
             root = unwrap_compiled(model)
+            if self.instrumentation.is_aside:
+                self.instrumentation.bring_back()
+                self.generate_watch.go_on()
+                self._see_captures(root)
+                return
             selected = self._selected or select_modules(root, self._modules)[0]
             self._put_in(model, selected, self.observing.select(root))
 
@@ -286,9 +296,21 @@ class Recording:
             self.device_timing.device_of,
             self._sample(root, selected, observed),
         )
+        self._see_captures(root)
+
+    def _take_out(self) -> None:
+        self.instrumentation.remove()
+        self.generate_watch.remove()
+        self._see_no_captures()
+
+    def _see_captures(self, root: torch.nn.Module) -> None:
         if self.device_timing.devices:
             self.graph_captures.install()
         self.observing.start(root)
+
+    def _see_no_captures(self) -> None:
+        self.graph_captures.remove()
+        self.observing.stop()
 
     @property
     def model(self) -> torch.nn.Module | None:

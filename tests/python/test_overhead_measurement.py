@@ -43,7 +43,7 @@ class Planted:
         return self.now_ns
 
     def is_recorded(self) -> bool:
-        return "_compiled_call_impl" in self.model.layers[0].__dict__
+        return self.model.layers[0].__dict__.get("_compiled_call_impl") is not None
 
     def __call__(self) -> str:
         self.model(torch.ones((1, 3), dtype=torch.int64))
