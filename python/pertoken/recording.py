@@ -193,7 +193,7 @@ class Recording:
         with change_lock:
             if not self.recorder.active and not self.instrumentation.is_installed:
                 return
-            self._take_out()
+            self._take_out(for_good=True)
             self.recorder.stop()
             if self._dumps is not None:
                 self._dumps.end(self)
@@ -208,15 +208,10 @@ class Recording:
     def leave_model(self) -> None:
         """Has the model run as without the recording, which otherwise goes on.
 
-        Where it can, it leaves the wrappers round `generate()`, which then hand calls on, so that
-        the model's next steps are those of a model that was never wrapped.
+        The wrappers round `generate()` stay where they can, and hand calls on.
         """
         with change_lock:
-            if self.instrumentation.set_aside():
-                self.generate_watch.pause()
-                self._see_no_captures()
-            else:
-                self._take_out()
+            self._take_out(for_good=False)
 
     def enter_model(self) -> None:
         """Records the model again.
@@ -226,8 +221,7 @@ class Recording:
             SelectionError: it has changed, and `modules` selects nothing any longer.
         """
         with change_lock:
-            model = self._existing_model()
-            root = unwrap_compiled(model)
+            root = unwrap_compiled(model := self._existing_model())
             if self.instrumentation.is_aside:
                 self.instrumentation.bring_back()
                 self.generate_watch.go_on()
@@ -298,19 +292,19 @@ class Recording:
         )
         self._see_captures(root)
 
-    def _take_out(self) -> None:
-        self.instrumentation.remove()
-        self.generate_watch.remove()
-        self._see_no_captures()
+    def _take_out(self, for_good: bool) -> None:
+        if not for_good and self.instrumentation.set_aside():
+            self.generate_watch.pause()
+        else:
+            self.instrumentation.remove()
+            self.generate_watch.remove()
+        self.graph_captures.remove()
+        self.observing.stop()
 
     def _see_captures(self, root: torch.nn.Module) -> None:
         if self.device_timing.devices:
             self.graph_captures.install()
         self.observing.start(root)
-
-    def _see_no_captures(self) -> None:
-        self.graph_captures.remove()
-        self.observing.stop()
 
     @property
     def model(self) -> torch.nn.Module | None:
