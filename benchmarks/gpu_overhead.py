@@ -16,7 +16,6 @@ import importlib.util
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter_ns
@@ -24,10 +23,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
+from transformers import StaticCache
 
 import pertoken
 from decode_overhead import recording_variant
+from gpu_device import NO_GPU, describe_gpu, has_gpu
+from gpu_llama import SHAPES, TOY, Shape, gpu_llama
 from paired import Variant, compare
 from script import Advance, part, run_script
 
@@ -39,32 +40,11 @@ Run = Callable[[], object]
 Tool = Callable[[], AbstractContextManager[object]]
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of a Llama."""
-
-    name: str
-    width: int
-    inner: int
-    layers: int
-    heads: int
-    kv_heads: int
-    vocabulary: int
-
-
-SHAPES = (
-    Shape("1B", 2048, 8192, 16, 32, 8, 128_256),
-    Shape("8B", 4096, 14336, 32, 32, 8, 128_256),
-)
-TOY = Shape("toy", 64, 128, 2, 4, 2, 128)
-
-
 def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
     """Compares every variant for each shape, batch and mode."""
-    has_gpu = torch.cuda.is_available() and torch.version.cuda is not None
-    if not has_gpu and not smoke:
-        return {"measured": False, "reason": "no NVIDIA GPU that torch can use"}
-    device = "cuda" if has_gpu else "cpu"
+    if not has_gpu() and not smoke:
+        return {"measured": False, "reason": NO_GPU}
+    device = "cuda" if has_gpu() else "cpu"
     rounds, steps = (3, 4) if smoke else (20, 32)
     batches = (1,) if smoke else (1, 32)
     cases = [
@@ -74,8 +54,8 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
         for mode in MODES
     ]
     result: dict[str, Any] = {
-        "measured": has_gpu and not smoke,
-        "gpu": _gpu(device),
+        "measured": has_gpu() and not smoke,
+        "gpu": describe_gpu(),
         "rounds": rounds,
         "steps_a_block": steps,
         "budget": BUDGET,
@@ -86,7 +66,7 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
     for number, (shape, batch, mode) in enumerate(cases):
         if held != shape.name:
             model = None  # before the next one takes its memory
-            model, held = _model(shape, device), shape.name
+            model, held = gpu_llama(shape, device), shape.name
         with torch.inference_mode():
             decode = _Decode(model, shape, batch, WARM_UP_STEPS + steps, device)
             done = _case(decode, mode, rounds, part(advance, number, len(cases)))
@@ -241,42 +221,6 @@ def _stop_ns(decode: _Decode, recording: pertoken.Recording, variant: Variant) -
             recording.stop()
             longest = max(longest, perf_counter_ns() - start_ns)
     return float(longest)
-
-
-def _model(shape: Shape, device: str) -> Any:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=shape.width,
-        intermediate_size=shape.inner,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        vocab_size=shape.vocabulary,
-        max_position_embeddings=4096,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device(device):
-            model: Any = LlamaForCausalLM(config)
-            return model.eval()
-    finally:
-        torch.set_default_dtype(default)
-
-
-def _gpu(device: str) -> dict[str, Any]:
-    if device == "cpu":
-        return {"name": "none"}
-    found = torch.cuda.get_device_properties(0)
-    return {
-        "name": found.name,
-        "memory_bytes": found.total_memory,
-        "capability": f"{found.major}.{found.minor}",
-        "cuda": torch.version.cuda,
-    }
 
 
 if __name__ == "__main__":

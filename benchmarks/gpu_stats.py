@@ -1,23 +1,24 @@
 """Histogram and moments of a tensor on a GPU, beside a copy of it and what torch and CuPy have.
 
-GPU time is that of the kernels alone, as torch.profiler has it from CUPTI, summed over all kernels
-of a call; host time is that of the call with its wait. All of a size run interleaved, in random
-order; figures are medians over the rounds. The copy tells what bandwidth there is: it reads and
-writes, so a read of its speed would take half of its time. Without a GPU it says so and gives
-nothing else.
+Times are those of `kernel_times.py`, and medians over the rounds. The copy tells what bandwidth
+there is: it reads and writes, so a read of its speed would take half of its time.
+
+Without a GPU only the smoke run does anything: small tensors on the processor, where numpy stands
+for CuPy, show that the benchmark works. Its times are no figures.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
-from statistics import median
-from time import perf_counter_ns
+import importlib
 from typing import Any
 
+import numpy as np
 import torch
 
-from pertoken import Histogram, _native
+from gpu_device import describe_gpu
+from kernel_times import Work, interleaved, missing, ratio
+from paired import median_interval
+from pertoken import Histogram
 from script import Advance, part, run_script
 
 BINS = 200
@@ -28,29 +29,23 @@ DTYPES = (
     torch.float8_e4m3fn,
     torch.float8_e5m2,
 )
-CALLS = 5
-Work = Callable[[], object]
-
 SIZES = {"decode": 32 * 4096, "prefill": 1 << 23, "large": 1 << 26}
-
-
-def missing() -> str:
-    """Why nothing can be measured here; empty where it can."""
-    if not torch.cuda.is_available() or torch.version.cuda is None:
-        return "no NVIDIA GPU that torch can use"
-    kernels = str(_native.build_info()["cuda_kernels"])
-    return "pertoken was built without kernels" if kernels == "none" else ""
+SMOKE_DIVISOR = 1024
 
 
 def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
     """Times and read bandwidth for each size, dtype and kind of data."""
-    if reason := missing():
+    reason = missing()
+    if reason and not smoke:
         return {"measured": False, "reason": reason}
+    device = "cpu" if reason else "cuda"
     rounds = 3 if smoke else 20
+    arrays = array_library(device)
     result: dict[str, Any] = {
-        "measured": True,
-        "gpu": torch.cuda.get_device_name(),
+        "measured": not reason and not smoke,
+        "gpu": describe_gpu(),
         "rounds": rounds,
+        "arrays": None if arrays is None else f"{arrays.__name__} {arrays.__version__}",
         "cases": [],
     }
     cases = [
@@ -60,84 +55,63 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
         for kind in ("normal", "constant", "heavy-tailed")
     ]
     for number, (size, dtype, kind) in enumerate(cases):
-        values = SIZES[size] // (16 if smoke else 1)
-        tensor = _tensor(kind, values).to(dtype)
-        timed = _interleaved(_works(tensor), rounds)
-        ours = timed["pertoken"]["gpu_ns"]
+        values = SIZES[size] // (SMOKE_DIVISOR if smoke else 1)
+        tensor = _tensor(kind, values, device).to(dtype)
+        times = interleaved(works(tensor, arrays), rounds)
+        ours = times["pertoken"]
+        read_rates = [tensor.nbytes * 1e9 / gpu_ns for gpu_ns in ours.gpu_ns]
+        half_copies = [copy_ns / 2 for copy_ns in times["copy"].gpu_ns]
         result["cases"].append(
             {
                 "size": size,
                 "values": values,
                 "dtype": str(dtype).removeprefix("torch."),
                 "data": kind,
-                "timed": timed,
-                "read_bytes_per_second": tensor.nbytes * 1e9 / ours,
-                "share_of_copy_bandwidth": timed["copy"]["gpu_ns"] / 2 / ours,
+                "timed": {name: of.estimates(ours) for name, of in times.items()},
+                "read_bytes_per_second": median_interval(read_rates),
+                "share_of_copy_bandwidth": ratio(half_copies, ours.gpu_ns),
             }
         )
         part(advance, number, len(cases))(1.0)
     return result
 
 
-def _tensor(kind: str, values: int) -> torch.Tensor:
-    if kind == "constant":
-        return torch.full((values,), 1.25, device="cuda")
-    normal = torch.randn(values, device="cuda")
-    return normal if kind == "normal" else normal / torch.randn_like(normal).abs().clamp_min(1e-3)
+def array_library(device: str) -> Any | None:
+    """CuPy, where it can be imported; on the processor numpy, which has the same functions."""
+    if device == "cpu":
+        return np
+    try:
+        return importlib.import_module("cupy")
+    except ImportError:
+        return None
 
 
-def _works(tensor: torch.Tensor) -> dict[str, Work]:
-    works: dict[str, Work] = {
+def works(tensor: torch.Tensor, arrays: Any | None) -> dict[str, Work]:
+    """What counts the tensor, copies it, or counts it in equal bins, by name."""
+    found: dict[str, Work] = {
         "pertoken": lambda: Histogram.from_values(tensor),
         "copy": tensor.clone,
     }
     if tensor.dtype.itemsize == 1:
-        return works
-    works["torch"] = lambda: (
+        return found
+    found["torch"] = lambda: (
         torch.histc(tensor.float(), BINS),
         torch.aminmax(tensor),
         torch.mean(tensor),
         torch.std(tensor),
         torch.isnan(tensor).any(),
     )
-    try:
-        import cupy
-    except ImportError:
-        return works
-    if tensor.dtype != torch.bfloat16:
-        array = cupy.from_dlpack(tensor)
-        works["cupy.histogram"] = lambda: cupy.histogram(array, BINS)
-    return works
+    if arrays is not None and tensor.dtype != torch.bfloat16:  # which neither library knows
+        array = arrays.from_dlpack(tensor)
+        found[f"{arrays.__name__}.histogram"] = lambda: arrays.histogram(array, BINS)
+    return found
 
 
-def _interleaved(works: dict[str, Work], rounds: int) -> dict[str, dict[str, float]]:
-    gpu_ns: dict[str, list[float]] = {name: [] for name in works}
-    call_ns: dict[str, list[float]] = {name: [] for name in works}
-    order = random.Random(0)
-    for work in works.values():
-        work()
-    torch.cuda.synchronize()
-    for _ in range(rounds):
-        for name in order.sample(list(works), len(works)):
-            start = perf_counter_ns()
-            works[name]()
-            torch.cuda.synchronize()
-            call_ns[name].append(perf_counter_ns() - start)
-            gpu_ns[name].append(_kernel_ns(works[name]))
-    return {
-        name: {"gpu_ns": median(gpu_ns[name]), "call_ns": median(call_ns[name])} for name in works
-    }
-
-
-def _kernel_ns(work: Work) -> float:
-    """Nanoseconds that the kernels and copies of a call take on the GPU: the mean of a few."""
-    activities = [torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profiler:
-        for _ in range(CALLS):
-            work()
-        torch.cuda.synchronize()
-    microseconds = sum(event.self_device_time_total for event in profiler.key_averages())
-    return float(microseconds) * 1e3 / CALLS
+def _tensor(kind: str, values: int, device: str) -> torch.Tensor:
+    if kind == "constant":
+        return torch.full((values,), 1.25, device=device)
+    normal = torch.randn(values, device=device)
+    return normal if kind == "normal" else normal / torch.randn_like(normal).abs().clamp_min(1e-3)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from requirements_check import require
 
@@ -29,7 +30,7 @@ PARTS = (
     "peers", "decode_overhead", "call_cost", "store_memory", "stop_latency", "export_speed",
     "tensor_stats", "activations", "logit_pass", "long_run", "totals_snapshot",
     "compiled_layers",
-    "gpu_overhead",
+    "gpu_overhead", "gpu_stats",
 )  # fmt: skip
 RUN = """
 import importlib, json, sys
@@ -141,6 +142,40 @@ def test_the_page_shows_what_a_gpu_gave(measured: dict[str, Any], module: Any) -
     assert len(list(bars.verdicts(gpu, gpu_bars.GPU_BARS))) == len(gpu_bars.GPU_BARS)
     for verdict in bars.verdicts(gpu, gpu_bars.GPU_BARS):
         assert f"\n| {verdict.bar.what} | " in page
+
+
+def test_every_way_counts_every_tensor_of_a_gpu(measured: dict[str, Any]) -> None:
+    """Numpy stands for CuPy."""
+    stats = measured["gpu_stats"]
+    assert not stats["measured"] and stats["arrays"].startswith("numpy ")
+    assert len(stats["cases"]) == 3 * 5 * 3
+    for case in stats["cases"]:
+        found = {"pertoken", "copy"}
+        if not case["dtype"].startswith("float8"):
+            found.add("torch")
+        if case["dtype"] in ("float16", "float32"):
+            found.add("numpy.histogram")
+        assert set(case["timed"]) == found
+        assert case["share_of_copy_bandwidth"]["median"] > 0
+
+
+def test_cupy_counts_where_it_can_be_imported(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the memory of the processor, by numpy under its name."""
+    counted = []
+
+    def histogram(array: Any, bins: int) -> None:
+        counted.append(np.histogram(array, bins)[0].sum())
+
+    gpu_stats = module("gpu_stats")
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert gpu_stats.array_library("cuda") is None
+    cupy = SimpleNamespace(__name__="cupy", from_dlpack=np.from_dlpack, histogram=histogram)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    arrays = gpu_stats.array_library("cuda")
+    for dtype in (torch.float32, torch.float16):
+        gpu_stats.works(torch.ones(70, dtype=dtype), arrays)["cupy.histogram"]()
+    assert counted == [70, 70]
+    assert "cupy.histogram" not in gpu_stats.works(torch.ones(70, dtype=torch.bfloat16), arrays)
 
 
 def test_the_page_shows_what_observing_adds(measured: dict[str, Any], module: Any) -> None:
