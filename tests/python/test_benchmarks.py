@@ -2,90 +2,43 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import json
-import os
-import subprocess
-import sys
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from random import Random
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
+from benchmark_runs import benchmark_modules, newest_results, smoke_run
 from requirements_check import require
 
-ROOT = Path(__file__).resolve().parents[2]
-BENCHMARKS = ROOT / "benchmarks"
 # In one process, to load torch once; the first one forks, so it comes before any thread.
 PARTS = (
     "peers", "decode_overhead", "call_cost", "store_memory", "stop_latency", "export_speed",
     "tensor_stats", "activations", "logit_pass", "long_run", "totals_snapshot",
     "compiled_layers",
-    "gpu_overhead", "gpu_stats",
 )  # fmt: skip
-RUN = """
-import importlib, json, sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from script import rounded
-parts = {
-    name: importlib.import_module(name).measure(True, lambda share: None) for name in sys.argv[2:]
-}
-Path(sys.argv[1]).write_text(json.dumps(rounded(parts)))
-"""
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a smoke run gives, as it is written to the file of results."""
-    for package in ("transformers", "viztracer", "perfetto"):
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f"{package} is not installed")
-    output = tmp_path_factory.mktemp("benchmarks") / "parts.json"
-    path = os.pathsep.join([str(BENCHMARKS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, str(output), *PARTS],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=1800,
-    )
-    assert done.returncode == 0, done.stderr
-    return dict(json.loads(output.read_text()))
+    return smoke_run(tmp_path_factory.mktemp("benchmarks"), PARTS)
 
 
 @pytest.fixture
 def module() -> Iterator[Any]:
-    """Imports a module of the benchmarks, which are scripts and not part of the package."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(BENCHMARKS))
-    yield importlib.import_module
-    sys.path.remove(str(BENCHMARKS))
-    for name in set(sys.modules) - before:
-        if getattr(sys.modules[name], "__file__", None) and name in {
-            path.stem for path in BENCHMARKS.glob("*.py")
-        }:
-            del sys.modules[name]
-
-
-def _newest(report: ModuleType) -> dict[str, Any]:
-    return dict(json.loads(report.newest_results().read_text()))
+    with benchmark_modules() as import_module:
+        yield import_module
 
 
 def _page_of(module: Any, benchmark: str, measured: dict[str, Any]) -> str:
     """The page of a run of one benchmark, on the machine of the newest results."""
     report = module("report")
-    document = {**_newest(report), "benchmarks": {benchmark: measured}}
+    document = {**newest_results(report), "benchmarks": {benchmark: measured}}
     return str(report.render(document, "x.json"))
 
 
@@ -93,7 +46,7 @@ def test_the_page_is_made_of_what_the_benchmarks_give(
     measured: dict[str, Any], module: Any
 ) -> None:
     report = module("report")
-    document = _newest(report)
+    document = newest_results(report)
     document["benchmarks"].update(measured)
     page = report.render(document, "x.json")
     for tool in measured["peers"]["tools"]:
@@ -121,61 +74,6 @@ def test_the_page_shows_what_layers_of_compiled_models_add(
         assert f"\n| {name} | " in page
     assert compiled["operators_a_step"] == 2 * 8
     assert compiled["largest_difference"] == 0
-
-
-def test_the_page_shows_what_a_gpu_gave(measured: dict[str, Any], module: Any) -> None:
-    """By the times of a processor, under the names of the shapes that a GPU runs."""
-    report, bars, gpu_bars = module("report"), module("bars"), module("gpu_bars")
-    overhead = measured["gpu_overhead"]
-    gpu = {"finished": "2026-01-01", "benchmarks": {"gpu_overhead": overhead}}
-    assert "Not measured: a smoke run." in report.render(_newest(report), "x.json", gpu)
-    assert list(bars.verdicts(gpu, gpu_bars.GPU_BARS)) == []
-    overhead["measured"] = True
-    overhead["gpu"] = {"name": "a GPU", "memory_bytes": 2**36, "cuda": "13.0"}
-    large = [{**case, "shape": "8B", "boundaries_a_step": 97} for case in overhead["cases"]]
-    overhead["cases"] = [*({**case, "shape": "1B"} for case in overhead["cases"]), *large]
-    page = report.render(_newest(report), "x.json", gpu)
-    for case in overhead["cases"]:
-        assert f"\n### {case['shape']}, batch {case['batch']}, " in page
-        assert {"pertoken root", "pertoken layers", "torch.profiler"} < set(case["variants"])
-    assert page.count("97 boundaries a step") == 2
-    assert len(list(bars.verdicts(gpu, gpu_bars.GPU_BARS))) == len(gpu_bars.GPU_BARS)
-    for verdict in bars.verdicts(gpu, gpu_bars.GPU_BARS):
-        assert f"\n| {verdict.bar.what} | " in page
-
-
-def test_every_way_counts_every_tensor_of_a_gpu(measured: dict[str, Any]) -> None:
-    """Numpy stands for CuPy."""
-    stats = measured["gpu_stats"]
-    assert not stats["measured"] and stats["arrays"].startswith("numpy ")
-    assert len(stats["cases"]) == 3 * 5 * 3
-    for case in stats["cases"]:
-        found = {"pertoken", "copy"}
-        if not case["dtype"].startswith("float8"):
-            found.add("torch")
-        if case["dtype"] in ("float16", "float32"):
-            found.add("numpy.histogram")
-        assert set(case["timed"]) == found
-        assert case["share_of_copy_bandwidth"]["median"] > 0
-
-
-def test_cupy_counts_where_it_can_be_imported(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the memory of the processor, by numpy under its name."""
-    counted = []
-
-    def histogram(array: Any, bins: int) -> None:
-        counted.append(np.histogram(array, bins)[0].sum())
-
-    gpu_stats = module("gpu_stats")
-    monkeypatch.setitem(sys.modules, "cupy", None)
-    assert gpu_stats.array_library("cuda") is None
-    cupy = SimpleNamespace(__name__="cupy", from_dlpack=np.from_dlpack, histogram=histogram)
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
-    arrays = gpu_stats.array_library("cuda")
-    for dtype in (torch.float32, torch.float16):
-        gpu_stats.works(torch.ones(70, dtype=dtype), arrays)["cupy.histogram"]()
-    assert counted == [70, 70]
-    assert "cupy.histogram" not in gpu_stats.works(torch.ones(70, dtype=torch.bfloat16), arrays)
 
 
 def test_the_page_shows_what_observing_adds(measured: dict[str, Any], module: Any) -> None:
@@ -211,7 +109,7 @@ def test_the_page_shows_every_budget(module: Any) -> None:
         "accounted": {"all": by_budget, "layers": by_budget},
         "proved": {"0.01": proof, "0.05": {**proof, "high": None}},
     }
-    document = {**_newest(report), "benchmarks": {"sampler_budget": budgets}}
+    document = {**newest_results(report), "benchmarks": {"sampler_budget": budgets}}
     page = report.render(document, "x.json")
     for selection in budgets["accounted"]:
         assert f"\n| {selection} | 1 % | 0.9 % | 1 % | 0.8 % | 700 ns |" in page
@@ -276,7 +174,7 @@ def test_a_page_of_a_part_of_the_benchmarks_leaves_out_the_rest(
     measured: dict[str, Any], module: Any
 ) -> None:
     report = module("report")
-    document = {**_newest(report), "benchmarks": {"peers": measured["peers"]}}
+    document = {**newest_results(report), "benchmarks": {"peers": measured["peers"]}}
     headings = [
         line for line in report.render(document, "x.json").splitlines() if line.startswith("## ")
     ]

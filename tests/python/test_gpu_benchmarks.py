@@ -1,0 +1,86 @@
+"""Benchmarks that need a GPU: without one they run on the processor, and the page takes that."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmark_runs import benchmark_modules, newest_results, smoke_run
+
+PARTS = ("gpu_overhead", "gpu_stats")
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return smoke_run(tmp_path_factory.mktemp("benchmarks"), PARTS)
+
+
+@pytest.fixture
+def module() -> Iterator[Any]:
+    with benchmark_modules() as import_module:
+        yield import_module
+
+
+def test_the_page_shows_what_a_gpu_gave(measured: dict[str, Any], module: Any) -> None:
+    """By the times of a processor, under the names of the shapes that a GPU runs."""
+    report, bars, gpu_bars = module("report"), module("bars"), module("gpu_bars")
+    overhead = measured["gpu_overhead"]
+    gpu = {"finished": "2026-01-01", "benchmarks": {"gpu_overhead": overhead}}
+    assert "Not measured: a smoke run." in report.render(newest_results(report), "x.json", gpu)
+    assert list(bars.verdicts(gpu, gpu_bars.GPU_BARS)) == []
+    _as_of_a_gpu(overhead)
+    large = [{**case, "shape": "8B", "boundaries_a_step": 97} for case in overhead["cases"]]
+    overhead["cases"] = [*({**case, "shape": "1B"} for case in overhead["cases"]), *large]
+    page = report.render(newest_results(report), "x.json", gpu)
+    for case in overhead["cases"]:
+        assert f"\n### {case['shape']}, batch {case['batch']}, " in page
+        assert {"pertoken root", "pertoken layers", "torch.profiler"} < set(case["variants"])
+    assert page.count("97 boundaries a step") == 2
+    assert len(list(bars.verdicts(gpu, gpu_bars.GPU_BARS))) == len(gpu_bars.GPU_BARS)
+    for verdict in bars.verdicts(gpu, gpu_bars.GPU_BARS):
+        assert f"\n| {verdict.bar.what} | " in page
+
+
+def _as_of_a_gpu(part: dict[str, Any]) -> None:
+    part["measured"] = True
+    part["gpu"] = {"name": "a GPU", "memory_bytes": 2**36, "cuda": "13.0"}
+
+
+def test_every_way_counts_every_tensor_of_a_gpu(measured: dict[str, Any]) -> None:
+    """Numpy stands for CuPy."""
+    stats = measured["gpu_stats"]
+    assert not stats["measured"] and stats["arrays"].startswith("numpy ")
+    assert len(stats["cases"]) == 3 * 5 * 3
+    for case in stats["cases"]:
+        found = {"pertoken", "copy"}
+        if not case["dtype"].startswith("float8"):
+            found.add("torch")
+        if case["dtype"] in ("float16", "float32"):
+            found.add("numpy.histogram")
+        assert set(case["timed"]) == found
+        assert case["share_of_copy_bandwidth"]["median"] > 0
+
+
+def test_cupy_counts_where_it_can_be_imported(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the memory of the processor, by numpy under its name."""
+    counted = []
+
+    def histogram(array: Any, bins: int) -> None:
+        counted.append(np.histogram(array, bins)[0].sum())
+
+    gpu_stats = module("gpu_stats")
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert gpu_stats.array_library("cuda") is None
+    cupy = SimpleNamespace(__name__="cupy", from_dlpack=np.from_dlpack, histogram=histogram)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    arrays = gpu_stats.array_library("cuda")
+    for dtype in (torch.float32, torch.float16):
+        gpu_stats.works(torch.ones(70, dtype=dtype), arrays)["cupy.histogram"]()
+    assert counted == [70, 70]
+    assert "cupy.histogram" not in gpu_stats.works(torch.ones(70, dtype=torch.bfloat16), arrays)
