@@ -44,3 +44,8 @@ def count_text(value: float) -> str:
 def billions_text(value: float) -> str:
     """Writes a rate of values."""
     return f"{value / 1e9:.2f} G/s"
+
+
+def bandwidth_text(value: float) -> str:
+    """Writes bytes a second."""
+    return f"{value / 1e9:,.0f} GB/s"

@@ -1,22 +1,27 @@
-"""The bars of what recording adds on a GPU."""
+"""The bars of what recording and reading logits add on a GPU."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
-from bar import Bar, exact
+from bar import CONTROL, Bar, exact
 from figure_text import ns_text, percent_text
 
 BUDGETED = "pertoken layers, budget 1%"
+EVERY_STEP = "logits, every step"
+
+
+def _measured(part: Any, cases: str) -> list[Any]:
+    """Of a benchmark; none where it was not measured."""
+    return list(part[cases]) if part["measured"] else []
 
 
 def _cases(overhead: Any, mode: str | None, shape: str | None = None) -> list[Any]:
-    if not overhead["measured"]:
-        return []
     return [
         case
-        for case in overhead["cases"]
+        for case in _measured(overhead, "cases")
         if mode in (None, case["mode"]) and shape in (None, case["shape"])
     ]
 
@@ -60,6 +65,28 @@ def _stop(overhead: Any) -> dict[str, float] | None:
     return None if longest is None else exact(longest)
 
 
+def _logit_cases(way: str, logits: Any) -> list[Any]:
+    """Decodes in that way, the one first to whose step reading every step's logits adds most."""
+    cases = [case for case in _measured(logits, "decode") if case["way"] == way]
+    return sorted(cases, key=lambda case: -case["variants"][EVERY_STEP]["ratio"]["median"])
+
+
+def _logit_step(way: str) -> Callable[[Any], dict[str, float] | None]:
+    def read(logits: Any) -> dict[str, float] | None:
+        cases = _logit_cases(way, logits)
+        if any(case["lost"] for case in cases):
+            return exact(math.inf)  # what was not read took no time
+        return dict(cases[0]["variants"][EVERY_STEP]["ratio"]) if cases else None
+
+    return read
+
+
+def _logit_control(way: str) -> Callable[[Any], float]:
+    return lambda logits: float(
+        _logit_cases(way, logits)[0]["variants"][CONTROL]["ratio"]["median"]
+    )
+
+
 GPU_BARS = (
     *(
         _ratio_bar(f"root, {mode}, {shape}, median step", "pertoken root", limit, mode, shape)
@@ -77,4 +104,16 @@ GPU_BARS = (
         percent_text,
     ),
     Bar("stop() behind a decode, the longest", "gpu_overhead", _stop, 10e6, ns_text),
+    *(
+        Bar(
+            f"reading the logits of every decode step, 1B, {name}, worst batch",
+            "gpu_logits",
+            _logit_step(way),
+            1.02,
+            percent_text,
+            read_control=_logit_control(way),
+            neutral=1.0,
+        )
+        for way, name in (("generate", "generate()"), ("by_hand", "by hand"))
+    ),
 )

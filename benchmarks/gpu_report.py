@@ -1,9 +1,10 @@
-"""The section of the performance page on what recording adds on a GPU."""
+"""The section of the performance page on what was measured on a GPU."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import gpu_logit_report
 from bars import Results, verdicts
 from figure_text import ns_text, percent_text
 from gpu_bars import GPU_BARS
@@ -11,19 +12,28 @@ from page_parts import bars_table, estimate_text, table
 
 
 def section(results: Results) -> str:
-    """The section, from a run of `run.py --gpu`."""
-    overhead: dict[str, Any] = results["benchmarks"]["gpu_overhead"]
-    if not overhead["measured"]:
-        reason = overhead.get("reason", "a smoke run")
+    """The section, from a run of `run.py --gpu`, or of a part of it."""
+    parts: dict[str, Any] = results["benchmarks"]
+    measured = {name: part for name, part in parts.items() if part["measured"]}
+    if not measured:
+        reason = next(iter(parts.values())).get("reason", "a smoke run")
         return f"## On a GPU\n\nNot measured: {reason}."
-    gpu = overhead["gpu"]
+    gpu = next(iter(measured.values()))["gpu"]
+    sections = [
+        f"## On a GPU\n\n{gpu['name']}, {gpu['memory_bytes'] / 2**30:.0f} GiB, CUDA {gpu['cuda']}.",
+        bars_table(verdicts(results, GPU_BARS)),
+    ]
+    sections += [write(measured[name]) for name, write in _SECTIONS.items() if name in measured]
+    return "\n\n".join(sections)
+
+
+def _overhead(overhead: dict[str, Any]) -> str:
     text = (
-        "## On a GPU\n\n"
-        f"{gpu['name']}, {gpu['memory_bytes'] / 2**30:.0f} GiB, CUDA {gpu['cuda']}. Llamas in "
-        "bfloat16 with random weights and a static cache; a step is one\nforward and the wait for "
-        f"it. {overhead['rounds']} rounds of {overhead['steps_a_block']} steps, interleaved. "
-        "In graphs each variant has a capture of its own.\n\n"
-    ) + bars_table(verdicts(results, GPU_BARS))
+        "### What recording adds\n\n"
+        "Llamas in bfloat16 with random weights and a static cache; a step is one forward and the "
+        f"wait for it.\n{overhead['rounds']} rounds of {overhead['steps_a_block']} steps, "
+        "interleaved. In graphs each variant has a capture of its own."
+    )
     columns = (
         "variant",
         "step",
@@ -46,9 +56,12 @@ def section(results: Results) -> str:
         ]
         kind = "in a CUDA graph" if case["mode"] == "graph" else "eager"
         text += (
-            f"\n\n### {case['shape']}, batch {case['batch']}, {kind}\n\n"
+            f"\n\n#### {case['shape']}, batch {case['batch']}, {kind}\n\n"
             + table(columns, rows)
             + f"\n\n{case['boundaries_a_step']:.0f} boundaries a step with layers; `stop()` takes "
             f"{ns_text(case['stop_ns'])} at most; lost: {case['device_spans_lost'] or 'nothing'}."
         )
     return text
+
+
+_SECTIONS = {"gpu_overhead": _overhead, "gpu_logits": gpu_logit_report.section}

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 
-import pertoken
-from decode_overhead import recording_variant
-from paired import compare, median_interval
+from logit_decode import added_by_reading, lost
+from paired import median_interval
 from pertoken import _native
 from pertoken.tensor_memory import memory_of
 from script import Advance, part, run_script
@@ -25,9 +24,6 @@ from tiny_llama import decode_by_generate, prompt_ids, tiny_llama
 VOCABULARIES = (32_000, 128_256)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TORCH = "torch softmax + topk + entropy"
-STEPS_ALONE = "pertoken root"
-EVERY = 16
-RATES = {"logits, every step": 1, f"logits, 1 step in {EVERY}": EVERY}
 CALLS = 8  # in a row, so that reading the clock is no part of it
 
 Work = Callable[[], object]
@@ -53,6 +49,13 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
     return result
 
 
+def torch_signals(logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Log-probabilities, the two largest probabilities and the entropy, of (..., vocabulary)."""
+    log_probs = logits.log_softmax(-1, dtype=torch.float32)
+    probs = log_probs.exp()
+    return log_probs, probs.topk(2).values, -torch.linalg.vecdot(probs, log_probs)
+
+
 def _works(size: int, dtype: torch.dtype) -> dict[str, Work]:
     logits = torch.randn(size, generator=torch.Generator().manual_seed(0)).mul(3).to(dtype)
     memory = memory_of(logits)
@@ -62,14 +65,10 @@ def _works(size: int, dtype: torch.dtype) -> dict[str, Work]:
             memory.address, memory.format, memory.shape, memory.strides_bytes, instructions
         )
 
-    def by_torch() -> tuple[torch.Tensor, ...]:
-        log_probs = logits.log_softmax(-1, dtype=torch.float32)
-        probs = log_probs.exp()
-        return log_probs, probs.topk(2).values, -torch.dot(probs, log_probs)
-
     best, *lesser = reversed(_native.instruction_sets())
     works = {"pertoken": reader(best)} | {f"pertoken, {name}": reader(name) for name in lesser}
-    return {name: _repeated(work) for name, work in {**works, TORCH: by_torch}.items()}
+    works[TORCH] = lambda: torch_signals(logits)
+    return {name: _repeated(work) for name, work in works.items()}
 
 
 def _repeated(work: Work) -> Work:
@@ -95,20 +94,11 @@ def _times(timed: dict[str, list[float]]) -> dict[str, Any]:
 
 def _decode(vocabulary: int, smoke: bool, advance: Advance) -> dict[str, Any]:
     rounds, steps = (3, 4) if smoke else (60, 24)
-    model, prompt = tiny_llama(vocabulary), prompt_ids()
-    recordings = {STEPS_ALONE: pertoken.profile(model, modules="root")} | {
-        name: pertoken.profile(model, modules="root", logits=True, logits_every=every)
-        for name, every in RATES.items()
-    }
-    variants = [recording_variant(name, each) for name, each in recordings.items()]
-    block = partial(decode_by_generate, model, prompt, steps)
-    block()
-    estimates = compare(variants, block, rounds=rounds, advance=advance)
-    profile = recordings["logits, every step"].result()
-    read = profile.tokens["logprob"] == profile.tokens["logprob"]
-    losses = profile.losses
-    if losses["observations_skipped"] or losses["records_dropped"] or not read.all():
-        raise RuntimeError(f"the recording is not complete: {losses}")
+    model = tiny_llama(vocabulary)
+    block = partial(decode_by_generate, model, prompt_ids(), steps)
+    estimates, profile = added_by_reading(model, block, rounds=rounds, advance=advance)
+    if missing := lost(profile, "logprob"):
+        raise RuntimeError(f"the recording is not complete: {missing}")
     return {"rounds": rounds, "steps_a_block": steps, "variants": estimates}
 
 

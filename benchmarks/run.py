@@ -53,6 +53,7 @@ BENCHMARKS = {
 # With --gpu, into a file of their own.
 GPU_BENCHMARKS = {
     "gpu_stats": "histograms of tensors on a GPU",
+    "gpu_logits": "reading logits on a GPU, alone and in a decode",
     "gpu_overhead": "overhead in a decode on a GPU",
 }
 

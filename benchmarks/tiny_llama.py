@@ -57,9 +57,9 @@ def decode_by_hand(model: Any, prompt: torch.Tensor, steps: int) -> list[int]:
 class StepClock(StoppingCriteria):
     """Never stops; notes when each step of `generate()` is over."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.ends_ns: list[int] = []
-        self._go_on = torch.zeros(1, dtype=torch.bool)
+        self._go_on = torch.zeros(1, dtype=torch.bool, device=device)
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> torch.Tensor:
         self.ends_ns.append(perf_counter_ns())
@@ -72,7 +72,7 @@ def decode_by_generate(model: Any, prompt: torch.Tensor, steps: int) -> list[int
     The prefill and the steps of the warm-up are left out. What `generate()` does between two
     forwards is part of a step.
     """
-    clock = StepClock()
+    clock = StepClock(prompt.device)
     model.generate(
         input_ids=prompt,
         attention_mask=torch.ones_like(prompt),

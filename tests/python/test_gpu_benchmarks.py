@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from benchmark_runs import benchmark_modules, newest_results, smoke_run
+from fake_gpu import on_gpu, orderly_gpu, put_on
+from pertoken import _native
 
-PARTS = ("gpu_overhead", "gpu_stats")
+PARTS = ("gpu_overhead", "gpu_stats", "gpu_logits")
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +41,46 @@ def test_the_page_shows_what_a_gpu_gave(measured: dict[str, Any], module: Any) -
     overhead["cases"] = [*({**case, "shape": "1B"} for case in overhead["cases"]), *large]
     page = report.render(newest_results(report), "x.json", gpu)
     for case in overhead["cases"]:
-        assert f"\n### {case['shape']}, batch {case['batch']}, " in page
+        assert f"\n#### {case['shape']}, batch {case['batch']}, " in page
         assert {"pertoken root", "pertoken layers", "torch.profiler"} < set(case["variants"])
     assert page.count("97 boundaries a step") == 2
-    assert len(list(bars.verdicts(gpu, gpu_bars.GPU_BARS))) == len(gpu_bars.GPU_BARS)
-    for verdict in bars.verdicts(gpu, gpu_bars.GPU_BARS):
-        assert f"\n| {verdict.bar.what} | " in page
+    own = [bar for bar in gpu_bars.GPU_BARS if bar.benchmark == "gpu_overhead"]
+    assert [verdict.bar for verdict in bars.verdicts(gpu, gpu_bars.GPU_BARS)] == own
+    for bar in own:
+        assert f"\n| {bar.what} | " in page
+
+
+def test_the_page_shows_what_reading_logits_on_a_gpu_takes(
+    measured: dict[str, Any], module: Any
+) -> None:
+    report, bars, gpu_bars = module("report"), module("bars"), module("gpu_bars")
+    logits = measured["gpu_logits"]
+    gpu = {"finished": "2026-01-01", "benchmarks": {"gpu_logits": logits}}
+    assert "Not measured: a smoke run." in report.render(newest_results(report), "x.json", gpu)
+    assert list(bars.verdicts(gpu, gpu_bars.GPU_BARS)) == []
+    _as_of_a_gpu(logits)
+    page = report.render(newest_results(report), "x.json", gpu)
+    assert {case["rows"] for case in logits["kernels"]} == {1, 32, 256}
+    for case in logits["kernels"]:
+        for name, figures in case["works"].items():
+            assert f"\n| 1,000 | {case['dtype']} | {case['rows']} | {name} | " in page
+            assert ("share_of_copy_bandwidth" in figures) == name.startswith("pertoken")
+    for case in logits["decode"]:
+        for name in case["variants"]:
+            assert f" | 1 | {name} | " in page
+    assert "\nNot read: nothing." in page
+    for case in logits["decode"]:
+        case["variants"]["nothing again"]["ratio"]["median"] = 1.0
+        ratio = 1.03 if case["way"] == "generate" else 1.01
+        case["variants"]["logits, every step"]["ratio"]["median"] = ratio
+
+    def outcomes() -> list[str]:
+        return [verdict.outcome for verdict in bars.verdicts(gpu, gpu_bars.GPU_BARS)]
+
+    assert outcomes() == ["FAIL", "pass"]
+    logits["decode"][-1]["lost"] = {"no room": 3}
+    assert outcomes() == ["FAIL", "FAIL"]
+    assert "\nNot read: 3 x no room." in report.render(newest_results(report), "x.json", gpu)
 
 
 def _as_of_a_gpu(part: dict[str, Any]) -> None:
@@ -84,3 +120,29 @@ def test_cupy_counts_where_it_can_be_imported(module: Any, monkeypatch: pytest.M
         gpu_stats.works(torch.ones(70, dtype=dtype), arrays)["cupy.histogram"]()
     assert counted == [70, 70]
     assert "cupy.histogram" not in gpu_stats.works(torch.ones(70, dtype=torch.bfloat16), arrays)
+
+
+def test_logits_on_a_gpu_are_read_with_copies_and_without(
+    module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the fake driver: what each reader records says whether it has a copy to look into."""
+    if _native.build_info()["cuda_kernels"] == "none":
+        pytest.skip("built without kernels")
+    gpu_logits, rows = module("gpu_logits"), 70  # more than a launch takes
+    monkeypatch.setattr(module("kernel_times"), "has_gpu", lambda: False)
+    with orderly_gpu(monkeypatch):
+        with gpu_logits.readers("cpu") as readers:
+            for reader in readers.values():
+                put_on(reader.model, 0)
+            logits = on_gpu(torch.randn(rows, 1, 50))
+            times = gpu_logits.kernel_times(logits, readers, 3)
+        assert set(times) == {"copy", gpu_logits.TORCH, *readers}
+        known = {}
+        for name, reader in readers.items():
+            profile = reader.recording.result()
+            assert gpu_logits.lost(profile, "entropy") == {}
+            steps = profile.tokens["step"]
+            assert len(steps) == 4 * rows  # that of the warm-up, too
+            known[name] = np.isfinite(profile.tokens["logprob"][steps != steps.max()])
+        assert known[gpu_logits.READ_AND_COPIED].all() and not known[gpu_logits.READ].any()
+        del readers, reader, profile
