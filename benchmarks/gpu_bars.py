@@ -1,4 +1,4 @@
-"""The bars of what recording and reading logits add on a GPU."""
+"""The bars of what pertoken takes on a GPU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bar import CONTROL, Bar, exact
-from figure_text import ns_text, percent_text
+from figure_text import factor_text, ns_text, percent_text, share_text
 
 BUDGETED = "pertoken layers, budget 1%"
 EVERY_STEP = "logits, every step"
@@ -87,7 +87,65 @@ def _logit_control(way: str) -> Callable[[Any], float]:
     )
 
 
+def _share(stats: Any) -> dict[str, float] | None:
+    """Of the copy's bandwidth, for the kind of data on which it is least."""
+    found = [
+        case["share_of_copy_bandwidth"]
+        for case in _measured(stats, "cases")
+        if case["size"] == "large" and case["dtype"] == "bfloat16"
+    ]
+    return min(found, key=lambda estimate: estimate["median"], default=None)
+
+
+def _decode_sized(stats: Any) -> dict[str, float] | None:
+    """GPU time of a tensor of that size, where it is longest."""
+    found = [
+        case["timed"]["pertoken"]["gpu_ns"]
+        for case in _measured(stats, "cases")
+        if case["size"] == "decode"
+    ]
+    return max(found, key=lambda estimate: estimate["median"], default=None)
+
+
+def _behind(peer: str, size: str | None) -> Callable[[Any], dict[str, float] | None]:
+    """How many times as long a peer takes, where that is least; None where it did not run."""
+
+    def read(stats: Any) -> dict[str, float] | None:
+        found = [
+            case["timed"][peer]["times_slower"]
+            for case in _measured(stats, "cases")
+            if peer in case["timed"] and size in (None, case["size"])
+        ]
+        return min(found, key=lambda estimate: estimate["median"], default=None)
+
+    return read
+
+
 GPU_BARS = (
+    Bar(
+        "share of a copy's bandwidth, 128 MiB of bfloat16, any data",
+        "gpu_stats",
+        _share,
+        0.8,
+        share_text,
+        at_least=True,
+    ),
+    Bar("GPU time of a tensor of 32 x 4096, any data", "gpu_stats", _decode_sized, 3000, ns_text),
+    *(
+        Bar(
+            f"{peer} on a GPU, to one launch of pertoken, {of}",
+            "gpu_stats",
+            _behind(name, size),
+            limit,
+            factor_text,
+            at_least=True,
+        )
+        for peer, name in (
+            ("torch histc + aminmax + mean + std + isnan", "torch"),
+            ("cupy.histogram", "cupy.histogram"),
+        )
+        for of, size, limit in (("any size", None, 1), ("67 million values", "large", 5))
+    ),
     *(
         _ratio_bar(f"root, {mode}, {shape}, median step", "pertoken root", limit, mode, shape)
         for shape, limit in (("8B", 1.001), ("1B", 1.005))

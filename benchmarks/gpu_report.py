@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import gpu_logit_report
+import gpu_stats_report
 from bars import Results, verdicts
 from figure_text import ns_text, percent_text
 from gpu_bars import GPU_BARS
@@ -64,4 +65,8 @@ def _overhead(overhead: dict[str, Any]) -> str:
     return text
 
 
-_SECTIONS = {"gpu_overhead": _overhead, "gpu_logits": gpu_logit_report.section}
+_SECTIONS = {
+    "gpu_overhead": _overhead,
+    "gpu_stats": gpu_stats_report.section,
+    "gpu_logits": gpu_logit_report.section,
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -101,6 +102,44 @@ def test_every_way_counts_every_tensor_of_a_gpu(measured: dict[str, Any]) -> Non
             found.add("numpy.histogram")
         assert set(case["timed"]) == found
         assert case["share_of_copy_bandwidth"]["median"] > 0
+
+
+def test_the_page_shows_every_tensor_of_a_gpu_and_its_bars(
+    measured: dict[str, Any], module: Any
+) -> None:
+    report, bars, gpu_bars = module("report"), module("bars"), module("gpu_bars")
+    stats = copy.deepcopy(measured["gpu_stats"])
+    gpu = {"finished": "2026-01-01", "benchmarks": {"gpu_stats": stats}}
+    assert list(bars.verdicts(gpu, gpu_bars.GPU_BARS)) == []
+    _as_of_a_gpu(stats)
+    for case in stats["cases"]:
+        case["share_of_copy_bandwidth"] = _exactly(0.9)
+        case["timed"]["pertoken"]["gpu_ns"] = _exactly(2900.0)
+        if "torch" in case["timed"]:
+            case["timed"]["torch"]["times_slower"] = _exactly(6.0)
+
+    def outcomes() -> list[str]:
+        return [verdict.outcome for verdict in bars.verdicts(gpu, gpu_bars.GPU_BARS)]
+
+    assert outcomes() == ["pass"] * 4  # none of CuPy, which did not run
+    page = report.render(newest_results(report), "x.json", gpu)
+    for case in stats["cases"]:
+        of = f"\n| {case['values']:,} | {case['dtype']} | {case['data']} | 2.9 us | "
+        assert of in page
+    one = {(case["size"], case["dtype"], case["data"]): case for case in stats["cases"]}
+    one["large", "bfloat16", "constant"]["share_of_copy_bandwidth"] = _exactly(0.79)
+    one["decode", "float32", "normal"]["timed"]["pertoken"]["gpu_ns"] = _exactly(3100.0)
+    one["decode", "float16", "normal"]["timed"]["torch"]["times_slower"] = _exactly(0.9)
+    one["large", "float32", "heavy-tailed"]["timed"]["torch"]["times_slower"] = _exactly(4.9)
+    assert outcomes() == ["FAIL"] * 4
+    for case in stats["cases"]:
+        if "numpy.histogram" in case["timed"]:
+            case["timed"]["cupy.histogram"] = {"times_slower": _exactly(7.0)}
+    assert outcomes() == ["FAIL"] * 4 + ["pass"] * 2
+
+
+def _exactly(value: float) -> dict[str, float]:
+    return {"median": value, "low": value, "high": value}
 
 
 def test_cupy_counts_where_it_can_be_imported(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
