@@ -154,7 +154,8 @@ using Print = void (*)(const char* key, double ns);
 void print_clock(const DriverApi& api, GraphStamps& stamps, const std::vector<CUevent>& events,
                  Print print) {
   StampInbox inbox;
-  stamps.subscribe(&inbox);
+  const AnnouncedReplays none;
+  stamps.subscribe(&inbox, &none);
   std::vector<StampInbox::Stamp> seen;
   const auto stamp = [&](CUevent event) {
     uint32_t number = 0;

@@ -21,13 +21,16 @@ struct GraphHandle {
   uint32_t calls = 0;  // of the recording that are in it
 };
 
+// 4 bits of device, 28 of calls, of which no graph has so many: they would take 12 GB.
+static_assert(kMaxDevices <= 16);
+
 uint64_t packed(const GraphHandle& handle) noexcept {
-  return static_cast<uint64_t>(handle.device) << 48 | uint64_t{handle.graph} << 32 | handle.calls;
+  return static_cast<uint64_t>(handle.device) << 60 | uint64_t{handle.calls} << 32 | handle.graph;
 }
 
 GraphHandle unpacked(uint64_t number) noexcept {
-  return {static_cast<int>(number >> 48), static_cast<uint32_t>(number >> 32) & 0xFFFFU,
-          static_cast<uint32_t>(number)};
+  return {static_cast<int>(number >> 60), static_cast<uint32_t>(number),
+          static_cast<uint32_t>(number >> 32) & 0x0FFFFFFFU};
 }
 
 struct GraphReplayCall {
@@ -93,7 +96,10 @@ AnnouncedReplay announce(DeviceCalls& calls, Recorder& recorder, cuda::EventLane
   const cuda::CurrentContext current(device.api, device.context);
   if (current.result() != cuda::CUDA_SUCCESS) return replay;
   replay.number = replay.stamps->open_replay(handle.graph, replay.stream, replay.is_opened);
-  if (replay.number == 0) calls.stamps->count_refused(handle.calls);
+  // The replay of a graph that is gone comes to nothing.
+  if (replay.number == 0 && !replay.stamps->is_gone(handle.graph)) {
+    calls.stamps->count_refused(handle.calls);
+  }
   return replay;
 }
 

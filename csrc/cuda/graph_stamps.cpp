@@ -13,6 +13,7 @@ size_t words_of_stamp(std::span<const uint64_t>) noexcept { return kStampWords; 
 // What a stream that is captured stands behind.
 struct CapturePoint {
   unsigned long long capture = 0;
+  CUgraph graph = nullptr;
   CUgraphNode only = nullptr;  // null where it is none, several, or an edge of another sort
 };
 
@@ -21,12 +22,12 @@ CUresult find_point(const DriverApi& api, CUstream stream, CapturePoint& point) 
   const CUgraphNode* nodes = nullptr;
   size_t count = 0;
   CUresult result =
-      api.cuStreamGetCaptureInfo_v2(stream, &status, &point.capture, nullptr, &nodes, &count);
+      api.cuStreamGetCaptureInfo_v2(stream, &status, &point.capture, &point.graph, &nodes, &count);
   if (result != CUDA_SUCCESS) {
     // Edges with data, as of programmatic launches, cannot be told by this call; the rest can.
     count = 0;
-    result =
-        api.cuStreamGetCaptureInfo_v2(stream, &status, &point.capture, nullptr, nullptr, nullptr);
+    result = api.cuStreamGetCaptureInfo_v2(stream, &status, &point.capture, &point.graph, nullptr,
+                                           nullptr);
   }
   if (result != CUDA_SUCCESS) return result;
   if (status != CU_STREAM_CAPTURE_STATUS_ACTIVE) return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
@@ -38,12 +39,13 @@ CUresult find_point(const DriverApi& api, CUstream stream, CapturePoint& point) 
 
 std::unique_ptr<GraphStamps> GraphStamps::make(const DriverApi& api,
                                                std::span<const std::byte> image,
-                                               std::string& reason, uint32_t ring_log2) {
+                                               std::string& reason, uint32_t ring_log2,
+                                               uint32_t graphs) {
   if (image.empty()) {
     reason = "this build has no kernels for GPUs";
     return nullptr;
   }
-  std::unique_ptr<GraphStamps> stamps(new GraphStamps(api));
+  std::unique_ptr<GraphStamps> stamps(new GraphStamps(api, graphs));
   const RelaxedCapture relaxed(api);
   if (const CUresult result = stamps->set_up(image, ring_log2)) {
     reason = "the stamp kernel cannot be set up on this GPU: " + error_text(api, result);
@@ -79,9 +81,73 @@ CUresult GraphStamps::set_up(std::span<const std::byte> image, uint32_t ring_log
 
 CUresult GraphStamps::launch(CUstream stream, uint32_t graph, uint32_t ordinal) noexcept {
   // NOLINTNEXTLINE(performance-no-int-to-ptr): an address of the GPU.
-  StampArgs args{ring_, reinterpret_cast<const uint32_t*>(words_) + graph, graph, ordinal};
+  const auto* const words = reinterpret_cast<const uint32_t*>(words_);
+  StampArgs args{ring_, words + word_of(graph), word_of(graph), ordinal};
   void* parameters[] = {&args};
   return api_.cuLaunchKernel(function_, 1, 1, 1, 1, 1, 1, 0, stream, parameters, nullptr);
+}
+
+GraphStamps::Graph* GraphStamps::find_capture(unsigned long long capture) noexcept {
+  const auto graph = std::find_if(graphs_.begin(), graphs_.end(), [&](const Graph& known) {
+    return known.life != nullptr && known.capture == capture;
+  });
+  return graph == graphs_.end() ? nullptr : &*graph;
+}
+
+GraphStamps::Graph* GraphStamps::find_graph(uint32_t number) noexcept {
+  const uint32_t word = word_of(number);
+  if (word == 0 || word > graphs_.size()) return nullptr;
+  Graph& graph = graphs_[word - 1];
+  return graph.number == number ? &graph : nullptr;
+}
+
+// With a number that nobody had, while there is one. nullptr where all are taken.
+GraphStamps::Graph* GraphStamps::add_graph(unsigned long long capture, CUgraph of_driver) {
+  look_for_gone();
+  Graph* graph = nullptr;
+  if (graphs_.size() == most_graphs_) {
+    graph = longest_gone();
+    if (graph == nullptr) return nullptr;
+  }
+  auto life = GraphLife::watch(api_, of_driver);
+  if (graph == nullptr) {
+    graph = &graphs_.emplace_back(Graph{.number = static_cast<uint32_t>(graphs_.size()) + 1});
+  } else {
+    graph->number += kMaxGraphs;
+    graph->nodes.clear();
+  }
+  graph->capture = capture;
+  graph->life = std::move(life);
+  replays_[word_of(graph->number)].graph = graph->number;
+  return graph;
+}
+
+// From here on nobody opens a replay of one.
+void GraphStamps::look_for_gone() {
+  for (Graph& graph : graphs_) {
+    Replays& replays = replays_[word_of(graph.number)];
+    if (graph.life == nullptr || !graph.life->is_over() || replays.is_open) continue;
+    graph.horizons.reserve(subscribers_.size());
+    for (const Subscriber& subscriber : subscribers_) {
+      graph.horizons.push_back({subscriber.replays, subscriber.replays->pushed()});
+    }
+    graph.life = nullptr;
+    graph.gone_nth = ++gone_;
+    replays.graph = 0;
+  }
+}
+
+// Of those whose replays nobody awaits. It is the one whose word is least likely to be written yet,
+// by a stream that is held up; that would cost the new graph stamps.
+GraphStamps::Graph* GraphStamps::longest_gone() noexcept {
+  Graph* found = nullptr;
+  for (Graph& graph : graphs_) {
+    if (graph.life != nullptr) continue;
+    std::erase_if(graph.horizons, [](const Horizon& horizon) { return horizon.is_reached(); });
+    if (!graph.horizons.empty()) continue;
+    if (found == nullptr || graph.gone_nth < found->gone_nth) found = &graph;
+  }
+  return found;
 }
 
 CUresult GraphStamps::stamp(CUstream stream, StampId& stamp) {
@@ -89,26 +155,22 @@ CUresult GraphStamps::stamp(CUstream stream, StampId& stamp) {
   stamp = {};
   CapturePoint point;
   if (const CUresult result = find_point(api_, stream, point)) return result;
-  auto graph = std::find_if(graphs_.begin(), graphs_.end(),
-                            [&](const Graph& known) { return known.capture == point.capture; });
-  if (graph == graphs_.end()) {
-    if (graphs_.size() + 1 == kMaxGraphs) return CUDA_ERROR_OUT_OF_MEMORY;
-    graph = graphs_.insert(graphs_.end(), Graph{point.capture, {}});
-  }
-  const auto number = static_cast<uint32_t>(graph - graphs_.begin()) + 1;
+  Graph* graph = find_capture(point.capture);
+  if (graph == nullptr) graph = add_graph(point.capture, point.graph);
+  if (graph == nullptr) return CUDA_ERROR_OUT_OF_MEMORY;
   auto& nodes = graph->nodes;
   if (!nodes.empty() && point.only != nullptr && point.only == nodes.back()) {
-    stamp = {number, static_cast<uint32_t>(nodes.size()) - 1};
+    stamp = {graph->number, static_cast<uint32_t>(nodes.size()) - 1};
     return CUDA_SUCCESS;
   }
   if (nodes.size() == kMaxStamps) return CUDA_ERROR_OUT_OF_MEMORY;
   nodes.reserve(nodes.size() + 1);
   const auto ordinal = static_cast<uint32_t>(nodes.size());
-  if (const CUresult result = launch(stream, number, ordinal)) return result;
+  if (const CUresult result = launch(stream, graph->number, ordinal)) return result;
   // Once it is launched, it is there, whether or not its node can be told.
   if (find_point(api_, stream, point) != CUDA_SUCCESS) point.only = nullptr;
   nodes.push_back(point.only);
-  stamp = {number, ordinal};
+  stamp = {graph->number, ordinal};
   return CUDA_SUCCESS;
 }
 
@@ -116,22 +178,20 @@ uint32_t GraphStamps::graph_of(CUstream stream) {
   const std::lock_guard lock(mutex_);
   CapturePoint point;
   if (find_point(api_, stream, point) != CUDA_SUCCESS) return 0;
-  const auto graph = std::find_if(graphs_.begin(), graphs_.end(), [&](const Graph& known) {
-    return known.capture == point.capture;
-  });
-  return graph == graphs_.end() ? 0 : static_cast<uint32_t>(graph - graphs_.begin()) + 1;
+  const Graph* graph = find_capture(point.capture);
+  return graph == nullptr ? 0 : graph->number;
 }
 
 uint32_t GraphStamps::stamps_of(uint32_t graph) {
   const std::lock_guard lock(mutex_);
-  return graph == 0 || graph > graphs_.size()
-             ? 0
-             : static_cast<uint32_t>(graphs_[graph - 1].nodes.size());
+  const Graph* known = find_graph(graph);
+  return known == nullptr ? 0 : static_cast<uint32_t>(known->nodes.size());
 }
 
 uint32_t GraphStamps::open_replay(uint32_t graph, CUstream stream, bool& opened) noexcept {
-  Replays& replays = replays_[graph % kMaxGraphs];
+  Replays& replays = replays_[word_of(graph)];
   opened = false;
+  if (is_gone(graph)) return 0;
   if (replays.is_open) return replays.last;
   const uint32_t number = next_number(replays.last);
   if (set_word(graph, number, stream) != CUDA_SUCCESS) return 0;
@@ -141,19 +201,27 @@ uint32_t GraphStamps::open_replay(uint32_t graph, CUstream stream, bool& opened)
 }
 
 void GraphStamps::close_replay(uint32_t graph, CUstream stream) noexcept {
-  replays_[graph % kMaxGraphs].is_open = false;
+  replays_[word_of(graph)].is_open = false;  // it was open, and so is the graph's still
   // Where the driver refuses, later replays write stamps that nobody awaits.
   static_cast<void>(set_word(graph, 0, stream));
 }
 
-void GraphStamps::subscribe(StampInbox* inbox) {
+void GraphStamps::subscribe(StampInbox* inbox, const AnnouncedReplays* replays) {
   const std::lock_guard lock(mutex_);
-  inboxes_.push_back(inbox);
+  subscribers_.push_back({inbox, replays});
 }
 
 void GraphStamps::unsubscribe(StampInbox* inbox) noexcept {
   const std::lock_guard lock(mutex_);
-  std::erase(inboxes_, inbox);
+  const auto found =
+      std::find_if(subscribers_.begin(), subscribers_.end(),
+                   [&](const Subscriber& subscriber) { return subscriber.inbox == inbox; });
+  if (found == subscribers_.end()) return;
+  for (Graph& graph : graphs_) {
+    std::erase_if(graph.horizons,
+                  [&](const Horizon& horizon) { return horizon.replays == found->replays; });
+  }
+  subscribers_.erase(found);
 }
 
 void GraphStamps::read(StampInbox& inbox, std::vector<StampInbox::Stamp>& stamps) {
@@ -161,8 +229,9 @@ void GraphStamps::read(StampInbox& inbox, std::vector<StampInbox::Stamp>& stamps
   for (auto record = reader_->take(); !record.empty(); record = reader_->take()) {
     const StampInbox::Stamp stamp{stamp_place(record[static_cast<size_t>(StampWord::kWhich)]),
                                   record[static_cast<size_t>(StampWord::kTime)]};
-    for (StampInbox* other : inboxes_) {
-      if (other->stamps.size() < kMaxWaiting) other->stamps.push_back(stamp);
+    for (const Subscriber& other : subscribers_) {
+      auto& waiting = other.inbox->stamps;
+      if (waiting.size() < kMaxWaiting) waiting.push_back(stamp);
     }
   }
   stamps.clear();

@@ -6,8 +6,13 @@
 // number of the replay before it, and to 0 behind it. Stamps of a replay that was not announced so
 // write nothing; they are switched without a new capture.
 //
-// Graphs hold addresses of the ring and the words, and nobody tells when they go: neither memory
-// nor module is ever given back.
+// Graphs hold addresses of the ring and the words, so neither memory nor module is ever given back.
+// A word, and with it the part of the graph's number that stamps have room for, serves another
+// graph once the driver says that its own is gone, no replay of that is open, and each recording is
+// done with all replays that it had announced until then. From there on nobody awaits a stamp of
+// the old graph; and should one still come, out of the ring or because the word was written late,
+// it cannot be taken for one of the new graph, whose replays are numbered on from where those of
+// the old ended.
 #pragma once
 
 #include <array>
@@ -19,11 +24,20 @@
 #include <string>
 #include <vector>
 
+#include "cuda/announced_replays.h"
 #include "cuda/driver_api.h"
+#include "cuda/graph_life.h"
 #include "cuda/stamp_record.h"
 #include "cuda/tagged_reader.h"
 
 namespace pertoken::cuda {
+
+inline constexpr uint32_t kMaxGraphs = 1U << kGraphBits;  // one is that of the clock's stamps
+
+// Graphs are numbered from 1 on; no two of a device have the same number. Its lower bits are the
+// index of the graph's word, and what its stamps say of it; above them is counted how many graphs
+// had that before.
+constexpr uint32_t word_of(uint32_t graph) noexcept { return graph % kMaxGraphs; }
 
 // A point in a captured graph; those of a graph are numbered as they were captured.
 struct StampId {
@@ -45,33 +59,38 @@ struct StampInbox {
 class GraphStamps {
  public:
   static constexpr uint32_t kRingLog2 = 15;  // stamps that may wait to be read; 16 bytes each
-  static constexpr uint32_t kMaxGraphs = 1U << kGraphBits;
+  static constexpr uint32_t kGraphs = kMaxGraphs - 1;         // that are there at once
   static constexpr uint32_t kMaxStamps = 1U << kOrdinalBits;  // of a graph
   static constexpr size_t kMaxWaiting = size_t{1} << 18;      // in an inbox
 
   // With the device's context current, also while a stream is captured. Nothing, with a reason for
   // people, where that fails.
   static std::unique_ptr<GraphStamps> make(const DriverApi& api, std::span<const std::byte> image,
-                                           std::string& reason, uint32_t ring_log2 = kRingLog2);
+                                           std::string& reason, uint32_t ring_log2 = kRingLog2,
+                                           uint32_t graphs = kGraphs);
   GraphStamps(const GraphStamps&) = delete;
   GraphStamps& operator=(const GraphStamps&) = delete;
 
-  // Of a capture, with the context current; cold. A stamp at this point of the stream: where
-  // nothing was captured since the last one, that one. None, with the reason as a result, where it
-  // cannot be.
+  // Of a capture, with the context current and under the GIL; cold. A stamp at this point of the
+  // stream: where nothing was captured since the last one, that one. None, with the reason as a
+  // result, where it cannot be. Throws std::bad_alloc.
   CUresult stamp(CUstream stream, StampId& stamp);
   // The graph that is being captured on the stream and has stamps; 0: none.
   uint32_t graph_of(CUstream stream);
+  // Also of one that is gone; 0 where another has its word.
   uint32_t stamps_of(uint32_t graph);
 
-  // Hot, with the context current and under the GIL. The number of a replay of the graph that is
-  // about to be launched on the stream; 0 where the driver refused. `opened` says whether it is the
+  // Hot, under the GIL, as are the next. Whether the graph is known to be gone.
+  bool is_gone(uint32_t graph) const noexcept { return replays_[word_of(graph)].graph != graph; }
+  // With the context current. The number of a replay of the graph that is about to be launched on
+  // the stream; 0 where the driver refused, or the graph is gone. `opened` says whether it is the
   // caller who has to close it behind the replay: another recording may have announced it.
   uint32_t open_replay(uint32_t graph, CUstream stream, bool& opened) noexcept;
   void close_replay(uint32_t graph, CUstream stream) noexcept;
 
   // Collectors, with the context current and in relaxed capture mode.
-  void subscribe(StampInbox* inbox);
+  // Of the recording that has announced `replays`.
+  void subscribe(StampInbox* inbox, const AnnouncedReplays* replays);
   void unsubscribe(StampInbox* inbox) noexcept;
   // Reads the ring into all inboxes, and moves what is in this one to `stamps`.
   void read(StampInbox& inbox, std::vector<StampInbox::Stamp>& stamps);
@@ -80,38 +99,61 @@ class GraphStamps {
   CUresult stamp_between(CUevent before, CUevent after, uint32_t& number);
 
  private:
+  struct Subscriber {
+    StampInbox* inbox;
+    const AnnouncedReplays* replays;
+  };
+  // How far a recording must have come before nobody there awaits a graph's replays.
+  struct Horizon {
+    const AnnouncedReplays* replays;
+    uint64_t count;
+
+    bool is_reached() const noexcept { return replays->settled() >= count; }
+  };
   struct Graph {
-    unsigned long long capture;
-    std::vector<CUgraphNode> nodes;  // of its stamps
+    uint32_t number;
+    unsigned long long capture = 0;
+    std::vector<CUgraphNode> nodes{};         // of its stamps
+    std::shared_ptr<const GraphLife> life{};  // null where it is gone
+    std::vector<Horizon> horizons{};          // then: those that are not known to be reached
+    uint64_t gone_nth = 0;                    // then: of those that went
   };
 
-  explicit GraphStamps(const DriverApi& api) noexcept : api_(api) {}
+  GraphStamps(const DriverApi& api, uint32_t graphs) noexcept : api_(api), most_graphs_(graphs) {}
   CUresult set_up(std::span<const std::byte> image, uint32_t ring_log2);
   CUresult launch(CUstream stream, uint32_t graph, uint32_t ordinal) noexcept;
   CUresult set_word(uint32_t graph, uint32_t value, CUstream stream) noexcept {
-    return api_.cuMemsetD32Async(words_ + graph * sizeof(uint32_t), value, 1, stream);
+    return api_.cuMemsetD32Async(words_ + word_of(graph) * sizeof(uint32_t), value, 1, stream);
   }
+  Graph* find_capture(unsigned long long capture) noexcept;
+  Graph* find_graph(uint32_t number) noexcept;
+  Graph* add_graph(unsigned long long capture, CUgraph of_driver);
+  void look_for_gone();
+  Graph* longest_gone() noexcept;
   static uint32_t next_number(uint32_t number) noexcept {
     return number + 1 == 1U << kReplayBits ? 1 : number + 1;
   }
 
   const DriverApi& api_;
+  const uint32_t most_graphs_;
   CUfunction function_ = nullptr;
   CUstream own_stream_ = nullptr;
   CUdeviceptr words_ = 0;  // one a graph; 0 is that of stamp_between()
   DeviceRing ring_{};
 
-  // Under the GIL.
+  // Under the GIL, by word.
   struct Replays {
-    uint32_t last = 0;
+    uint32_t graph = 0;  // 0: it is gone
+    uint32_t last = 0;   // of whichever graph
     bool is_open = false;
   };
   std::array<Replays, kMaxGraphs> replays_{};
 
   std::mutex mutex_;  // of what follows
   std::unique_ptr<TaggedReader> reader_;
-  std::vector<StampInbox*> inboxes_;
-  std::vector<Graph> graphs_;  // from number 1 on
+  std::vector<Subscriber> subscribers_;
+  std::vector<Graph> graphs_;  // by word, from 1 on
+  uint64_t gone_ = 0;          // how many graphs went
   uint32_t last_between_ = 0;
 };
 

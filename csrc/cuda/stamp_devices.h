@@ -20,8 +20,8 @@ class StampDevices {
   static constexpr int kMaxDevices = 16;
 
   StampDevices(const DriverApi& api, std::span<const std::byte> image,
-               uint32_t ring_log2 = GraphStamps::kRingLog2)
-      : api_(api), image_(image), ring_log2_(ring_log2) {}
+               uint32_t ring_log2 = GraphStamps::kRingLog2, uint32_t graphs = GraphStamps::kGraphs)
+      : api_(api), image_(image), ring_log2_(ring_log2), graphs_(graphs) {}
 
   // With the device's context current. nullptr, with a reason for people, where there are none to
   // be had; that is not tried again.
@@ -29,7 +29,7 @@ class StampDevices {
     const std::lock_guard lock(mutex_);
     Device& held = devices_.at(static_cast<size_t>(device));
     if (held.stamps == nullptr && held.reason.empty()) {
-      held.stamps = GraphStamps::make(api_, image_, held.reason, ring_log2_);
+      held.stamps = GraphStamps::make(api_, image_, held.reason, ring_log2_, graphs_);
       // Pairs with the acquire load in find().
       held.found.store(held.stamps.get(), std::memory_order_release);
     }
@@ -52,6 +52,7 @@ class StampDevices {
   const DriverApi& api_;
   const std::span<const std::byte> image_;
   const uint32_t ring_log2_;
+  const uint32_t graphs_;
   std::mutex mutex_;
   std::array<Device, kMaxDevices> devices_;
 };

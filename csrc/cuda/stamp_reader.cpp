@@ -28,7 +28,7 @@ void StampReader::start_device(int index, GraphStamps& stamps) {
   Device& device = held_[static_cast<size_t>(index)];
   if (device.clock != nullptr) return;
   auto clock = std::make_unique<StampClock>(devices_->api(), ticks_);
-  stamps.subscribe(&device.inbox);
+  stamps.subscribe(&device.inbox, &replays_);
   device.clock = std::move(clock);
 }
 
@@ -44,7 +44,9 @@ CapturedCall StampReader::begin(int device, CUstream stream, CapturedCall outer)
     start_device(device, *stamps);
     StampId start;
     if (stamps->stamp(stream, start) != CUDA_SUCCESS) return {};
-    auto& calls = graphs_[{device, start.graph}].calls;
+    Graph& graph = graphs_[{device, word_of(start.graph)}];
+    if (graph.number != start.graph) graph = {start.graph, {}};
+    auto& calls = graph.calls;
     uint32_t parent = kNone32;
     if (outer.graph == start.graph && calls.at(outer.call).stream == stream) parent = outer.call;
     uint64_t number = 0;
@@ -64,7 +66,9 @@ bool StampReader::end(int device, CapturedCall call, CUstream stream,
   try {
     const std::lock_guard lock(mutex_);
     GraphStamps* stamps = devices_->find(device);
-    Call& captured = graphs_.at({device, call.graph}).calls.at(call.call);
+    Graph& graph = graphs_.at({device, word_of(call.graph)});
+    if (graph.number != call.graph) return false;
+    Call& captured = graph.calls.at(call.call);
     StampId end;
     if (stamps == nullptr || captured.stream != stream) return false;
     if (stamps->stamp(stream, end) != CUDA_SUCCESS || end.graph != call.graph) return false;
@@ -79,43 +83,57 @@ bool StampReader::end(int device, CapturedCall call, CUstream stream,
   }
 }
 
-uint32_t StampReader::calls_of(int device, uint32_t graph) {
-  const std::lock_guard lock(mutex_);
-  const auto found = graphs_.find({device, graph});
-  if (found == graphs_.end()) return 0;
-  const auto& calls = found->second.calls;
-  const bool has_inner = std::any_of(
-      calls.begin(), calls.end(), [](const Call& call) { return call.is_whole && !call.is_root; });
-  return has_inner ? static_cast<uint32_t>(calls.size()) : 0;
+const StampReader::Graph* StampReader::find_graph(int device, uint32_t number) const noexcept {
+  const auto found = graphs_.find({device, word_of(number)});
+  return found == graphs_.end() || found->second.number != number ? nullptr : &found->second;
 }
 
-void StampReader::read_ring() {
-  for (auto replays = ring_.readable(); !replays.empty(); replays = ring_.readable()) {
-    for (const StampedReplay& replay : replays) {
-      Device& device = held_[static_cast<size_t>(replay.device)];
-      if (replay.is_withdrawn) {
-        std::erase_if(device.awaited, [&](const Awaited& awaited) {
-          return awaited.replay.graph == replay.graph && awaited.replay.number == replay.number;
-        });
-        continue;
-      }
-      GraphStamps* stamps = devices_->find(replay.device);
-      const uint32_t count = stamps == nullptr ? 0 : stamps->stamps_of(replay.graph);
-      if (count == 0 || device.awaited.size() >= kMaxAwaited) {
-        overwritten_ += expected(replay);
-        continue;
-      }
-      device.awaited.push_back(
-          {replay, std::vector<uint64_t>(count), 0, count, false, false, false, {}});
-    }
-    ring_.release(replays.size());
+uint32_t StampReader::calls_of(int device, uint32_t graph) {
+  const std::lock_guard lock(mutex_);
+  const Graph* known = find_graph(device, graph);
+  if (known == nullptr) return 0;
+  const bool has_inner =
+      std::any_of(known->calls.begin(), known->calls.end(),
+                  [](const Call& call) { return call.is_whole && !call.is_root; });
+  return has_inner ? static_cast<uint32_t>(known->calls.size()) : 0;
+}
+
+void StampReader::read_replays() {
+  replays_.read([&](const StampedReplay& replay, uint64_t index) { take_replay(replay, index); });
+}
+
+void StampReader::take_replay(const StampedReplay& replay, uint64_t index) {
+  Device& device = held_[static_cast<size_t>(replay.device)];
+  if (replay.is_withdrawn) {
+    std::erase_if(device.awaited, [&](const Awaited& awaited) {
+      return awaited.replay.graph == replay.graph && awaited.replay.number == replay.number;
+    });
+    return;
   }
+  GraphStamps* stamps = devices_->find(replay.device);
+  const uint32_t count = stamps == nullptr ? 0 : stamps->stamps_of(replay.graph);
+  if (count == 0 || device.awaited.size() >= kMaxAwaited) {
+    overwritten_ += expected(replay);
+    return;
+  }
+  device.awaited.push_back(
+      {replay, index, std::vector<uint64_t>(count), 0, count, false, false, false, {}});
+}
+
+// Up to the oldest one that is awaited still, on any device.
+void StampReader::settle_replays() noexcept {
+  uint64_t settled = replays_.taken();
+  for (const Device& device : held_) {
+    if (!device.awaited.empty()) settled = std::min(settled, device.awaited.front().index);
+  }
+  replays_.settle(settled);
 }
 
 void StampReader::take_stamp(Device& device, const StampPlace& place, uint64_t whole_ns) {
   if (place.graph == 0) return device.clock->see(place, whole_ns);
   for (Awaited& awaited : device.awaited) {
-    if (awaited.replay.graph != place.graph || awaited.replay.number != place.replay) continue;
+    if (word_of(awaited.replay.graph) != place.graph || awaited.replay.number != place.replay)
+      continue;
     if (place.ordinal >= awaited.times_ns.size()) return;
     uint64_t& time_ns = awaited.times_ns[place.ordinal];
     if (time_ns != 0) {
@@ -128,7 +146,7 @@ void StampReader::take_stamp(Device& device, const StampPlace& place, uint64_t w
     // Replays of one graph never overlap: what is missing of an earlier one does not come any more.
     for (Awaited& earlier : device.awaited) {
       if (&earlier == &awaited) return;
-      if (earlier.replay.graph == place.graph) earlier.is_passed = true;
+      if (earlier.replay.graph == awaited.replay.graph) earlier.is_passed = true;
     }
   }
 }
@@ -147,8 +165,14 @@ void StampReader::find_spans(Device& device, std::vector<DeviceSpan>& spans) {
   }
 }
 
-uint64_t StampReader::expected(const StampedReplay& replay) {
-  const auto& calls = graphs_[{replay.device, replay.graph}].calls;
+std::span<const StampReader::Call> StampReader::calls_in(
+    const StampedReplay& replay) const noexcept {
+  const Graph* graph = find_graph(replay.device, replay.graph);
+  return graph == nullptr ? std::span<const Call>() : std::span<const Call>(graph->calls);
+}
+
+uint64_t StampReader::expected(const StampedReplay& replay) const {
+  const auto calls = calls_in(replay);
   return static_cast<uint64_t>(std::count_if(calls.begin(), calls.end(), [&](const Call& call) {
     return call.is_whole && (call.left_out & replay.left_out) == 0;
   }));
@@ -173,7 +197,7 @@ uint64_t StampReader::place(Device& device, uint64_t whole_ns, const DeviceSpan&
 void StampReader::add_spans(Device& device, const Awaited& awaited, TimedDevice& timed,
                             double ns_per_tick, std::vector<DeviceSpan>& spans) {
   const StampedReplay& replay = awaited.replay;
-  const auto& calls = graphs_[{replay.device, replay.graph}].calls;
+  const auto calls = calls_in(replay);
   const auto is_wanted = [&](const Call& call) {
     return call.is_whole && (call.left_out & replay.left_out) == 0;
   };
@@ -242,7 +266,7 @@ void StampReader::collect_device(int index, Device& device, GraphStamps& stamps,
   // A stamp comes after the announcement of its replay, by way of the GPU; the announcements must
   // be read after it here, too.
   std::atomic_thread_fence(std::memory_order_acquire);
-  read_ring();
+  read_replays();
   for (const StampInbox::Stamp& stamp : stamps_) {
     take_stamp(device, stamp.place, device.clock->whole_ns(stamp.time_ns, ns_per_tick));
   }
@@ -266,13 +290,14 @@ void StampReader::collect(double ns_per_tick, std::vector<DeviceSpan>& spans) {
     if (device.clock == nullptr) continue;
     collect_device(index, device, *devices_->find(index), ns_per_tick, spans);
   }
+  settle_replays();
 }
 
 bool StampReader::is_pending() {
   const std::lock_guard lock(mutex_);
-  return !ring_.readable().empty() ||
-         std::any_of(held_.begin(), held_.end(),
-                     [](const Device& device) { return !device.awaited.empty(); });
+  return !replays_.is_read() || std::any_of(held_.begin(), held_.end(), [](const Device& device) {
+    return !device.awaited.empty();
+  });
 }
 
 uint64_t StampReader::drop_awaited(Device& device) {
@@ -284,8 +309,9 @@ uint64_t StampReader::drop_awaited(Device& device) {
 
 void StampReader::give_up() noexcept {
   const std::lock_guard lock(mutex_);
-  read_ring();
+  read_replays();
   for (Device& device : held_) late_ += drop_awaited(device);
+  settle_replays();
 }
 
 DeviceLosses StampReader::losses() {

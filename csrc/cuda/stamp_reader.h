@@ -11,32 +11,18 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "core/device_source.h"
-#include "core/spsc_ring.h"
+#include "cuda/announced_replays.h"
 #include "cuda/event_timer.h"
 #include "cuda/stamp_clock.h"
 #include "cuda/stamp_devices.h"
 
 namespace pertoken::cuda {
-
-// A replay that is under way, whose spans are awaited.
-struct StampedReplay {
-  uint64_t ticks;  // the host's
-  uint32_t graph;
-  uint32_t number;     // of the graph's replays
-  uint32_t seq;        // of the replay's own span
-  uint32_t first_seq;  // of its `calls`
-  uint32_t calls;      // of the recording that are in the graph
-  uint32_t step;
-  uint32_t left_out;  // the step's ThreadBuffer::open_detail
-  int32_t track;
-  int16_t device;
-  bool is_withdrawn = false;  // the driver did not take it: what was awaited does not come
-};
 
 class StampReader final : public DeviceSource {
  public:
@@ -59,12 +45,12 @@ class StampReader final : public DeviceSource {
 
   // Hot, under the GIL, before the launch: so a stamp that is there is of a replay that is known.
   void await(const StampedReplay& replay) noexcept {
-    if (!ring_.try_push(replay)) no_room_.fetch_add(replay.calls, std::memory_order_relaxed);
+    if (!replays_.try_push(replay)) no_room_.fetch_add(replay.calls, std::memory_order_relaxed);
   }
   // Where the launch came to nothing. Without room for it the replay counts as late in the end.
   void withdraw(StampedReplay replay) noexcept {
     replay.is_withdrawn = true;
-    static_cast<void>(ring_.try_push(replay));
+    static_cast<void>(replays_.try_push(replay));
   }
   // A replay that was to be announced and could not be.
   void count_refused(uint32_t calls) noexcept {
@@ -79,7 +65,6 @@ class StampReader final : public DeviceSource {
   DeviceLosses losses() override;
 
  private:
-  static constexpr size_t kRing = 4096;
   static constexpr size_t kMaxAwaited = 4096;
   static constexpr int64_t kLateNs = 10'000'000'000;
 
@@ -95,10 +80,12 @@ class StampReader final : public DeviceSource {
     bool is_root;
   };
   struct Graph {
+    uint32_t number = 0;
     std::vector<Call> calls;
   };
   struct Awaited {
     StampedReplay replay;
+    uint64_t index;                  // of the recording's replays
     std::vector<uint64_t> times_ns;  // by stamp; 0: not there yet
     uint64_t latest_ns;              // of them
     uint32_t missing;
@@ -113,7 +100,11 @@ class StampReader final : public DeviceSource {
     std::deque<Awaited> awaited;
   };
 
-  void read_ring();
+  const Graph* find_graph(int device, uint32_t number) const noexcept;
+  std::span<const Call> calls_in(const StampedReplay& replay) const noexcept;
+  void read_replays();
+  void settle_replays() noexcept;
+  void take_replay(const StampedReplay& replay, uint64_t index);
   void start_device(int index, GraphStamps& stamps);
   void collect_device(int index, Device& device, GraphStamps& stamps, double ns_per_tick,
                       std::vector<DeviceSpan>& spans);
@@ -125,18 +116,18 @@ class StampReader final : public DeviceSource {
                  double ns_per_tick);
   void add_spans(Device& device, const Awaited& awaited, TimedDevice& timed, double ns_per_tick,
                  std::vector<DeviceSpan>& spans);
-  uint64_t expected(const StampedReplay& replay);
+  uint64_t expected(const StampedReplay& replay) const;
   uint64_t drop_awaited(Device& device);
 
   const std::shared_ptr<EventTimer> timer_;
   const std::shared_ptr<StampDevices> devices_;
   const HostTicks ticks_;
-  // The GIL makes the model's threads one producer.
-  SpscRing<StampedReplay> ring_{kRing};
+  AnnouncedReplays replays_;
   std::atomic<uint64_t> no_room_{0};  // a statistic, as is the next
   std::atomic<uint64_t> bare_replays_{0};
 
   std::mutex mutex_;  // of what follows; taken on the model's threads only while they capture
+  // By device and word: when a word serves another graph, nothing is awaited of the one before.
   std::map<std::pair<int, uint32_t>, Graph> graphs_;
   std::array<Device, kMaxDevices> held_;
   std::vector<StampInbox::Stamp> stamps_;  // of one round

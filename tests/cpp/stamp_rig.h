@@ -8,6 +8,7 @@
 #include <tuple>
 #include <vector>
 
+#include "check.h"
 #include "cuda/stamp_reader.h"
 #include "emulated_stamp.h"
 #include "event_rig.h"
@@ -15,6 +16,7 @@
 namespace pertoken::testing {
 
 inline constexpr uint32_t kReplaySite = 3;
+inline constexpr int64_t kMarkNs = 100;
 inline constexpr std::byte kImage[16] = {};
 
 // A graph of calls with a kernel in each, as its capture left it.
@@ -31,21 +33,30 @@ struct StampRig : Rig {
   std::shared_ptr<EventTimer> shared_timer;
   std::unique_ptr<StampReader> reader;
   CUfunction work = nullptr;
-  When when;                 // graph, replay, ordinal: on the virtual clock
-  bool was_awaited = false;  // the last replay
-  int device = 0;            // of what follows
+  CUfunction mark = nullptr;
+  When when;  // of stamps, by what they say of graph, replay and ordinal: on the virtual clock
+  std::map<uint32_t, std::vector<int64_t>> marks;  // of mark_at(), by number: likewise
+  bool was_awaited = false;                        // the last replay
+  bool was_launched = false;
+  int64_t behind_ns = 0;  // what else a replay's own span has in it, behind the launch
+  int device = 0;         // of what follows
 
-  explicit StampRig(uint32_t ring_log2 = GraphStamps::kRingLog2, int device_count = 1)
+  explicit StampRig(uint32_t ring_log2 = GraphStamps::kRingLog2, int device_count = 1,
+                    uint32_t graphs = GraphStamps::kGraphs)
       : Rig(device_count),
-        devices(std::make_shared<StampDevices>(*fake.api(), kImage, ring_log2)),
+        devices(std::make_shared<StampDevices>(*fake.api(), kImage, ring_log2, graphs)),
         shared_timer(std::move(timer)) {
     add_stamp_kernel(fake, [this](const StampPlace& place, int64_t start_ns) {
       when[{place.graph, place.replay, place.ordinal}] = start_ns;
     });
     fake.add_kernel("work", {{}, 40'000, nullptr});
+    fake.add_kernel("mark", {{sizeof(uint32_t)}, kMarkNs, [this](const FakeLaunch& run) {
+                               marks[run.parameter<uint32_t>(0)].push_back(run.start_ns);
+                             }});
     CUmodule module = nullptr;
     fake.api()->cuModuleLoadData(&module, kImage);
     fake.api()->cuModuleGetFunction(&work, module, "work");
+    fake.api()->cuModuleGetFunction(&mark, module, "mark");
     reader = std::make_unique<StampReader>(shared_timer, devices, &FakeDriver::ticks);
   }
   ~StampRig() {
@@ -62,11 +73,23 @@ struct StampRig : Rig {
   void run_work(CUstream stream) {
     fake.api()->cuLaunchKernel(work, 1, 1, 1, 32, 1, 1, 0, stream, nullptr, nullptr);
   }
+  // When the stream comes here, in every launch of what is captured.
+  void mark_at(CUstream stream, uint32_t number) {
+    fake.pause_faults(true);
+    void* parameters[] = {&number};
+    CHECK_EQ(fake.api()->cuLaunchKernel(mark, 1, 1, 1, 1, 1, 1, 0, stream, parameters, nullptr),
+             CUDA_SUCCESS);
+    fake.pause_faults(false);
+  }
   void collect_from(StampReader& from, std::vector<DeviceSpan>& into) {
     shared_timer->collect(kNsPerTick, into);
     from.collect(kNsPerTick, into);
   }
-  void collect() { collect_from(*reader, spans); }
+  void collect() {
+    std::vector<DeviceSpan> round;
+    collect_from(*reader, round);
+    spans.insert(spans.end(), round.begin(), round.end());
+  }
   void settle() {
     for (int i = 0; i < 12; ++i) {
       fake.advance(20'000'000);
@@ -90,6 +113,12 @@ struct StampRig : Rig {
       fake.api()->cuGraphInstantiateWithFlags(&made.exec, made.graph, 0);
     }
     return made;
+  }
+
+  // Nobody can replay it any more.
+  void drop(const CapturedGraph& graph) {
+    if (graph.exec != nullptr) fake.api()->cuGraphExecDestroy(graph.exec);
+    if (graph.graph != nullptr) fake.api()->cuGraphDestroy(graph.graph);
   }
 
   // One call in a capture, with what `inside` captures in it.
@@ -121,9 +150,10 @@ struct StampRig : Rig {
     const Boundary start = on.begin(stream);
     was_awaited = replay.number != 0 && start;
     if (was_awaited) reader->await(replay);
-    const CUresult launched = fake.api()->cuGraphLaunch(graph.exec, stream);
+    was_launched = fake.api()->cuGraphLaunch(graph.exec, stream) == CUDA_SUCCESS;
     on.note_launch();
-    if (was_awaited && launched != CUDA_SUCCESS) reader->withdraw(replay);
+    if (behind_ns != 0) fake.spin(stream, behind_ns, device);
+    if (was_awaited && !was_launched) reader->withdraw(replay);
     on.end(start, stream, {kReplaySite, replay.seq, 0, 3, false});
     if (opened) stamps().close_replay(graph.number, stream);
     return replay;

@@ -17,6 +17,7 @@ from pertoken import _native
 KERNEL_NS = 2_000_000
 # Of placing what the host took seconds to get to, by a rate that is known to some parts in 1000.
 LARGEST_ERROR_NS = 100_000_000
+GRAPHS_AT_ONCE = 4095
 IDS = torch.zeros(1, 4, dtype=torch.long)
 
 pytestmark = pytest.mark.skipif(
@@ -167,6 +168,23 @@ def test_a_graph_that_is_captured_again_is_another(gpu: FakeGpu) -> None:
     profile = prof.result()
     assert [len(on_gpu(profile, f"layers.{i}")) for i in range(3)] == [2, 1, 1]
     assert profile.losses["device_spans_lost"] == {}
+
+
+def test_a_server_that_captures_for_weeks_has_layers_of_its_last_graph(gpu: FakeGpu) -> None:
+    model = Model(gpu)
+    with pertoken.profile(model, modules=["layers.*"]) as prof:
+        for _ in range(GRAPHS_AT_ONCE + 100):
+            capture(model)  # gone at once
+        graph = capture(model)
+        for _ in range(3):
+            with gpu.busy():
+                graph.replay()
+    profile = prof.result()
+    replays = on_gpu(profile, "torch.cuda.CUDAGraph.replay")
+    assert len(replays) == 3
+    check_layers(profile, replays)
+    assert profile.losses["device_spans_lost"] == {}
+    assert profile.losses["replays_without_layers"] == 0
 
 
 def test_two_recordings_see_the_same_replay(gpu: FakeGpu) -> None:
