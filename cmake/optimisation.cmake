@@ -1,7 +1,8 @@
 # How much code speed may cost, for the Release configuration. A wheel holds it all, so that the rule
 # is -O2: -O3 is for what runs in a wrapped call and for what looks at each value of a tensor, -Os for
-# what runs a few times a recording, takes as long as the driver's calls in it, or is the drain
-# thread's once a step. Link-time optimisation keeps each function's own.
+# what runs a few times a recording, is the drain thread's once a step, or is little beside what it
+# calls: the driver, or a pass over the values of a tensor. Link-time optimisation keeps each
+# function's own.
 
 if(CMAKE_CXX_FLAGS_RELEASE STREQUAL "-O3 -DNDEBUG")
   set(CMAKE_CXX_FLAGS_RELEASE "-O2 -DNDEBUG")
@@ -12,7 +13,6 @@ set_source_files_properties(
   csrc/bindings/cache_length.cpp
   csrc/bindings/device_calls.cpp
   csrc/bindings/generation_state.cpp
-  csrc/bindings/method_call.cpp
   csrc/bindings/root_call.cpp
   csrc/bindings/sampled_forward.cpp
   csrc/bindings/scope.cpp
@@ -47,10 +47,16 @@ set_source_files_properties(
   csrc/bindings/bind_totals.cpp
   csrc/bindings/bind_triggers.cpp
   csrc/bindings/current_stream.cpp
+  csrc/bindings/declared_logits.cpp
+  csrc/bindings/dlpack_tensor.cpp
   csrc/bindings/gpu_logit_reader.cpp
+  csrc/bindings/host_tensor.cpp
+  csrc/bindings/logit_rows.cpp
+  csrc/bindings/method_call.cpp
   csrc/bindings/module.cpp
   csrc/bindings/named_values.cpp
   csrc/bindings/observation_columns.cpp
+  csrc/bindings/request_numbers.cpp
   csrc/bindings/root_search.cpp
   csrc/bindings/snapshot_columns.cpp
   csrc/bindings/tensor_arguments.cpp
@@ -62,8 +68,10 @@ set_source_files_properties(
   csrc/core/exp_boundaries.cpp
   csrc/core/generation_times.cpp
   csrc/core/mapped_file.cpp
+  csrc/core/observation_intake.cpp
   csrc/core/observation_store.cpp
   csrc/core/recorder_devices.cpp
+  csrc/core/recorder_observations.cpp
   csrc/core/recorder_registry.cpp
   csrc/core/recorder_sampling.cpp
   csrc/core/recorder_snapshot.cpp
@@ -75,6 +83,7 @@ set_source_files_properties(
   csrc/core/spool.cpp
   csrc/core/spool_journal.cpp
   csrc/core/spool_segments.cpp
+  csrc/core/spooled_observation.cpp
   csrc/core/step_triggers.cpp
   csrc/core/string_table.cpp
   csrc/cuda/device_clock.cpp
@@ -97,5 +106,6 @@ set_source_files_properties(
   csrc/cuda/stamp_reader.cpp
   csrc/cuda/stats_device.cpp
   csrc/cuda/stats_plan.cpp
+  csrc/cuda/tagged_reader.cpp
   csrc/export/counter_events.cpp
   PROPERTIES COMPILE_OPTIONS $<$<CONFIG:Release>:-Os>)

@@ -11,11 +11,11 @@ namespace pertoken {
 namespace {
 
 // Columns of tables are signed; and a sum of some such counts stays inside.
-constexpr uint64_t kLargestCount = uint64_t{1} << 61;
+constexpr uint64_t kMostValues = uint64_t{1} << 61;
 
 bool is_sound(const ObservationFrame& head) {
-  const bool has_counts = head.zeros < kLargestCount && head.nans < kLargestCount &&
-                          head.pos_infs < kLargestCount && head.neg_infs < kLargestCount;
+  const bool has_counts = head.zeros < kMostValues && head.nans < kMostValues &&
+                          head.pos_infs < kMostValues && head.neg_infs < kMostValues;
   return has_counts && head.kind <= kOutsideSteps && head.format < kFloatFormats &&
          head.row >= kAllRows && head.weight >= 1 && head.weight < kLargestWeight;
 }
@@ -70,7 +70,7 @@ std::optional<SpooledObservation> read_observation(std::span<const std::byte> pa
   }
   try {
     ExpHistogram values(std::move(parts));
-    if (values.count() >= kLargestCount) return std::nullopt;
+    if (values.count() >= kMostValues) return std::nullopt;
     return SpooledObservation{head.last_step,
                               {.step = head.step,
                                .kind = head.kind,
