@@ -2,18 +2,15 @@
 
 The decode runs in two ways. Through `generate()`, as users run it: this is what the bars are held
 against, and there a recording has most to do. And in a loop by hand around the forward alone,
-where the same cost weighs more, since nothing else is part of the step. Rounds of the two
-alternate, so that a machine that is slower for a minute is so for both.
-
-Rounds are many, and hold nothing slow: what is to be found is a few tenths of a per cent. Tools
-that add tens of per cent are compared in `peers.py`, with fewer rounds. A block lasts nearly as
-long as the drain thread sleeps, a quarter of a second: what the thread does once for that time is
-done once at the end of the block, in the model's thread, and counts as if each step had waited for
-its part.
+where the same cost weighs more, since nothing else is part of the step. In each, a recording takes
+turns with nothing, within one text (see `turns.py`), and texts of all variants and both ways are
+in random order. What is to be found is a few tenths of a per cent; tools that add tens of per cent
+are compared in `peers.py`.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -21,7 +18,7 @@ from typing import Any
 
 import pertoken
 from hooks import calls_a_step
-from paired import Comparison, Variant, run_rounds
+from paired import CONTROL, WARM_UP_ROUNDS, Variant, quiet_process
 from script import Advance, run_script
 from tiny_llama import (
     WARM_UP_STEPS,
@@ -30,6 +27,7 @@ from tiny_llama import (
     prompt_ids,
     tiny_llama,
 )
+from turns import TURN_STEPS, Turns
 
 SELECTIONS = ("root", "layers", "all")
 WAYS: dict[str, Callable[..., list[int]]] = {
@@ -40,36 +38,46 @@ WAYS: dict[str, Callable[..., list[int]]] = {
 
 def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
     """Compares all selections in one interleaved run of both ways to decode."""
-    rounds, steps = (3, 4) if smoke else (150, 96)
+    rounds, pairs = (1, 2) if smoke else (80, 80)
     model, prompt = tiny_llama(), prompt_ids()
-    result: dict[str, Any] = {
+    recordings = {
+        CONTROL: pertoken.profile(model, modules="all"),
+        **{f"pertoken {each}": pertoken.profile(model, modules=each) for each in SELECTIONS},
+    }
+    turns = {
+        (way, name): Turns(recording, records=name != CONTROL)
+        for way in WAYS
+        for name, recording in recordings.items()
+    }
+    order = random.Random(0)
+    with quiet_process():
+        for number in range(WARM_UP_ROUNDS + rounds):
+            for way, name in order.sample(list(turns), len(turns)):
+                decode = partial(WAYS[way], model, prompt)
+                turns[way, name].run_text(decode, pairs, order, keep=number >= WARM_UP_ROUNDS)
+            advance((number + 1) / (WARM_UP_ROUNDS + rounds))
+    for name, recording in recordings.items():
+        if name != CONTROL:
+            require_complete(recording)
+    return {
         "modules": sum(1 for _ in model.modules()),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "rounds": rounds,
-        "steps_a_block": steps,
-        "ways": {},
+        "texts": rounds,
+        "pairs_a_text": pairs,
+        "turn_steps": TURN_STEPS,
+        "ways": {
+            way: {
+                "calls_a_step": _calls(decode, model, prompt),
+                "variants": {name: turns[way, name].estimates() for name in recordings},
+            }
+            for way, decode in WAYS.items()
+        },
     }
-    recordings: list[pertoken.Recording] = []
-    comparisons: dict[str, Comparison] = {}
-    for way, decode in WAYS.items():
-        block = partial(decode, model, prompt, steps)
-        block()
-        # The prefill is a step, too.
-        calls = calls_a_step(model, block, 1 + WARM_UP_STEPS + steps)
-        result["ways"][way] = {"calls_a_step": calls}
-        own = [pertoken.profile(model, modules=selection) for selection in SELECTIONS]
-        variants = [
-            recording_variant(f"pertoken {selection}", recording)
-            for selection, recording in zip(SELECTIONS, own, strict=True)
-        ]
-        comparisons[way] = Comparison(variants, block)
-        recordings += own
-    run_rounds(list(comparisons.values()), rounds=rounds, advance=advance)
-    for way, comparison in comparisons.items():
-        result["ways"][way]["variants"] = comparison.estimates()
-    for recording in recordings:
-        require_complete(recording)
-    return result
+
+
+def _calls(way: Callable[..., list[int]], model: Any, prompt: Any) -> int:
+    # The prefill is a step, too.
+    return calls_a_step(model, lambda: way(model, prompt, 1), 1 + WARM_UP_STEPS + 1)
 
 
 def recording_variant(

@@ -14,8 +14,8 @@ import math
 import random
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from time import perf_counter_ns
 from typing import Any
@@ -107,25 +107,12 @@ def compare(
         ``leave_ns``. Each is an estimate as of `median_interval`.
     """
     comparison = Comparison(variants, block)
-    run_rounds([comparison], rounds=rounds, advance=advance, seed=seed)
-    return comparison.estimates()
-
-
-def run_rounds(
-    comparisons: Sequence[Comparison], *, rounds: int, advance: Advance, seed: int = 0
-) -> None:
-    """Runs the rounds of several comparisons in turns, so that none has the worse time of it."""
-    _require_one_thread()
     order = random.Random(seed)
-    gc.collect()
-    gc.freeze()
-    try:
+    with quiet_process():
         for number in range(WARM_UP_ROUNDS + rounds):
-            for comparison in comparisons:
-                comparison.run_round(order, keep=number >= WARM_UP_ROUNDS)
+            comparison.run_round(order, keep=number >= WARM_UP_ROUNDS)
             advance((number + 1) / (WARM_UP_ROUNDS + rounds))
-    finally:
-        gc.unfreeze()
+    return comparison.estimates()
 
 
 def median_interval(values: Iterable[float]) -> dict[str, float]:
@@ -138,11 +125,13 @@ def median_interval(values: Iterable[float]) -> dict[str, float]:
     ordered = sorted(values)
     count = len(ordered)
     below = 0  # values left out at each end
-    tail = 0.0
+    # How many of the 2**count ways to fall below and above the median leave the interval beside it.
+    ways, tail = 1, 0
     while below < (count - 1) // 2:
-        tail += math.comb(count, below) / 2.0**count
-        if 2 * tail > 1 - CONFIDENCE:
+        tail += ways
+        if 2 * tail / 2**count > 1 - CONFIDENCE:
             break
+        ways = ways * (count - below) // (below + 1)
         below += 1
     outermost = max(below - 1, 0)
     return {
@@ -153,10 +142,18 @@ def median_interval(values: Iterable[float]) -> dict[str, float]:
     }
 
 
-def _require_one_thread() -> None:
+@contextmanager
+def quiet_process() -> Iterator[None]:
+    """One torch thread, which is required, and no garbage from before for the collector to see."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.get_num_threads() != 1:
         raise RuntimeError("several torch threads make times meaningless; use one")
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _run_block(

@@ -137,19 +137,25 @@ def _machine(results: Results) -> str:
 def _method(decode: dict[str, Any]) -> str:
     return (
         "## Method\n\n"
-        "Variants run interleaved: a round holds one block of each, in random order, and each\n"
-        "block is compared with the mean of the two that do nothing in its own round. The\n"
-        "median over the rounds is quoted, its interval by order statistics. One torch thread;\n"
-        "no garbage collection inside a block; each block warms up before its first timed step;\n"
-        'starting and stopping a recording is not timed. "nothing again" is compared with\n'
-        '"nothing" alone: its distance from 0 is the noise. A block lasts\n'
-        "nearly as long as the drain thread sleeps: its work for a block is done at the end, in\n"
-        "the model's thread, and is part of the steps. The mean step of a block counts; the\n"
-        "median step, which hides what disturbs a few, stands beside it.\n\n"
+        "What is compared is interleaved, in random order. One torch thread; no garbage\n"
+        "collection in what is timed. Medians are quoted, their intervals by order statistics.\n"
+        '"nothing again" is compared as if it were something: its distance from 0 is the noise.\n\n'
+        "In the decode a recording and nothing take turns of "
+        f"{decode['turn_steps']} steps within one text.\n"
+        "The first step of a turn pays for the switch and does not count; a turn of each makes a\n"
+        "pair. The wrappers in the modules leave and enter outside what is timed. Those round\n"
+        "`generate()` and its commits stay, and hand calls on: what the note of a commit costs\n"
+        "stands under [One call](#one-call). What the drain thread takes of a processor, though\n"
+        "of another one, counts as if each recorded step had waited for its part.\n\n"
+        "Elsewhere a round holds a block of each variant, and each block is compared with the\n"
+        "mean of the two that do nothing in its own round. A block warms up before its first\n"
+        "timed step; starting and stopping a recording is not timed. What the drain thread has to\n"
+        "do for a block is done at its end, in the model's thread, and is part of the steps. The\n"
+        "mean step of a block counts.\n\n"
         f"The model of the decode is a Llama of 4 layers x 256, {decode['modules']} modules and\n"
         f"{decode['parameters'] / 1e6:.1f} M parameters, with random weights, at batch 1: "
         "as small a\nstep, and so as large a relative overhead, as anybody is likely to meet. "
-        f"{decode['rounds']} rounds\nof {decode['steps_a_block']} decode steps each."
+        f"{decode['texts']} texts\nof {decode['pairs_a_text']} pairs for each variant."
     )
 
 
@@ -166,25 +172,24 @@ def _decode(decode: dict[str, Any]) -> str:
                     name,
                     ns_text(variant["step_ns"]["median"]),
                     estimate_text(variant["ratio"], percent_text),
-                    percent_text(variant["middle_ratio"]["median"]),
+                    estimate_text(variant["added_in_step_ns"], ns_text),
+                    ns_text(variant["drained_ns"]["median"]),
                     ns_text(added["median"]),
-                    ns_text(variant["leave_ns"]["median"]),
                 )
             )
         columns = (
             "variant",
             "step",
-            "added to the step",
-            "to its median",
+            "added to the step, all in",
+            "of it in the step itself",
+            "drained behind it",
             f"a module call ({calls} a step)",
-            "leaving the block",
         )
         text += f"\n\n### {title}\n\n" + table(columns, rows)
     return (
         f"{text}\n\n"
-        '"A module call" divides what is added to the step by all its module calls, recorded or\n'
-        'not. "Leaving the block" is outside the timed part: for pertoken `stop()` and draining\n'
-        "what is left, for other tools their end."
+        '"A module call" divides what is added, all in, by the module calls of a step, recorded\n'
+        "or not."
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Callable
 from time import perf_counter_ns
 from typing import Any
 
@@ -40,13 +40,24 @@ def prompt_ids() -> torch.Tensor:
     return torch.randint(1, VOCABULARY, (1, PROMPT_TOKENS), generator=generator)
 
 
+def do_nothing() -> None:
+    """What runs before a step if nothing else is to."""
+
+
 @torch.inference_mode()
-def decode_by_hand(model: Any, prompt: torch.Tensor, steps: int) -> list[int]:
-    """Decodes greedily in a loop of its own; the nanoseconds of each step after the warm-up."""
+def decode_by_hand(
+    model: Any, prompt: torch.Tensor, steps: int, before_step: Callable[[], None] = do_nothing
+) -> list[int]:
+    """Decodes greedily in a loop of its own; the nanoseconds of each step after the warm-up.
+
+    Before each of those `before_step` is called, outside of its time.
+    """
     output = model(input_ids=prompt, use_cache=True)
     cache = output.past_key_values
     times_ns = []
-    for _ in range(WARM_UP_STEPS + steps):
+    for number in range(WARM_UP_STEPS + steps):
+        if number >= WARM_UP_STEPS:
+            before_step()
         start_ns = perf_counter_ns()
         token = output.logits[:, -1:].argmax(-1)
         output = model(input_ids=token, past_key_values=cache, use_cache=True)
@@ -55,24 +66,38 @@ def decode_by_hand(model: Any, prompt: torch.Tensor, steps: int) -> list[int]:
 
 
 class StepClock(StoppingCriteria):
-    """Never stops; notes when each step of `generate()` is over."""
+    """Never stops; notes how long the steps of `generate()` take, from the end of the one before.
 
-    def __init__(self, device: torch.device) -> None:
-        self.ends_ns: list[int] = []
+    Args:
+        steps: to note, after the prefill and the warm-up.
+        before_step: called before each of them, outside of its time.
+        device: where the ids are.
+    """
+
+    def __init__(self, steps: int, before_step: Callable[[], None], device: torch.device) -> None:
+        self.times_ns: list[int] = []
+        self._steps = steps
+        self._before_step = before_step
+        self._begun_ns = 0
         self._go_on = torch.zeros(1, dtype=torch.bool, device=device)
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> torch.Tensor:
-        self.ends_ns.append(perf_counter_ns())
+        self.times_ns.append(perf_counter_ns() - self._begun_ns)
+        if 1 + WARM_UP_STEPS <= len(self.times_ns) < 1 + WARM_UP_STEPS + self._steps:
+            self._before_step()
+        self._begun_ns = perf_counter_ns()
         return self._go_on
 
 
-def decode_by_generate(model: Any, prompt: torch.Tensor, steps: int) -> list[int]:
+def decode_by_generate(
+    model: Any, prompt: torch.Tensor, steps: int, before_step: Callable[[], None] = do_nothing
+) -> list[int]:
     """Decodes greedily by `generate()`; the nanoseconds between the ends of its steps.
 
     The prefill and the steps of the warm-up are left out. What `generate()` does between two
-    forwards is part of a step.
+    forwards is part of a step. Before each of those `before_step` is called, outside of its time.
     """
-    clock = StepClock(prompt.device)
+    clock = StepClock(steps, before_step, prompt.device)
     model.generate(
         input_ids=prompt,
         attention_mask=torch.ones_like(prompt),
@@ -80,5 +105,4 @@ def decode_by_generate(model: Any, prompt: torch.Tensor, steps: int) -> list[int
         do_sample=False,
         stopping_criteria=StoppingCriteriaList([clock]),
     )
-    ends_ns = clock.ends_ns[WARM_UP_STEPS:]
-    return [end - start for start, end in pairwise(ends_ns)]
+    return clock.times_ns[1 + WARM_UP_STEPS :]

@@ -239,18 +239,66 @@ def test_a_tool_that_fails_in_its_process_fails_the_benchmark(module: Any) -> No
         peers._in_fork(run)
 
 
-def test_rounds_of_several_comparisons_alternate(module: Any) -> None:
-    paired = module("paired")
-    order: list[str] = []
+class _Switched:
+    """A recording that only says whether it is in the model, and what draining takes."""
 
-    def block(name: str) -> list[float]:
-        order.append(name)
-        return [1.0]
+    def __init__(self) -> None:
+        self.is_in = False
+        self.moves = 0
+        self.recorder = SimpleNamespace(drain_cpu_ns=5, drain=lambda: time.sleep(0.01))
 
-    comparisons = [paired.Comparison([], lambda name=name: block(name)) for name in "ab"]
-    paired.run_rounds(comparisons, rounds=3, advance=lambda share: None)
-    assert "".join(order) == "aabb" * (3 + paired.WARM_UP_ROUNDS)
-    assert comparisons[0].estimates()["nothing again"]["ratio"]["count"] == 3
+    def __enter__(self) -> None:
+        self.is_in = True
+
+    def __exit__(self, *_: object) -> None:
+        self.is_in = False
+
+    def enter_model(self) -> None:
+        assert not self.is_in
+        self.is_in = True
+        self.moves += 1
+
+    def leave_model(self) -> None:
+        assert self.is_in
+        self.is_in = False
+        self.moves += 1
+
+
+@pytest.mark.parametrize("records", [True, False])
+def test_turns_of_a_recording_and_of_nothing_are_compared_in_pairs(
+    module: Any, records: bool
+) -> None:
+    turns = module("turns")
+    recording = _Switched()
+    recorded = 0
+
+    def decode(steps: int, before_step: Any) -> list[float]:
+        nonlocal recorded
+        times: list[float] = []
+        for number in range(steps):
+            before_step()
+            recorded += recording.is_in
+            # The first step after a switch takes long; the text becomes slower all the time.
+            first = number % turns.TURN_STEPS == 0
+            times.append(1e15 if first else (2e9 if recording.is_in else 1e9) + number)
+        recording.recorder.drain_cpu_ns += 10**9
+        return times
+
+    of = turns.Turns(recording, records=records)
+    of.run_text(decode, 50, Random(1), keep=False)
+    of.run_text(decode, 50, Random(2), keep=True)
+    assert recorded == 2 * 50 * turns.TURN_STEPS * records
+    found = of.estimates()
+    assert {estimate["count"] for estimate in found.values()} == {50}
+    assert found["added_in_step_ns"]["median"] == pytest.approx(1e9 * records, abs=10)
+    drained_ns = 1.01e9 / (50 * turns.TURN_STEPS)
+    assert found["drained_ns"]["low"] >= drained_ns * records
+    assert found["added_ns"]["median"] == pytest.approx(
+        found["added_in_step_ns"]["median"] + found["drained_ns"]["median"]
+    )
+    assert found["ratio"]["median"] == pytest.approx(1 + records, rel=1e-2)
+    # Either kind of turn is entered from the other, so that what that takes is in neither.
+    assert recording.moves >= 2 * 100
 
 
 def test_means_medians_and_tails_of_blocks_are_compared_apart(module: Any) -> None:
@@ -270,6 +318,7 @@ def test_means_medians_and_tails_of_blocks_are_compared_apart(module: Any) -> No
     found = paired.compare(
         [paired.Variant("slow", slow)], block, rounds=2, advance=lambda share: None
     )
+    assert found["nothing again"]["ratio"]["count"] == 2
     ratios = ("ratio", "middle_ratio", "tail_ratio")
     assert [found["slow"][name]["median"] for name in ratios] == [1.12, 1.0, 9.0]
 
