@@ -17,6 +17,7 @@ from pertoken.analysis import latency
 from pertoken.analysis.activation_health import first_nonfinite, unhealthy_sites
 from pertoken.analysis.device_times import device_times
 from pertoken.analysis.distribution import Distribution
+from pertoken.analysis.mean_confidence import mean_confidence
 from pertoken.analysis.row_index import rows_of
 from pertoken.analysis.since_start import since_start
 from pertoken.analysis.site_times import hottest_sites, site_times
@@ -145,10 +146,13 @@ class Summary:
         timed on a GPU: {count, gpu, launch_lag, idle_share}; ``slowest_tokens``, a list of
         {step, request, request_id, row, position, kind, tokens, itl_ns, median_itl_ns, extra_ns,
         contributors: [{site, category, own_ns, median_ns, extra_ns}]}; ``confidence``, None where
-        no logits were read: {tokens, least_confident_tokens: [{step, request, request_id, row,
-        position, kind, top1_prob, margin, entropy, logprob}]}; ``hottest_sites`` by kind, a
-        list of {site, category, share, share_low, share_high (the interval of 95 %, where steps
-        were sampled), self_ns_per_step, calls_per_step}; ``activations``, None where nothing was
+        no logits were read: {tokens, means, least_confident_tokens: [{step, request, request_id,
+        row, position, kind, top1_prob, margin, entropy, logprob}]}, where ``means`` has estimates
+        for all tokens by kind: {steps, tokens (both: that were read), top1_prob, margin, entropy,
+        logprob, perplexity}, the signals None or {tokens, mean, low, high} (see `SignalMean`),
+        perplexity exp(-mean logprob) or None; ``hottest_sites`` by kind, a list of {site, category,
+        share, share_low, share_high (the interval of 95 %, where steps were sampled),
+        self_ns_per_step, calls_per_step}; ``activations``, None where nothing was
         observed: {observations, sites, first_nonfinite: None or {site, step, token},
         unhealthy_sites: [{site, observations, nans, infs, saturated, dead, share}]} (see
         `SiteHealth`);
@@ -255,7 +259,11 @@ def _confidence(profile: Profile, count: int) -> dict[str, Any] | None:
     if tokens == 0:
         return None
     found = _named(profile, least_confident_tokens(profile, count))
-    return {"tokens": tokens, "least_confident_tokens": found}
+    means = {}
+    for of_kind in mean_confidence(profile):
+        means[of_kind.kind] = asdict(of_kind)
+        del means[of_kind.kind]["kind"]
+    return {"tokens": tokens, "means": means, "least_confident_tokens": found}
 
 
 def _named(

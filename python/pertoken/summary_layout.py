@@ -20,7 +20,7 @@ from pertoken.quantity import (
 )
 from pertoken.summary_activations import activation_block
 from pertoken.summary_block import Block, site_text, step_text
-from pertoken.summary_confidence import confidence_block
+from pertoken.summary_confidence import confidence_block, mean_confidence_block
 from pertoken.summary_cost import cost_text
 from pertoken.summary_processes import process_blocks
 
@@ -32,8 +32,8 @@ _LEAST_SHARE_OF_EXTRA = 0.05
 def summary_blocks(data: Mapping[str, Any]) -> tuple[Block, ...]:
     """Put the data of a summary into words."""
     blocks = [_header(data), *process_blocks(data), _latencies(data), _slowest(data)]
-    blocks += [confidence_block(data), _on_devices(data), _hottest(data), activation_block(data)]
-    blocks.append(_losses(data))
+    blocks += [mean_confidence_block(data), confidence_block(data), _on_devices(data)]
+    blocks += [_hottest(data), activation_block(data), _losses(data)]
     return tuple(block for block in blocks if block.lines or block.rows)
 
 
@@ -107,7 +107,7 @@ def _what_is_held(data: Mapping[str, Any]) -> list[str]:
     counts = " and ".join(plural_text(count, noun) for noun, count in held)
     return [
         f"Of this, the last {counts} are held. Latencies are of the whole run, with percentiles to "
-        "within 9 %; slowest tokens, hottest sites and rates are of what is held."
+        "within 9 %; slowest tokens, confidence, hottest sites and rates are of what is held."
     ]
 
 

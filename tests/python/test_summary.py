@@ -184,6 +184,7 @@ def test_every_rendering_shows_every_cell(monkeypatch: pytest.MonkeyPatch) -> No
         "pertoken:",
         "Latency",
         "Slowest",
+        "Confidence",
         "Least",
         "Hottest",
         "Activations",
