@@ -182,9 +182,8 @@ def mutated(data: bytes, seed: int, max_size: int, mutate_bytes: MutateBytes) ->
         return mutate_bytes(data, max_size)
     kind = rng.random()
     if kind < 0.7:
-        try:
-            archive = SavedArchive(members)
-        except ValueError:
+        archive = _with_columns(members)
+        if archive is None:
             members = change_members(members, rng, mutate_bytes)
         else:
             for _ in range(rng.choice((1, 1, 2, 4))):
@@ -199,6 +198,15 @@ def mutated(data: bytes, seed: int, max_size: int, mutate_bytes: MutateBytes) ->
     if kind >= 0.9:
         result = change_records(result, rng)
     return result if len(result) <= max_size else mutate_bytes(data, max_size)
+
+
+def _with_columns(members: Members) -> SavedArchive | None:
+    """Take a saved profile apart; None for one without the columns that changes start from."""
+    try:
+        archive = SavedArchive(members)
+    except ValueError:
+        return None
+    return archive if "request" in archive.columns["requests"] else None
 
 
 # Consistent changes

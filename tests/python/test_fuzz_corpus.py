@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from random import Random
 
@@ -39,6 +40,19 @@ def test_mutations_load_and_can_be_looked_at_or_are_refused(tmp_path: Path) -> N
         path.write_bytes(data)
         loaded += check_file(path, tmp_path)
     assert 40 < loaded < 360  # neither all refused nor all harmless
+
+
+def test_a_file_without_columns_is_changed_too() -> None:
+    start = seeds()["seed-small"]
+    members = archive_mutator.unpacked(start)
+    assert members is not None
+    name, content = next(member for member in members if member[0] == archive_mutator.MANIFEST)
+    manifest = {**json.loads(content), "tables": {}}
+    data = archive_mutator.packed([(name, json.dumps(manifest).encode())])
+    changed = {
+        archive_mutator.mutated(data, seed, 1 << 16, lambda data, _: data) for seed in range(60)
+    }
+    assert len(changed) > 2
 
 
 def test_the_corpus_is_small() -> None:

@@ -122,7 +122,7 @@ def test_means_are_unbiased_and_intervals_hold_the_truth_in_95_percent() -> None
         samples.append(sampled(profile, 1 / probability, read))
     for key, (error, held) in errors_and_hits(profile, samples).items():
         assert abs(error) < 4, key
-        assert 0.925 <= held <= 0.975, (key, held)
+        assert 0.925 <= held <= 0.98, (key, held)
 
     # Had they not been weighted, the favoured steps would show.
     plain = [with_columns(s, "tokens", logits_weight=is_read(s) * 1.0) for s in samples]
