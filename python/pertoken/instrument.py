@@ -281,8 +281,8 @@ class Instrumentation:
     def set_aside(self) -> bool:
         """Has the model run without the wrappers until `bring_back`; tells whether that is so.
 
-        Only values of attributes change. `remove` changes classes, and attributes come and go:
-        the model takes ten steps and more until the interpreter runs it at its speed again. It is
+        Only values of attributes change. `remove` changes classes, and attributes come and go: the
+        model's next steps are slower, until the interpreter has learned of them again. It is
         refused where a wrapper is not alone with its module's own call.
         """
         with patch.change_lock:
