@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from benchmark_runs import benchmark_modules
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -45,3 +48,10 @@ def fixed_seeds() -> Iterator[None]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The wheels first: they take minutes, often on one core, and the rest runs beside them."""
     items.sort(key=lambda item: item.get_closest_marker("wheel") is None)
+
+
+@pytest.fixture
+def module() -> Iterator[Callable[[str], Any]]:
+    """Imports a module of the benchmarks by its name."""
+    with benchmark_modules() as import_module:
+        yield import_module

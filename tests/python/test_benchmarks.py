@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmark_runs import benchmark_modules, newest_results, smoke_run
+from benchmark_runs import newest_results, smoke_run
 from requirements_check import require
 
 # In one process, to load torch once; the first one forks, so it comes before any thread.
@@ -27,12 +27,6 @@ PARTS = (
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return smoke_run(tmp_path_factory.mktemp("benchmarks"), PARTS)
-
-
-@pytest.fixture
-def module() -> Iterator[Any]:
-    with benchmark_modules() as import_module:
-        yield import_module
 
 
 def _page_of(module: Any, benchmark: str, measured: dict[str, Any]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmark_runs import benchmark_modules, newest_results, smoke_run
+from benchmark_runs import newest_results, smoke_run
 from fake_gpu import on_gpu, orderly_gpu, put_on
 from pertoken import _native
 
@@ -22,12 +21,6 @@ PARTS = ("gpu_overhead", "gpu_stats", "gpu_logits")
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return smoke_run(tmp_path_factory.mktemp("benchmarks"), PARTS)
-
-
-@pytest.fixture
-def module() -> Iterator[Any]:
-    with benchmark_modules() as import_module:
-        yield import_module
 
 
 def test_the_page_shows_what_a_gpu_gave(measured: dict[str, Any], module: Any) -> None:
