@@ -105,15 +105,14 @@ class StampChain {
   StampChain(const StampChain&) = delete;
   StampChain& operator=(const StampChain&) = delete;
 
-  double cost_ns(bool is_announced) {
+  // From now on the stamps' nodes are disabled where a launch is not announced.
+  void disable() { stamps_.hold_executable(number_, exec_); }
+
+  // `stays_on`: they stay enabled behind one that is.
+  double cost_ns(bool is_announced, bool stays_on = false) {
     std::vector<double> rounds;
     for (int round = 0; round < kRounds; ++round) {
-      bool opened = false;
-      if (is_announced) stamps_.open_replay(number_, stream_, opened);
-      api_.cuEventRecord(start_, stream_);
-      api_.cuGraphLaunch(exec_, stream_);
-      api_.cuEventRecord(end_, stream_);
-      if (opened) stamps_.close_replay(number_, stream_);
+      launch(is_announced, stays_on);
       api_.cuStreamSynchronize(stream_);
       float milliseconds = 0;
       api_.cuEventElapsedTime(&milliseconds, start_, end_);
@@ -122,21 +121,34 @@ class StampChain {
     return median(rounds);
   }
 
-  void disable() {
-    size_t count = 0;
-    api_.cuGraphGetNodes(graph_, nullptr, &count);
-    std::vector<CUgraphNode> nodes(count);
-    api_.cuGraphGetNodes(graph_, nodes.data(), &count);
-    for (CUgraphNode node : nodes) {
-      CUgraphNodeType type{};
-      api_.cuGraphNodeGetType(node, &type);
-      if (type == CU_GRAPH_NODE_TYPE_KERNEL) api_.cuGraphNodeSetEnabled(exec_, node, 0);
-    }
+  // Host time of a switch of one node: what replays take more that are switched on and off again.
+  double switch_ns() {
+    const auto host_ns = [&](bool stays_on) {
+      std::vector<double> rounds;
+      for (int round = 0; round < kRounds; ++round) {
+        const double start = now_ns();
+        launch(true, stays_on);
+        rounds.push_back(now_ns() - start);
+        api_.cuStreamSynchronize(stream_);
+      }
+      return median(rounds);
+    };
+    const double switched_ns = host_ns(false);
+    return (switched_ns - host_ns(true)) / (2 * kCalls);
   }
 
   bool is_made() const { return is_made_; }
 
  private:
+  void launch(bool is_announced, bool stays_on) {
+    OpenedReplay opened;
+    if (is_announced) opened = stamps_.open_replay(number_, stream_);
+    api_.cuEventRecord(start_, stream_);
+    api_.cuGraphLaunch(exec_, stream_);
+    api_.cuEventRecord(end_, stream_);
+    if (opened.is_to_close) stamps_.close_replay(number_, stream_, stays_on);
+  }
+
   const DriverApi& api_;
   GraphStamps& stamps_;
   CUstream stream_;
@@ -197,6 +209,8 @@ void print_stamps(const DriverApi& api, CUstream stream, const std::vector<CUeve
       print("memset_and_silent_stamp_node_ns", chain.cost_ns(false));
       chain.disable();
       print("memset_and_disabled_stamp_node_ns", chain.cost_ns(false));
+      print("memset_and_switched_stamp_node_ns", chain.cost_ns(true));
+      print("node_switch_host_ns", chain.switch_ns());
     }
   }
   StampChain chain(api, *stamps, stream, events[0], events[1], word,

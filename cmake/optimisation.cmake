@@ -97,6 +97,7 @@ set_source_files_properties(
   csrc/cuda/gpu_stats.cpp
   csrc/cuda/graph_life.cpp
   csrc/cuda/graph_stamps.cpp
+  csrc/cuda/graph_switch.cpp
   csrc/cuda/kernel_image.cpp
   csrc/cuda/kernel_memory.cpp
   csrc/cuda/logit_device.cpp
@@ -106,6 +107,7 @@ set_source_files_properties(
   csrc/cuda/stamp_reader.cpp
   csrc/cuda/stats_device.cpp
   csrc/cuda/stats_plan.cpp
+  csrc/cuda/stream_capture.cpp
   csrc/cuda/tagged_reader.cpp
   csrc/export/counter_events.cpp
   PROPERTIES COMPILE_OPTIONS $<$<CONFIG:Release>:-Os>)

@@ -71,8 +71,7 @@ PyObject* replay(const GraphReplayCall& call, PyObject* args, PyObject* kwargs,
 struct AnnouncedReplay {
   cuda::GraphStamps* stamps = nullptr;
   cuda::CUstream stream = nullptr;
-  uint32_t number = 0;  // 0: its stamps write nothing
-  bool is_opened = false;
+  cuda::OpenedReplay opened;
 };
 
 // Nothing is set on a stream that is being captured itself: it would become a part of that graph.
@@ -95,19 +94,21 @@ AnnouncedReplay announce(DeviceCalls& calls, Recorder& recorder, cuda::EventLane
   }
   const cuda::CurrentContext current(device.api, device.context);
   if (current.result() != cuda::CUDA_SUCCESS) return replay;
-  replay.number = replay.stamps->open_replay(handle.graph, replay.stream, replay.is_opened);
-  // The replay of a graph that is gone comes to nothing.
-  if (replay.number == 0 && !replay.stamps->is_gone(handle.graph)) {
+  replay.opened = replay.stamps->open_replay(handle.graph, replay.stream);
+  if (replay.opened.result == cuda::CUDA_ERROR_NOT_READY) {
+    calls.stamps->count_other_stream(handle.calls);
+  } else if (replay.opened.result != cuda::CUDA_SUCCESS) {
     calls.stamps->count_refused(handle.calls);
   }
   return replay;
 }
 
-void close(const AnnouncedReplay& replay, const cuda::TimedDevice& device,
+// Where steps are sampled, the next replay is likely to be without.
+void close(const AnnouncedReplay& replay, Recorder& recorder, const cuda::TimedDevice& device,
            uint32_t graph) noexcept {
-  if (!replay.is_opened) return;
+  if (!replay.opened.is_to_close) return;
   const cuda::CurrentContext current(device.api, device.context);
-  replay.stamps->close_replay(graph, replay.stream);
+  replay.stamps->close_replay(graph, replay.stream, !samples_spans(recorder));
 }
 
 PyObject* timed_replay(const GraphReplayCall& call, PyObject* args, PyObject* kwargs,
@@ -125,7 +126,7 @@ PyObject* timed_replay(const GraphReplayCall& call, PyObject* args, PyObject* kw
   interval.begin(calls, recorder, buffer, device, seq);
   const cuda::StampedReplay stamped{.ticks = now_ticks(),
                                     .graph = handle.graph,
-                                    .number = announced.number,
+                                    .number = announced.opened.number,
                                     .seq = seq,
                                     .first_seq = first_seq,
                                     .calls = handle.calls,
@@ -133,13 +134,13 @@ PyObject* timed_replay(const GraphReplayCall& call, PyObject* args, PyObject* kw
                                     .left_out = buffer.open_detail,
                                     .track = buffer.track,
                                     .device = static_cast<int16_t>(device)};
-  const bool is_awaited = announced.number != 0 && interval.has_start();
+  const bool is_awaited = announced.opened.number != 0 && interval.has_start();
   if (is_awaited) calls.stamps->await(stamped);
   PyObject* result = replay(call, args, kwargs, buffer);
   lane->note_launch();
   if (is_awaited && result == nullptr) calls.stamps->withdraw(stamped);
   interval.end(calls, recorder, {call.base.site, seq, 0, step, false});
-  close(announced, lane->device(), handle.graph);
+  close(announced, recorder, lane->device(), handle.graph);
   return result;
 }
 
@@ -272,12 +273,40 @@ uint64_t end_capture(Recorder& recorder) {
   return 0;
 }
 
+// `use(stamps, graph)` of the graph that end_capture() gave a number, with its context current.
+template <typename Use>
+void with_stamps(Recorder& recorder, uint64_t number, Use&& use) {
+  DeviceCalls* calls = recorder.device_calls();
+  const GraphHandle handle = unpacked(number);
+  if (calls == nullptr || handle.graph == 0) return;
+  cuda::GraphStamps* stamps = calls->stamps->stamps(handle.device);
+  const cuda::TimedDevice* device = calls->timer->device(handle.device);
+  if (stamps == nullptr || device == nullptr) return;
+  const cuda::CurrentContext current(device->api, device->context);
+  if (current.result() == cuda::CUDA_SUCCESS) use(*stamps, handle.graph);
+}
+
+void hold_executable(Recorder& recorder, uint64_t number, uintptr_t executable) {
+  with_stamps(recorder, number, [&](cuda::GraphStamps& stamps, uint32_t graph) {
+    // NOLINTNEXTLINE(performance-no-int-to-ptr): a handle, as torch tells it.
+    stamps.hold_executable(graph, reinterpret_cast<cuda::CUgraphExec>(executable));
+  });
+}
+
+void release_executable(Recorder& recorder, uint64_t number, bool is_there) {
+  with_stamps(recorder, number, [&](cuda::GraphStamps& stamps, uint32_t graph) {
+    stamps.release_executable(graph, is_there);
+  });
+}
+
 }  // namespace
 
 void bind_graphs(pybind11::class_<Recorder, std::shared_ptr<Recorder>>& recorder_class) {
   recorder_class.def("begin_capture", &begin_capture)
       .def("end_capture", &end_capture)
-      .def("abandon_captures", &abandon_captures);
+      .def("abandon_captures", &abandon_captures)
+      .def("hold_executable", &hold_executable)
+      .def("release_executable", &release_executable);
 }
 
 bool add_graph_replay_call_type(PyObject* module) {

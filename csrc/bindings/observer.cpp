@@ -169,6 +169,18 @@ uint64_t Observer::end_capture() {
   return 0;
 }
 
+void Observer::hold_executable(uint64_t graph, uintptr_t executable) {
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): a handle, as torch tells it.
+  auto* const launched = reinterpret_cast<cuda::CUgraphExec>(executable);
+  if (gpus_ == nullptr) return;
+  gpus_->hold_executable(static_cast<int>(graph >> 32), static_cast<uint32_t>(graph), launched);
+}
+
+void Observer::release_executable(uint64_t graph, bool is_there) {
+  if (gpus_ == nullptr) return;
+  gpus_->release_executable(static_cast<int>(graph >> 32), static_cast<uint32_t>(graph), is_there);
+}
+
 // Of a step that is not observed, only what is captured.
 void Observer::observe(const ObservedStep& step, uint32_t number, uint32_t site, PyObject* value) {
   TensorView view;
@@ -299,6 +311,8 @@ void bind_observer(py::module_& m) {
            py::arg("skip"), py::arg("choose"), py::arg("by_row"))
       .def("prepare", &Observer::prepare, py::arg("device"))
       .def("end_capture", &Observer::end_capture)
+      .def("hold_executable", &Observer::hold_executable)
+      .def("release_executable", &Observer::release_executable)
       .def(
           "observe",
           [](Observer& observer, uint32_t site, const py::object& value) {

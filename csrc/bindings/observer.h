@@ -44,6 +44,9 @@ class Observer {
   // The graph whose capture on the current stream of a GPU is about to end; 0 where nothing in it
   // is observed.
   uint64_t end_capture();
+  // Of that graph, where it is not 0: see cuda::GraphSwitch.
+  void hold_executable(uint64_t graph, uintptr_t executable);
+  void release_executable(uint64_t graph, bool is_there);
   // Sets a GPU up before the first tensor on it; what is wrong is counted when one comes.
   void prepare(int device);
 

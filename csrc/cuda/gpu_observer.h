@@ -30,6 +30,7 @@
 #include "cuda/devices_in_use.h"
 #include "cuda/gpu_place.h"
 #include "cuda/graph_life.h"
+#include "cuda/graph_switch.h"
 #include "cuda/results_under_way.h"
 #include "cuda/stats_device.h"
 
@@ -82,6 +83,9 @@ class GpuObserver final : public ObservationSource {
   // driver took the replay.
   bool open_replay(const GpuPlace& place, uint32_t graph, const ObservationLabels& labels) noexcept;
   void close_replay(const GpuPlace& place, uint32_t graph, bool is_launched) noexcept;
+  // See GraphSwitch; cold.
+  void hold_executable(int device, uint32_t graph, CUgraphExec executable) noexcept;
+  void release_executable(int device, uint32_t graph, bool is_there) noexcept;
 
   void collect(double ns_per_tick, ObservationIntake& into) override;
   double fullness() noexcept override;
@@ -108,16 +112,21 @@ class GpuObserver final : public ObservationSource {
   };
   // Complete before its first replay; the collector knows it by those.
   struct CapturedGraph {
+    CapturedGraph(const DriverApi& api, const uint32_t* of_its_own) noexcept
+        : word(of_its_own), kernels(api, reinterpret_cast<CUdeviceptr>(of_its_own)) {}
+
     uint32_t number = 0;  // from 1 on, never used again
     unsigned long long capture = 0;
-    const uint32_t* word = nullptr;
+    const uint32_t* const word;
     std::shared_ptr<const GraphLife> life;
+    GraphSwitch kernels;
     std::vector<CapturedLaunch> launches;
     uint32_t results = 0;
     std::array<uint32_t, GpuStats::kRings> in_ring{};  // of them
     uint32_t rings = 0;                                // that they come by
     uint32_t replay = 0;                               // the number of the one that is open
     bool is_open = false;
+    bool stays_on = false;   // all replays are observed
     uint64_t announced = 0;  // replays that the collector was told of
     // Release by the collector, acquire by the model's thread: it has done with so many of them.
     std::atomic<uint64_t> settled{0};
@@ -180,8 +189,10 @@ class GpuObserver final : public ObservationSource {
   CapturedGraph* graph_of_capture(Device& device, CUstream stream, Loss& loss);
   static CapturedGraph* find_graph(Device& device, uint32_t number) noexcept;
   static void forget_graphs(Device& device) noexcept;
-  Loss set_word(Device& device, CUstream stream, const CapturedGraph& graph,
-                uint32_t value) noexcept;
+  template <typename Turn>
+  Loss turn(Device& device, CUstream stream, Turn&& turn) noexcept;
+  template <typename Use>
+  void with_graph(int number, uint32_t graph, Use&& use) noexcept;
   bool announce(Device& device, Message& message) noexcept;
   void withdraw(Message& message, Loss loss) noexcept;
 

@@ -6,19 +6,6 @@
 #include "cuda/stream_capture.h"
 
 namespace pertoken::cuda {
-namespace {
-
-// 0 where the stream is not being captured, or nobody can tell.
-unsigned long long capture_of(const DriverApi& api, CUstream stream, CUgraph& graph) noexcept {
-  CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
-  unsigned long long capture = 0;
-  const CUresult result =
-      api.cuStreamGetCaptureInfo_v2(stream, &status, &capture, &graph, nullptr, nullptr);
-  return result == CUDA_SUCCESS && status == CU_STREAM_CAPTURE_STATUS_ACTIVE ? capture : 0;
-}
-
-}  // namespace
-
 bool GpuObserver::capture(const GpuPlace& place, uint32_t site, const TensorView& view, bool by_row,
                           bool& is_read, std::string& reason) {
   is_read = true;
@@ -40,10 +27,14 @@ bool GpuObserver::capture(const GpuPlace& place, uint32_t site, const TensorView
     uint32_t ring = 0;
     result = find_ring(*device, *graph, plan->rows, ring);
     if (result == CUDA_SUCCESS) {
+      graph->kernels.reserve(number + 1);
       graph->launches.push_back({plan->repeats, site, plan->rows, graph->results, ring,
                                  by_row ? 0 : kAllRows, view.format});
       result = stats.launch(*plan, view.format, place.stream, number, graph->word, ring);
       if (result == CUDA_SUCCESS) {
+        CapturePoint point;
+        const bool is_told = find_point(api, place.stream, point) == CUDA_SUCCESS;
+        graph->kernels.add(is_told ? point.only : nullptr);
         graph->results += plan->rows;
         graph->in_ring[ring] += plan->rows;
         graph->rings = std::max(graph->rings, ring + 1);
@@ -73,20 +64,21 @@ CUresult GpuObserver::find_ring(Device& device, const CapturedGraph& graph, uint
 // Made where there is none yet; nullptr, with the reason in `loss`, where none can be.
 GpuObserver::CapturedGraph* GpuObserver::graph_of_capture(Device& device, CUstream stream,
                                                           Loss& loss) {
-  CUgraph of_driver = nullptr;
-  const unsigned long long capture = capture_of(pool_.api(), stream, of_driver);
-  if (capture == 0) return nullptr;
-  const auto known = std::find_if(device.graphs.begin(), device.graphs.end(),
-                                  [&](const auto& graph) { return graph->capture == capture; });
+  CapturePoint point;
+  if (find_point(pool_.api(), stream, point) != CUDA_SUCCESS) return nullptr;
+  const auto known =
+      std::find_if(device.graphs.begin(), device.graphs.end(),
+                   [&](const auto& graph) { return graph->capture == point.capture; });
   if (known != device.graphs.end()) return known->get();
   forget_graphs(device);
   loss = Loss::kNoRoom;
-  auto graph = std::make_unique<CapturedGraph>();
-  graph->capture = capture;
-  graph->life = GraphLife::watch(pool_.api(), of_driver);
-  graph->word = device.stats.stats->take_word(capture, graph->life);
-  if (graph->word == nullptr) return nullptr;
+  auto life = GraphLife::watch(pool_.api(), point.graph);
+  const uint32_t* const word = device.stats.stats->take_word(point.capture, life);
+  if (word == nullptr) return nullptr;
+  auto graph = std::make_unique<CapturedGraph>(pool_.api(), word);
   graph->number = ++device.last_graph;
+  graph->capture = point.capture;
+  graph->life = std::move(life);
   device.graphs.push_back(std::move(graph));
   return device.graphs.back().get();
 }
@@ -116,18 +108,18 @@ uint32_t GpuObserver::captured_graph(const GpuPlace& place) noexcept {
   Device* device = devices_.find(place.device);
   const CurrentContext current(pool_.api(), device->stats.context);
   if (current.result() != CUDA_SUCCESS) return 0;
-  CUgraph of_driver = nullptr;
-  const unsigned long long capture = capture_of(pool_.api(), place.stream, of_driver);
-  for (size_t i = device->graphs.size(); capture != 0 && i-- > 0;) {
+  CapturePoint point;
+  if (find_point(pool_.api(), place.stream, point) != CUDA_SUCCESS) return 0;
+  for (size_t i = device->graphs.size(); i-- > 0;) {
     const CapturedGraph& graph = *device->graphs[i];
-    if (graph.capture == capture) return graph.results == 0 ? 0 : graph.number;
+    if (graph.capture == point.capture) return graph.results == 0 ? 0 : graph.number;
   }
   return 0;
 }
 
-// Nothing is set on a stream that is being captured itself: it would become a part of that graph.
-Loss GpuObserver::set_word(Device& device, CUstream stream, const CapturedGraph& graph,
-                           uint32_t value) noexcept {
+// Not on a stream that is being captured itself: it would become a part of that graph.
+template <typename Turn>
+Loss GpuObserver::turn(Device& device, CUstream stream, Turn&& turn) noexcept {
   const DriverApi& api = pool_.api();
   const CurrentContext current(api, device.stats.context);
   CUresult result = current.result();
@@ -135,8 +127,9 @@ Loss GpuObserver::set_word(Device& device, CUstream stream, const CapturedGraph&
     const StreamUse use = stream_use(api, stream, result);
     if (use == StreamUse::kCaptured || use == StreamUse::kBarred) return Loss::kInCapture;
   }
-  if (result == CUDA_SUCCESS) result = device.stats.stats->set_word(graph.word, value, stream);
-  return result == CUDA_SUCCESS ? Loss::kNone : lost_.loss_of(device, result);
+  if (result == CUDA_SUCCESS) result = turn();
+  if (result == CUDA_SUCCESS) return Loss::kNone;
+  return result == CUDA_ERROR_NOT_READY ? Loss::kNoRoom : lost_.loss_of(device, result);
 }
 
 bool GpuObserver::open_replay(const GpuPlace& place, uint32_t number,
@@ -162,13 +155,16 @@ bool GpuObserver::open_replay(const GpuPlace& place, uint32_t number,
                   .goes_on = false};
   if (!announce(device, message)) return false;
   ++graph.announced;
-  const Loss loss = set_word(device, place.stream, graph, word_of_launch(message.launch));
+  const Loss loss = turn(device, place.stream, [&] {
+    return graph.kernels.open(place.stream, word_of_launch(message.launch));
+  });
   if (loss != Loss::kNone) {
     withdraw(message, loss);
     return false;
   }
   graph.replay = message.launch;
   graph.is_open = true;
+  graph.stays_on = labels.weight == 1;
   return true;
 }
 
@@ -176,11 +172,30 @@ void GpuObserver::close_replay(const GpuPlace& place, uint32_t number, bool is_l
   Device& device = *devices_.find(place.device);
   CapturedGraph& graph = *find_graph(device, number);  // it is open, and so still there
   graph.is_open = false;
-  if (set_word(device, place.stream, graph, 0) != Loss::kNone) device.is_switched_off = false;
+  const Loss loss =
+      turn(device, place.stream, [&] { return graph.kernels.close(place.stream, graph.stays_on); });
+  if (loss != Loss::kNone) device.is_switched_off = false;
   if (is_launched) return;
   Message none{};
   none.launch = graph.replay;
   withdraw(none, Loss::kFailed);
+}
+
+void GpuObserver::hold_executable(int number, uint32_t graph, CUgraphExec executable) noexcept {
+  with_graph(number, graph, [&](GraphSwitch& kernels) { kernels.hold_executable(executable); });
+}
+
+void GpuObserver::release_executable(int number, uint32_t graph, bool is_there) noexcept {
+  with_graph(number, graph, [&](GraphSwitch& kernels) { kernels.release_executable(is_there); });
+}
+
+template <typename Use>
+void GpuObserver::with_graph(int number, uint32_t graph, Use&& use) noexcept {
+  Device* device = devices_.find(number);
+  CapturedGraph* known = device == nullptr ? nullptr : find_graph(*device, graph);
+  if (known == nullptr) return;
+  const CurrentContext current(pool_.api(), device->stats.context);
+  if (current.result() == CUDA_SUCCESS) use(known->kernels);
 }
 
 void GpuObserver::hand_over_replay(Pending& replay, ObservationIntake& into) {

@@ -97,10 +97,6 @@ class GpuStats {
   // at first, which it has for its life, as it has the workspaces of these launches; nullptr where
   // all are taken. Throws std::bad_alloc.
   const uint32_t* take_word(unsigned long long capture, std::shared_ptr<const GraphLife> life);
-  // In the order of the stream.
-  CUresult set_word(const uint32_t* word, uint32_t value, CUstream stream) noexcept {
-    return api_.cuMemsetD32Async(reinterpret_cast<CUdeviceptr>(word), value, 1, stream);
-  }
   // Whether half of what graphs take is held by such as are there still.
   bool is_worn() noexcept;
 

@@ -4,36 +4,12 @@
 
 #include "cuda/driver_scope.h"
 #include "cuda/kernel_memory.h"
+#include "cuda/stream_capture.h"
 
 namespace pertoken::cuda {
 namespace {
 
 size_t words_of_stamp(std::span<const uint64_t>) noexcept { return kStampWords; }
-
-// What a stream that is captured stands behind.
-struct CapturePoint {
-  unsigned long long capture = 0;
-  CUgraph graph = nullptr;
-  CUgraphNode only = nullptr;  // null where it is none, several, or an edge of another sort
-};
-
-CUresult find_point(const DriverApi& api, CUstream stream, CapturePoint& point) noexcept {
-  CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
-  const CUgraphNode* nodes = nullptr;
-  size_t count = 0;
-  CUresult result =
-      api.cuStreamGetCaptureInfo_v2(stream, &status, &point.capture, &point.graph, &nodes, &count);
-  if (result != CUDA_SUCCESS) {
-    // Edges with data, as of programmatic launches, cannot be told by this call; the rest can.
-    count = 0;
-    result = api.cuStreamGetCaptureInfo_v2(stream, &status, &point.capture, &point.graph, nullptr,
-                                           nullptr);
-  }
-  if (result != CUDA_SUCCESS) return result;
-  if (status != CU_STREAM_CAPTURE_STATUS_ACTIVE) return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
-  point.only = count == 1 ? nodes[0] : nullptr;
-  return CUDA_SUCCESS;
-}
 
 }  // namespace
 
@@ -109,16 +85,19 @@ GraphStamps::Graph* GraphStamps::add_graph(unsigned long long capture, CUgraph o
     graph = longest_gone();
     if (graph == nullptr) return nullptr;
   }
+  const auto word =
+      static_cast<uint32_t>(graph == nullptr ? graphs_.size() + 1 : word_of(graph->number));
+  auto kernels = std::make_unique<GraphSwitch>(api_, words_ + word * sizeof(uint32_t));
   auto life = GraphLife::watch(api_, of_driver);
   if (graph == nullptr) {
-    graph = &graphs_.emplace_back(Graph{.number = static_cast<uint32_t>(graphs_.size()) + 1});
+    graph = &graphs_.emplace_back(Graph{.number = word});
   } else {
     graph->number += kMaxGraphs;
-    graph->nodes.clear();
   }
   graph->capture = capture;
   graph->life = std::move(life);
-  replays_[word_of(graph->number)].graph = graph->number;
+  replays_[word].graph = graph->number;
+  replays_[word].kernels = std::move(kernels);
   return graph;
 }
 
@@ -158,19 +137,20 @@ CUresult GraphStamps::stamp(CUstream stream, StampId& stamp) {
   Graph* graph = find_capture(point.capture);
   if (graph == nullptr) graph = add_graph(point.capture, point.graph);
   if (graph == nullptr) return CUDA_ERROR_OUT_OF_MEMORY;
-  auto& nodes = graph->nodes;
-  if (!nodes.empty() && point.only != nullptr && point.only == nodes.back()) {
-    stamp = {graph->number, static_cast<uint32_t>(nodes.size()) - 1};
+  GraphSwitch& kernels = *replays_[word_of(graph->number)].kernels;
+  const auto& nodes = kernels.nodes();
+  const auto count = static_cast<uint32_t>(nodes.size());
+  if (count != 0 && point.only != nullptr && point.only == nodes.back()) {
+    stamp = {graph->number, count - 1};
     return CUDA_SUCCESS;
   }
-  if (nodes.size() == kMaxStamps) return CUDA_ERROR_OUT_OF_MEMORY;
-  nodes.reserve(nodes.size() + 1);
-  const auto ordinal = static_cast<uint32_t>(nodes.size());
-  if (const CUresult result = launch(stream, graph->number, ordinal)) return result;
+  if (count == kMaxStamps) return CUDA_ERROR_OUT_OF_MEMORY;
+  kernels.reserve(count + 1);
+  if (const CUresult result = launch(stream, graph->number, count)) return result;
   // Once it is launched, it is there, whether or not its node can be told.
   if (find_point(api_, stream, point) != CUDA_SUCCESS) point.only = nullptr;
-  nodes.push_back(point.only);
-  stamp = {graph->number, ordinal};
+  kernels.add(point.only);
+  stamp = {graph->number, count};
   return CUDA_SUCCESS;
 }
 
@@ -185,25 +165,34 @@ uint32_t GraphStamps::graph_of(CUstream stream) {
 uint32_t GraphStamps::stamps_of(uint32_t graph) {
   const std::lock_guard lock(mutex_);
   const Graph* known = find_graph(graph);
-  return known == nullptr ? 0 : static_cast<uint32_t>(known->nodes.size());
+  if (known == nullptr) return 0;
+  return static_cast<uint32_t>(replays_[word_of(graph)].kernels->nodes().size());
 }
 
-uint32_t GraphStamps::open_replay(uint32_t graph, CUstream stream, bool& opened) noexcept {
+OpenedReplay GraphStamps::open_replay(uint32_t graph, CUstream stream) noexcept {
   Replays& replays = replays_[word_of(graph)];
-  opened = false;
-  if (is_gone(graph)) return 0;
-  if (replays.is_open) return replays.last;
+  if (is_gone(graph)) return {};
+  if (replays.is_open) return {.number = replays.last};
   const uint32_t number = next_number(replays.last);
-  if (set_word(graph, number, stream) != CUDA_SUCCESS) return 0;
+  if (const CUresult result = replays.kernels->open(stream, number)) return {.result = result};
   replays.last = number;
-  opened = replays.is_open = true;
-  return number;
+  replays.is_open = true;
+  return {.number = number, .is_to_close = true};
 }
 
-void GraphStamps::close_replay(uint32_t graph, CUstream stream) noexcept {
-  replays_[word_of(graph)].is_open = false;  // it was open, and so is the graph's still
+void GraphStamps::close_replay(uint32_t graph, CUstream stream, bool stays_on) noexcept {
+  Replays& replays = replays_[word_of(graph)];
+  replays.is_open = false;  // it was open, and so is the graph's still
   // Where the driver refuses, later replays write stamps that nobody awaits.
-  static_cast<void>(set_word(graph, 0, stream));
+  static_cast<void>(replays.kernels->close(stream, stays_on));
+}
+
+void GraphStamps::hold_executable(uint32_t graph, CUgraphExec executable) noexcept {
+  if (!is_gone(graph)) replays_[word_of(graph)].kernels->hold_executable(executable);
+}
+
+void GraphStamps::release_executable(uint32_t graph, bool is_there) noexcept {
+  if (!is_gone(graph)) replays_[word_of(graph)].kernels->release_executable(is_there);
 }
 
 void GraphStamps::subscribe(StampInbox* inbox, const AnnouncedReplays* replays) {
@@ -241,7 +230,9 @@ void GraphStamps::read(StampInbox& inbox, std::vector<StampInbox::Stamp>& stamps
 CUresult GraphStamps::stamp_between(CUevent before, CUevent after, uint32_t& number) {
   const std::lock_guard lock(mutex_);
   number = last_between_ = next_number(last_between_);
-  if (const CUresult result = set_word(0, number, own_stream_)) return result;
+  if (const CUresult result = api_.cuMemsetD32Async(words_, number, 1, own_stream_)) {
+    return result;
+  }
   if (const CUresult result = api_.cuEventRecord(before, own_stream_)) return result;
   if (const CUresult result = launch(own_stream_, 0, 0)) return result;
   if (const CUresult result = launch(own_stream_, 0, 1)) return result;

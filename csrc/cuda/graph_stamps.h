@@ -2,9 +2,8 @@
 // is a kernel of one thread that is captured with the model, and writes the device's time into a
 // ring in pinned memory, from where it is read without a sync.
 //
-// A graph has a word in device memory, which the host sets, on the stream of the replay, to the
-// number of the replay before it, and to 0 behind it. Stamps of a replay that was not announced so
-// write nothing; they are switched without a new capture.
+// A replay that is to have stamps is announced: it gets a number, by which the graph's stamps are
+// switched on for it (graph_switch.h). In others they write nothing. All without a new capture.
 //
 // Graphs hold addresses of the ring and the words, so neither memory nor module is ever given back.
 // A word, and with it the part of the graph's number that stamps have room for, serves another
@@ -27,6 +26,7 @@
 #include "cuda/announced_replays.h"
 #include "cuda/driver_api.h"
 #include "cuda/graph_life.h"
+#include "cuda/graph_switch.h"
 #include "cuda/stamp_record.h"
 #include "cuda/tagged_reader.h"
 
@@ -45,6 +45,13 @@ struct StampId {
   uint32_t ordinal = 0;
 
   explicit operator bool() const noexcept { return graph != 0; }
+};
+
+// The replay of a graph that is about to be launched.
+struct OpenedReplay {
+  uint32_t number = 0;             // 0: it has no stamps: the graph is gone, or see `result`
+  bool is_to_close = false;        // by the caller, behind it: another recording may have opened it
+  CUresult result = CUDA_SUCCESS;  // of GraphSwitch::open()
 };
 
 // What has come in for one recording. Guarded by GraphStamps.
@@ -82,11 +89,13 @@ class GraphStamps {
 
   // Hot, under the GIL, as are the next. Whether the graph is known to be gone.
   bool is_gone(uint32_t graph) const noexcept { return replays_[word_of(graph)].graph != graph; }
-  // With the context current. The number of a replay of the graph that is about to be launched on
-  // the stream; 0 where the driver refused, or the graph is gone. `opened` says whether it is the
-  // caller who has to close it behind the replay: another recording may have announced it.
-  uint32_t open_replay(uint32_t graph, CUstream stream, bool& opened) noexcept;
-  void close_replay(uint32_t graph, CUstream stream) noexcept;
+  // With the context current, as are the next.
+  OpenedReplay open_replay(uint32_t graph, CUstream stream) noexcept;
+  void close_replay(uint32_t graph, CUstream stream, bool stays_on) noexcept;
+
+  // Under the GIL; cold. See GraphSwitch.
+  void hold_executable(uint32_t graph, CUgraphExec executable) noexcept;
+  void release_executable(uint32_t graph, bool is_there) noexcept;
 
   // Collectors, with the context current and in relaxed capture mode.
   // Of the recording that has announced `replays`.
@@ -113,7 +122,6 @@ class GraphStamps {
   struct Graph {
     uint32_t number;
     unsigned long long capture = 0;
-    std::vector<CUgraphNode> nodes{};         // of its stamps
     std::shared_ptr<const GraphLife> life{};  // null where it is gone
     std::vector<Horizon> horizons{};          // then: those that are not known to be reached
     uint64_t gone_nth = 0;                    // then: of those that went
@@ -122,9 +130,6 @@ class GraphStamps {
   GraphStamps(const DriverApi& api, uint32_t graphs) noexcept : api_(api), most_graphs_(graphs) {}
   CUresult set_up(std::span<const std::byte> image, uint32_t ring_log2);
   CUresult launch(CUstream stream, uint32_t graph, uint32_t ordinal) noexcept;
-  CUresult set_word(uint32_t graph, uint32_t value, CUstream stream) noexcept {
-    return api_.cuMemsetD32Async(words_ + word_of(graph) * sizeof(uint32_t), value, 1, stream);
-  }
   Graph* find_capture(unsigned long long capture) noexcept;
   Graph* find_graph(uint32_t number) noexcept;
   Graph* add_graph(unsigned long long capture, CUgraph of_driver);
@@ -146,6 +151,7 @@ class GraphStamps {
     uint32_t graph = 0;  // 0: it is gone
     uint32_t last = 0;   // of whichever graph
     bool is_open = false;
+    std::unique_ptr<GraphSwitch> kernels{};  // by ordinal; changed under the mutex, too
   };
   std::array<Replays, kMaxGraphs> replays_{};
 

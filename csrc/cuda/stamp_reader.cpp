@@ -318,6 +318,7 @@ DeviceLosses StampReader::losses() {
   const std::lock_guard lock(mutex_);
   DeviceLosses losses;
   losses.no_event = no_room_.load(std::memory_order_relaxed);
+  losses.stream_changed = other_stream_.load(std::memory_order_relaxed);
   losses.bare_replays = bare_replays_.load(std::memory_order_relaxed);
   losses.late = late_;
   losses.failed = failed_;

@@ -56,6 +56,10 @@ class StampReader final : public DeviceSource {
   void count_refused(uint32_t calls) noexcept {
     no_room_.fetch_add(calls, std::memory_order_relaxed);
   }
+  // Likewise, since the replay before it was on another stream.
+  void count_other_stream(uint32_t calls) noexcept {
+    other_stream_.fetch_add(calls, std::memory_order_relaxed);
+  }
   // A replay of a graph in which nothing was stamped here.
   void count_bare_replay() noexcept { bare_replays_.fetch_add(1, std::memory_order_relaxed); }
 
@@ -123,7 +127,8 @@ class StampReader final : public DeviceSource {
   const std::shared_ptr<StampDevices> devices_;
   const HostTicks ticks_;
   AnnouncedReplays replays_;
-  std::atomic<uint64_t> no_room_{0};  // a statistic, as is the next
+  std::atomic<uint64_t> no_room_{0};  // a statistic, as are the next
+  std::atomic<uint64_t> other_stream_{0};
   std::atomic<uint64_t> bare_replays_{0};
 
   std::mutex mutex_;  // of what follows; taken on the model's threads only while they capture

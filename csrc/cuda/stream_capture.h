@@ -1,6 +1,8 @@
-// Whether what is enqueued on a stream becomes a part of somebody's graph. Hot; any thread.
+// Whether what is enqueued on a stream becomes a part of somebody's graph, and where in it. Any
+// thread.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "cuda/driver_api.h"
@@ -14,6 +16,7 @@ enum class StreamUse : uint8_t {
   kFailed,    // the driver cannot tell, see `result`
 };
 
+// Hot.
 inline StreamUse stream_use(const DriverApi& api, CUstream stream, CUresult& result) noexcept {
   CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
   result = api.cuStreamIsCapturing(stream, &status);
@@ -22,5 +25,15 @@ inline StreamUse stream_use(const DriverApi& api, CUstream stream, CUresult& res
   if (status == CU_STREAM_CAPTURE_STATUS_NONE) return StreamUse::kRuns;
   return status == CU_STREAM_CAPTURE_STATUS_ACTIVE ? StreamUse::kCaptured : StreamUse::kBarred;
 }
+
+// What a stream that is being captured stands behind.
+struct CapturePoint {
+  unsigned long long capture = 0;
+  CUgraph graph = nullptr;
+  CUgraphNode only = nullptr;  // null where it is none, several, or an edge of another sort
+};
+
+// Cold. CUDA_ERROR_STREAM_CAPTURE_INVALIDATED where the stream is not being captured.
+CUresult find_point(const DriverApi& api, CUstream stream, CapturePoint& point) noexcept;
 
 }  // namespace pertoken::cuda

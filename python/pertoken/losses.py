@@ -106,7 +106,7 @@ def describe_losses(
 
 
 _DEVICE_OBSERVATIONS = {
-    "no_room": "as many results were on their way from the GPU as there is room for",
+    "no_room": "results of others, or of the graph on another stream, were on their way",
     "in_capture": "the stream was being captured into a CUDA graph",
     "late": "the GPU did not come to it in time",
     "failed": "the GPU or its context had failed",
@@ -116,7 +116,7 @@ _DEVICE_OBSERVATIONS = {
 _DEVICE_LOSSES = {
     "no_event": "no free event was left",
     "in_capture": "the stream was being captured into a graph, where nothing runs",
-    "stream_changed": "the call ended on another stream than it began on",
+    "stream_changed": "the stream changed within the call, or from one replay to the next",
     "late": "the GPU did not come to them in time",
     "failed": "the GPU or its context had failed",
     "overwritten": "their stamps in the graph's replay were overwritten before they were read",

@@ -173,9 +173,12 @@ void FakeDriver::enqueue(Stream& stream, FakeWork work, int64_t duration_ns, int
 }
 
 void FakeDriver::start(Stream& stream, Pending pending, int64_t at_ns) {
-  const int64_t start_ns = std::max(at_ns + launch_latency_ns_, stream.free_at_ns);
-  stream.free_at_ns = start_ns + pending.duration_ns;
   FakeWork& work = pending.work;
+  const auto launched = execs_.find(work.launched);
+  int64_t start_ns = std::max(at_ns + launch_latency_ns_, stream.free_at_ns);
+  if (launched != execs_.end()) start_ns = std::max(start_ns, launched->second.free_at_ns);
+  stream.free_at_ns = start_ns + pending.duration_ns;
+  if (launched != execs_.end()) launched->second.free_at_ns = stream.free_at_ns;
   if (work.event != nullptr) {
     const auto event = events_.find(work.event);
     if (event != events_.end() && event->second.generation == pending.generation) {

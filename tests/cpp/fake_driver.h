@@ -60,6 +60,7 @@ struct FakeWork {
   cuda::CUevent event = nullptr;          // event record
   std::function<void()> effect;           // memset and copies
   int64_t duration_ns = 0;                // of a kernel that has no function
+  cuda::CUgraphExec launched = nullptr;   // what it is a part of
 };
 
 class FakeDriver {
@@ -101,6 +102,7 @@ class FakeDriver {
   size_t live_streams();
   size_t live_allocations();
   size_t live_user_objects();
+  size_t disabled_nodes(cuda::CUgraphExec exec);
   uint64_t calls(const std::string& symbol);
   uint64_t captures_broken() const { return captures_broken_; }
   uint64_t misuses() const { return misuses_; }  // of handles that were gone, and the like
@@ -138,6 +140,7 @@ class FakeDriver {
     std::map<cuda::CUgraphNode, FakeWork> work;  // as it was when instantiated
     std::set<cuda::CUgraphNode> disabled;
     std::vector<cuda::CUuserObject> objects;
+    int64_t free_at_ns = 0;  // launches wait for one another
   };
   struct UserObject {
     void* of_user;

@@ -43,6 +43,11 @@ size_t FakeDriver::live_user_objects() {
   return objects_.size();
 }
 
+size_t FakeDriver::disabled_nodes(CUgraphExec exec) {
+  const std::lock_guard lock(mutex_);
+  return execs_.at(exec).disabled.size();
+}
+
 struct FakeGraphCalls {
   static CUresult cuStreamBeginCapture_v2(CUstream stream, CUstreamCaptureMode mode) {
     const std::lock_guard lock(fake->mutex_);
@@ -153,9 +158,16 @@ struct FakeGraphCalls {
     const std::lock_guard lock(fake->mutex_);
     if (const CUresult result = fake->enter("cuGraphNodeSetEnabled")) return result;
     const auto found = fake->execs_.find(exec);
-    if (found == fake->execs_.end()) return CUDA_ERROR_INVALID_VALUE;
+    if (found == fake->execs_.end()) {
+      fake->count_misuse();
+      return CUDA_ERROR_INVALID_VALUE;
+    }
     const auto work = found->second.work.find(node);
     if (work == found->second.work.end()) return CUDA_ERROR_INVALID_VALUE;
+    if (!fake->nodes_.contains(node)) {  // the graph that it was made of is gone, and nodes with it
+      fake->count_misuse();
+      return CUDA_ERROR_INVALID_VALUE;
+    }
     const CUgraphNodeType type = work->second.type;
     if (type != CU_GRAPH_NODE_TYPE_KERNEL && type != CU_GRAPH_NODE_TYPE_MEMSET &&
         type != CU_GRAPH_NODE_TYPE_MEMCPY) {
@@ -189,12 +201,13 @@ struct FakeGraphCalls {
     }
     const int64_t at_ns = fake->now_ns();
     for (const CUgraphNode node : found->second.nodes) {
-      if (found->second.disabled.contains(node)) {
-        fake->enqueue(*target, {}, fake->disabled_node_ns_, at_ns);
-        continue;
+      FakeWork work;
+      int64_t duration_ns = fake->disabled_node_ns_;
+      if (!found->second.disabled.contains(node)) {
+        work = found->second.work.at(node);
+        duration_ns = fake->duration_of(work);
       }
-      FakeWork work = found->second.work.at(node);
-      const int64_t duration_ns = fake->duration_of(work);
+      work.launched = exec;
       fake->enqueue(*target, std::move(work), duration_ns, at_ns);
     }
     const std::vector<CUuserObject>& objects = found->second.objects;

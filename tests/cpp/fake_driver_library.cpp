@@ -69,14 +69,22 @@ EXPORTED void fake_begin_capture(void* stream) {
 }
 EXPORTED void* fake_end_capture(void* stream) {
   pertoken::cuda::CUgraph graph = nullptr;
-  pertoken::cuda::CUgraphExec exec = nullptr;
   driver->api()->cuStreamEndCapture(stream_of(stream), &graph);
-  driver->api()->cuGraphInstantiateWithFlags(&exec, graph, 0);
-  driver->api()->cuGraphDestroy(graph);
+  return graph;
+}
+EXPORTED void* fake_instantiate(void* graph) {
+  pertoken::cuda::CUgraphExec exec = nullptr;
+  driver->api()->cuGraphInstantiateWithFlags(&exec, static_cast<pertoken::cuda::CUgraph>(graph), 0);
   return exec;
 }
-EXPORTED void fake_drop_graph(void* exec) {
+EXPORTED void fake_drop_graph(void* graph) {
+  driver->api()->cuGraphDestroy(static_cast<pertoken::cuda::CUgraph>(graph));
+}
+EXPORTED void fake_drop_executable(void* exec) {
   driver->api()->cuGraphExecDestroy(static_cast<pertoken::cuda::CUgraphExec>(exec));
+}
+EXPORTED unsigned long long fake_disabled_nodes(void* exec) {
+  return driver->disabled_nodes(static_cast<pertoken::cuda::CUgraphExec>(exec));
 }
 EXPORTED void fake_replay(void* exec, void* stream) {
   driver->api()->cuGraphLaunch(static_cast<pertoken::cuda::CUgraphExec>(exec), stream_of(stream));

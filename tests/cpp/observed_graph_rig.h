@@ -15,6 +15,7 @@ namespace pertoken::testing {
 
 struct ObservedGraph {
   cuda::CUgraphExec exec = nullptr;
+  cuda::CUgraph graph = nullptr;  // where it is kept, and its executable held by the observer
   uint32_t number = 0;
   std::set<const void*> held;    // its word and its workspaces
   cuda::CUevent last = nullptr;  // behind its last replay
@@ -24,6 +25,9 @@ struct ObservedGraph {
 };
 
 struct GraphRig : ObserverRig {
+  bool keeps = false;  // graphs, from here on
+  double weight = 4.0;
+
   explicit GraphRig(uint32_t records_log2 = cuda::StatsDevices::kRecordsLog2)
       : ObserverRig(1, records_log2) {
     CHECK(observer->prepare(0, reason));
@@ -56,6 +60,11 @@ struct GraphRig : ObserverRig {
     CHECK_EQ(driver.api()->cuGraphInstantiateWithFlags(&made.exec, graph, 0), cuda::CUDA_SUCCESS);
     made.held = held_by(graph);
     CHECK_EQ(driver.api()->cuEventCreate(&made.last, cuda::CU_EVENT_DEFAULT), cuda::CUDA_SUCCESS);
+    if (keeps) {
+      made.graph = graph;
+      observer->hold_executable(0, made.number, made.exec);
+      return made;
+    }
     // As torch does.
     CHECK_EQ(driver.api()->cuGraphDestroy(graph), cuda::CUDA_SUCCESS);
     return made;
@@ -77,6 +86,10 @@ struct GraphRig : ObserverRig {
     return held;
   }
   void drop(const ObservedGraph& graph) {
+    if (graph.graph != nullptr) {
+      observer->release_executable(0, graph.number, false);
+      CHECK_EQ(driver.api()->cuGraphDestroy(graph.graph), cuda::CUDA_SUCCESS);
+    }
     CHECK_EQ(driver.api()->cuGraphExecDestroy(graph.exec), cuda::CUDA_SUCCESS);
   }
   ObservedGraph capture(uint32_t first_site, size_t sites, int64_t rows = 1, bool by_row = false) {
@@ -88,7 +101,7 @@ struct GraphRig : ObserverRig {
   }
   bool replay(const ObservedGraph& graph, uint32_t step, bool is_observed = true) {
     const bool is_open =
-        is_observed && observer->open_replay(place(), graph.number, {step, 0, 1, 4.0});
+        is_observed && observer->open_replay(place(), graph.number, {step, 0, 1, weight});
     CHECK_EQ(driver.api()->cuGraphLaunch(graph.exec, stream), cuda::CUDA_SUCCESS);
     CHECK_EQ(driver.api()->cuEventRecord(graph.last, stream), cuda::CUDA_SUCCESS);
     if (is_open) observer->close_replay(place(), graph.number, true);

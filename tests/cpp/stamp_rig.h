@@ -24,6 +24,7 @@ struct CapturedGraph {
   uint32_t number = 0;  // 0: without stamps
   CUgraph graph = nullptr;
   CUgraphExec exec = nullptr;
+  bool is_held = false;  // its executable: the stamps' nodes are switched
 };
 
 struct StampRig : Rig {
@@ -38,8 +39,10 @@ struct StampRig : Rig {
   std::map<uint32_t, std::vector<int64_t>> marks;  // of mark_at(), by number: likewise
   bool was_awaited = false;                        // the last replay
   bool was_launched = false;
+  CUresult open_result = CUDA_SUCCESS;
   int64_t behind_ns = 0;  // what else a replay's own span has in it, behind the launch
   int device = 0;         // of what follows
+  bool stays_on = false;  // replays are closed so
 
   explicit StampRig(uint32_t ring_log2 = GraphStamps::kRingLog2, int device_count = 1,
                     uint32_t graphs = GraphStamps::kGraphs)
@@ -115,8 +118,14 @@ struct StampRig : Rig {
     return made;
   }
 
+  // As a recording that is told what is launched.
+  void hold(CapturedGraph& graph) {
+    stamps().hold_executable(graph.number, graph.exec);
+    graph.is_held = true;
+  }
   // Nobody can replay it any more.
   void drop(const CapturedGraph& graph) {
+    if (graph.is_held) stamps().release_executable(graph.number, false);
     if (graph.exec != nullptr) fake.api()->cuGraphExecDestroy(graph.exec);
     if (graph.graph != nullptr) fake.api()->cuGraphDestroy(graph.graph);
   }
@@ -134,8 +143,9 @@ struct StampRig : Rig {
   StampedReplay replay(const CapturedGraph& graph, CUstream stream, uint32_t left_out = 0,
                        size_t thread = 0) {
     StampedReplay replay{};
-    bool opened = false;
-    replay.number = stamps().open_replay(graph.number, stream, opened);
+    const OpenedReplay opened = stamps().open_replay(graph.number, stream);
+    open_result = opened.result;
+    replay.number = opened.number;
     replay.ticks = FakeDriver::ticks();
     replay.graph = graph.number;
     replay.seq = next_seq++;
@@ -155,7 +165,7 @@ struct StampRig : Rig {
     if (behind_ns != 0) fake.spin(stream, behind_ns, device);
     if (was_awaited && !was_launched) reader->withdraw(replay);
     on.end(start, stream, {kReplaySite, replay.seq, 0, 3, false});
-    if (opened) stamps().close_replay(graph.number, stream);
+    if (opened.is_to_close) stamps().close_replay(graph.number, stream, stays_on);
     return replay;
   }
 

@@ -74,6 +74,7 @@ TEST(graphs_that_come_and_go_share_nothing) {
     uint64_t expected = 0;
     uint64_t captured = 0;
     const auto capture = [&] {
+      gpu.keeps = random() % 2 == 0;
       Graph graph = gpu.capture(1, 1 + random() % 3, static_cast<int64_t>(1 + random() % 6), true);
       gpu.driver.advance(10'000);
       std::erase_if(dropped, [&](const Graph& other) {

@@ -141,11 +141,10 @@ TEST(a_graph_has_its_number_while_it_is_captured) {
 TEST(a_number_waits_for_the_end_of_an_open_replay) {
   NumbersRig rig(1);
   const CapturedGraph graph = rig.capture();
-  bool opened = false;
-  CHECK(rig.stamps().open_replay(graph.number, rig.stream, opened) != 0);
+  CHECK(rig.stamps().open_replay(graph.number, rig.stream).is_to_close);
   rig.drop(graph);
   CHECK(!rig.has_number());
-  rig.stamps().close_replay(graph.number, rig.stream);
+  rig.stamps().close_replay(graph.number, rig.stream, false);
   CHECK(rig.has_number());
 }
 
@@ -223,9 +222,10 @@ TEST(whoever_still_knows_a_graph_that_is_gone_opens_no_replay) {
   rig.drop(gone);
   const CapturedGraph graph = rig.capture();
   CHECK_EQ(word_of(graph.number), word_of(gone.number));
-  bool opened = true;
-  CHECK_EQ(rig.stamps().open_replay(gone.number, rig.other, opened), 0U);
-  CHECK(!opened);
+  const OpenedReplay opened = rig.stamps().open_replay(gone.number, rig.other);
+  CHECK_EQ(opened.number, 0U);
+  CHECK_EQ(opened.result, CUDA_SUCCESS);
+  CHECK(!opened.is_to_close);
   CHECK(rig.stamps().is_gone(gone.number));
   CHECK_EQ(rig.stamps().stamps_of(gone.number), 0U);
   CHECK_EQ(rig.reader->calls_of(0, gone.number), 0U);

@@ -44,6 +44,32 @@ TEST(a_replay_that_is_announced_gives_what_it_found_and_others_give_nothing) {
   CHECK_EQ(gpu.driver.calls("cuMemAlloc_v2"), 1U);
 }
 
+TEST(replays_that_are_not_observed_do_without_the_kernels) {
+  Gpu gpu;
+  gpu.keeps = true;
+  gpu.driver.set_call_cost(0);
+  Graph graph = gpu.capture(7, 3);
+  const auto took_ns = [&](bool is_observed) {
+    const CUevent start = graph.last;
+    CHECK_EQ(gpu.driver.api()->cuEventCreate(&graph.last, CU_EVENT_DEFAULT), CUDA_SUCCESS);
+    CHECK_EQ(gpu.driver.api()->cuEventRecord(start, gpu.stream), CUDA_SUCCESS);
+    CHECK_EQ(gpu.replay(graph, 1, is_observed), is_observed);
+    gpu.collect();
+    return gpu.driver.event_time_ns(graph.last) - gpu.driver.event_time_ns(start);
+  };
+  const int64_t plain_ns = took_ns(false);
+  const int64_t observed_ns = took_ns(true);
+  CHECK(observed_ns > plain_ns);
+  CHECK_EQ(took_ns(false), plain_ns);
+  gpu.weight = 1;  // so that the next is likely to be observed as well
+  const uint64_t before = gpu.driver.calls("cuGraphNodeSetEnabled");
+  for (int i = 0; i < 3; ++i) CHECK_EQ(took_ns(true), observed_ns);
+  CHECK_EQ(gpu.driver.calls("cuGraphNodeSetEnabled"), before + 3);
+  gpu.observer->release_executable(0, graph.number, true);
+  CHECK_EQ(took_ns(false), plain_ns);
+  CHECK_EQ(gpu.driver.misuses(), 0U);
+}
+
 TEST(rows_of_a_captured_batch_are_told_apart) {
   Gpu gpu;
   Graph graph = gpu.capture(1, 2, 4, true);
@@ -224,6 +250,7 @@ TEST(every_observation_of_a_replay_is_right_or_counted) {
     std::vector<Graph> graphs;
     for (uint32_t i = 0; i < 4; ++i) {
       const auto rows = static_cast<int64_t>(1 + random() % 4);
+      gpu.keeps = random() % 2 == 0;
       graphs.push_back(gpu.capture(10 * i, 1 + random() % 5, rows, random() % 2 == 0));
       Gpu::fill(graphs.back(), static_cast<float>(i + 1));
     }
@@ -245,6 +272,8 @@ TEST(every_observation_of_a_replay_is_right_or_counted) {
       } else {
         const Graph& graph = graphs[chosen];
         const bool is_observed = random() % 3 != 0;
+        gpu.weight = 1 + static_cast<double>(random() % 2);
+        if (random() % 20 == 0) gpu.driver.fail("cuGraphNodeSetEnabled", CUDA_ERROR_INVALID_HANDLE);
         gpu.replay(graph, step, is_observed);
         if (is_observed) expected += graph.values.size() * static_cast<size_t>(graph.rows);
       }

@@ -82,8 +82,18 @@ struct Schedule {
     CHECK_EQ(rig.fake.api()->cuStreamEndCapture(held.stream, &held.graph.graph), CUDA_SUCCESS);
     rig.fake.api()->cuGraphInstantiateWithFlags(&held.graph.exec, held.graph.graph, 0);
     rig.fake.pause_faults(false);
+    if (held.graph.number != 0 && pick(3) != 0) rig.hold(held.graph);
     if (held.graph.number >= kMaxGraphs) ++used_again;
     graphs.push_back(std::move(held));
+  }
+
+  // Mostly that of the capture. Where the stamps' nodes are not switched, replays that are not
+  // announced have to be ordered. What is enqueued on a stream that is held up is not there yet, as
+  // far as the fake driver has others wait for it.
+  CUstream stream_for(const Held& held) {
+    if (stuck != nullptr || !held.graph.is_held || pick(8) != 0) return held.stream;
+    const auto& [stream, device] = streams[pick(streams.size())];
+    return device == held.device ? stream : held.stream;
   }
 
   void launch(bool announced) {
@@ -92,13 +102,15 @@ struct Schedule {
     while (!graphs[index].is_there && pick(10) != 0) index = pick(graphs.size());
     Held& held = graphs[index];
     rig.use_device(held.device);
+    rig.stays_on = pick(2) == 0;
+    const CUstream stream = stream_for(held);
     if (!announced || held.graph.number == 0) {
-      if (rig.fake.api()->cuGraphLaunch(held.graph.exec, held.stream) == CUDA_SUCCESS) {
+      if (rig.fake.api()->cuGraphLaunch(held.graph.exec, stream) == CUDA_SUCCESS) {
         ++held.launches;
       }
       return;
     }
-    const StampedReplay replay = rig.replay(held.graph, held.stream);
+    const StampedReplay replay = rig.replay(held.graph, stream);
     ++begun;
     if (!rig.was_launched) return;
     if (replay.number != 0 && rig.was_awaited) {
@@ -126,7 +138,15 @@ struct Schedule {
   }
 
   void plant() {
-    switch (pick(6)) {
+    switch (pick(8)) {
+      case 6:
+        rig.fake.fail("cuGraphNodeSetEnabled", CUDA_ERROR_INVALID_VALUE, 1,
+                      static_cast<int>(pick(6)));
+        break;
+      case 7:
+        rig.fake.fail(pick(2) == 0 ? "cuStreamWaitEvent" : "cuEventRecord",
+                      CUDA_ERROR_OUT_OF_MEMORY);
+        break;
       case 0:
         rig.fake.fail("cuLaunchKernel", CUDA_ERROR_OUT_OF_MEMORY);
         break;
@@ -276,7 +296,7 @@ TEST(every_span_inside_a_replay_is_right_or_counted) {
   }
   CHECK(checked > kSchedules * 20);
   CHECK(used_again > kSchedules / 2);
-  CHECK(worst_error < 2'000'000);
+  CHECK(worst_error < 5'000'000);
 }
 
 }  // namespace pertoken

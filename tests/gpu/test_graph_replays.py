@@ -93,6 +93,67 @@ def test_layers_lie_in_order_within_their_replay() -> None:
     assert (last_end <= replays["start_ns"] + replays["dur_ns"]).all()
 
 
+def _kernels_of_ours(graph: torch.cuda.CUDAGraph) -> int:
+    """How many a replay runs."""
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profiler:
+        graph.replay()
+        torch.cuda.synchronize()
+    return sum("pertoken" in event.name for event in profiler.events())
+
+
+def test_replays_that_are_not_recorded_run_no_kernel_of_ours() -> None:
+    """What switches them needs torch to tell the executable."""
+    if not hasattr(torch.cuda.CUDAGraph, "raw_cuda_graph_exec"):
+        pytest.skip("this torch does not tell a graph's executable")
+    model, x = Model(), torch.zeros(1, 1, device="cuda")
+    with pertoken.profile(model, modules=["layers.*"], device="cuda") as prof:
+        graph = _captured(model, x)
+        assert _kernels_of_ours(graph) == 5  # around four layers
+        _replay(graph, prof)
+    assert _kernels_of_ours(graph) == 0
+    with pertoken.profile(model, modules=["layers.*"], device="cuda", budget=1e-9):
+        graph = _captured(model, x)
+        with pertoken.step("decode"):
+            first = _kernels_of_ours(graph)
+        kernels = []
+        for _ in range(20):
+            with pertoken.step("decode"):
+                kernels.append(_kernels_of_ours(graph))
+    assert {first, *kernels} <= {0, 5}
+    assert kernels.count(0) > 10
+
+
+def test_a_graph_draws_the_random_numbers_that_it_would_have_drawn() -> None:
+    class Draws(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.nn.ModuleList([torch.nn.Dropout(0.5)])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layers[0](x)
+
+    def drawn(graph: torch.cuda.CUDAGraph, out: torch.Tensor) -> list[list[float]]:
+        torch.cuda.manual_seed(7)
+        replays = []
+        for _ in range(4):
+            graph.replay()
+            replays.append(out.tolist())
+        return replays
+
+    model, x = Draws().cuda(), torch.ones(64, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = model(x)
+    expected = drawn(graph, out)
+    assert expected[0] != expected[1]
+    with pertoken.profile(model, modules=["layers.*"], device="cuda"):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = model(x)
+        assert drawn(graph, out) == expected
+
+
 def test_a_graph_captured_before_has_its_replays_timed() -> None:
     model, x = Model(), torch.zeros(1, 1, device="cuda")
     graph = _captured(model, x)

@@ -73,22 +73,70 @@ class FakeGraph:
 
     gpu: FakeGpu
 
+    def __init__(self, keep_graph: bool = False) -> None:
+        self.keep_graph = keep_graph
+        self.graph: int | None = None
+        self.exec: int | None = None
+
     def capture_begin(self) -> None:
+        if self.exec is not None:
+            raise RuntimeError("This CUDAGraph instance already owns a captured graph.")
         stream = self.gpu.streams[0] = self.gpu.library.fake_new_stream(0)
         self.gpu.library.fake_begin_capture(ctypes.c_void_p(stream))
 
     def capture_end(self) -> None:
         stream = ctypes.c_void_p(self.gpu.streams.pop(0))
-        self.exec = ctypes.c_void_p(self.gpu.library.fake_end_capture(stream))
+        self.graph = self.gpu.library.fake_end_capture(stream)
+        if not self.keep_graph:
+            self.instantiate()
+            self._drop_graph()
 
-    def __del__(self) -> None:
-        executable = self.__dict__.pop("exec", None)
-        if executable is not None:
-            self.gpu.library.fake_drop_graph(executable)
+    def instantiate(self) -> None:
+        self._drop_executable()
+        self.exec = self.gpu.library.fake_instantiate(ctypes.c_void_p(self.graph))
+
+    def raw_cuda_graph(self) -> int:
+        if not self.keep_graph or self.graph is None:
+            raise RuntimeError("You cannot access the raw cudaGraph_t.")
+        return self.graph
+
+    def raw_cuda_graph_exec(self) -> int:
+        if self.exec is None:
+            raise RuntimeError("You cannot access the raw cudaGraphExec_t.")
+        return self.exec
 
     def replay(self) -> None:
         """Replays it."""
-        self.gpu.library.fake_replay(self.exec, ctypes.c_void_p(self.gpu.current_stream(0)))
+        if self.exec is None:
+            if self.graph is None:
+                raise RuntimeError("Called CUDAGraph::replay without a preceding capture.")
+            FakeGraph.instantiate(self)  # unseen, as what torch does itself
+        stream = ctypes.c_void_p(self.gpu.current_stream(0))
+        self.gpu.library.fake_replay(ctypes.c_void_p(self.exec), stream)
+
+    @property
+    def disabled_nodes(self) -> int:
+        """How many of what is replayed are switched off."""
+        return int(self.gpu.library.fake_disabled_nodes(ctypes.c_void_p(self.exec)))
+
+    def reset(self) -> None:
+        """Gives up what it has captured."""
+        self._drop_executable()
+        self._drop_graph()
+
+    def _drop_graph(self) -> None:
+        graph, self.graph = self.graph, None
+        if graph is not None:
+            self.gpu.library.fake_drop_graph(ctypes.c_void_p(graph))
+
+    def _drop_executable(self) -> None:
+        executable, self.exec = self.exec, None
+        if executable is not None:
+            self.gpu.library.fake_drop_executable(ctypes.c_void_p(executable))
+
+    def __del__(self) -> None:
+        if hasattr(self, "graph"):
+            FakeGraph.reset(self)
 
 
 def _library() -> ctypes.CDLL:
@@ -119,6 +167,8 @@ def _library() -> ctypes.CDLL:
     library.fake_start.restype = ctypes.c_void_p
     library.fake_new_stream.restype = ctypes.c_void_p
     library.fake_end_capture.restype = ctypes.c_void_p
+    library.fake_instantiate.restype = ctypes.c_void_p
+    library.fake_disabled_nodes.restype = ctypes.c_ulonglong
     library.fake_live_events.restype = ctypes.c_ulonglong
     library.fake_misuses.restype = ctypes.c_ulonglong
     return library

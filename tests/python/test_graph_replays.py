@@ -2,91 +2,29 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
-import torch
 
 import invariants
 import pertoken
-from fake_gpu import FakeGpu, FakeGraph, orderly_gpu, put_on
+from fake_gpu import FakeGpu, orderly_gpu
+from graph_model import IDS, KERNEL_NS, Model, capture, check_layers, on_gpu
 from pertoken import _native
 
-KERNEL_NS = 2_000_000
 # Of placing what the host took seconds to get to, by a rate that is known to some parts in 1000.
 LARGEST_ERROR_NS = 100_000_000
 GRAPHS_AT_ONCE = 4095
-IDS = torch.zeros(1, 4, dtype=torch.long)
 
 pytestmark = pytest.mark.skipif(
     _native.build_info()["cuda_kernels"] == "none", reason="built without kernels"
 )
 
 
-class Block(torch.nn.Module):
-    """One kernel of 2 ms."""
-
-    def __init__(self, gpu: FakeGpu) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(1))
-        self.gpu, self.kernel_ns = gpu, KERNEL_NS
-        put_on(self, 0)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.gpu.spin(self.kernel_ns)
-        return x * self.weight
-
-
-class Model(torch.nn.Module):
-    """Three blocks; replays a graph of them where it has one, as a compiled model does."""
-
-    def __init__(self, gpu: FakeGpu) -> None:
-        super().__init__()
-        self.layers = torch.nn.ModuleList(Block(gpu) for _ in range(3))
-        self.graph: FakeGraph | None = None
-
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        x = input_ids.float()
-        if self.graph is not None:
-            self.graph.replay()
-            return x
-        for layer in self.layers:
-            x = layer(x)
-        return x
-
-
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
     with orderly_gpu(monkeypatch) as made:
         yield made
-
-
-def capture(model: Model) -> FakeGraph:
-    graph = model.layers[0].gpu.new_graph()
-    graph.capture_begin()
-    model(IDS)
-    graph.capture_end()
-    return graph
-
-
-def on_gpu(profile: pertoken.Profile, site: str) -> pertoken.Table:
-    spans = profile.spans
-    return spans.where((spans["device"] >= 0) & (spans["site"] == site))
-
-
-def check_layers(profile: pertoken.Profile, replays: pertoken.Table) -> None:
-    """Each layer of each replay is as long as its kernel, and lies in the replay's order."""
-    order = [on_gpu(profile, f"layers.{i}") for i in range(3)]
-    for layer in order:
-        assert len(layer) == len(replays)
-        assert (np.abs(layer["dur_ns"] - KERNEL_NS) < KERNEL_NS // 10).all()
-    for before, after in itertools.pairwise(order):
-        assert (before["start_ns"] + before["dur_ns"] <= after["start_ns"]).all()
-    roots = on_gpu(profile, "Model")
-    inside = set(roots["span"].tolist()) | set(replays["span"].tolist())
-    assert all(set(layer["parent"].tolist()) <= inside for layer in order)
 
 
 def test_layers_have_their_times_in_every_replay(gpu: FakeGpu) -> None:
@@ -160,6 +98,7 @@ def test_a_graph_that_is_captured_again_is_another(gpu: FakeGpu) -> None:
         graph = capture(model)
         with gpu.busy():
             graph.replay()
+        graph.reset()
         graph.capture_begin()
         model.layers[0](IDS.float())
         graph.capture_end()
@@ -232,6 +171,6 @@ def test_nothing_is_left_in_torch_and_errors_pass_through(gpu: FakeGpu) -> None:
     model = Model(gpu)
     with pertoken.profile(model, modules=["layers.*"]):
         assert cls.replay is not before["replay"]
-        with pytest.raises(AttributeError, match="exec"):
+        with pytest.raises(RuntimeError, match="without a preceding capture"):
             cls().replay()
     assert dict(cls.__dict__) == before
