@@ -65,6 +65,34 @@ def decode_by_hand(
     return times_ns[WARM_UP_STEPS:]
 
 
+class DecodeSteps:
+    """Decodes texts greedily in a loop by hand, of which each call is the next step.
+
+    Args:
+        model: what decodes.
+        prompt: what each text begins with; its prefill is a call of its own.
+        steps: of a text, besides its prefill.
+    """
+
+    def __init__(self, model: Any, prompt: torch.Tensor, steps: int) -> None:
+        self._model = model
+        self._prompt = prompt
+        self._steps = steps
+        self._left = 0
+        self._output: Any = None
+
+    @torch.inference_mode()
+    def __call__(self) -> None:
+        if self._left == 0:
+            self._output = self._model(input_ids=self._prompt, use_cache=True)
+            self._left = self._steps
+            return
+        token = self._output.logits[:, -1:].argmax(-1)
+        cache = self._output.past_key_values
+        self._output = self._model(input_ids=token, past_key_values=cache, use_cache=True)
+        self._left -= 1
+
+
 class StepClock(StoppingCriteria):
     """Never stops; notes how long the steps of `generate()` take, from the end of the one before.
 

@@ -19,7 +19,7 @@ namespace py = pybind11;
 
 namespace {
 
-using CostsNs = std::tuple<double, double, double, double, double>;
+using CostsNs = std::tuple<double, double, double, double>;
 
 // `observed`: what observing a step is thought to take, its largest probability, and whether
 // anything is observed from the start. `logits`: likewise; none where none are read.
@@ -33,10 +33,10 @@ void sample(Recorder& recorder, double budget, const CostsNs& costs_ns,
   if (levels.size() > kMaxSampleLevels) {
     throw std::invalid_argument("give up to three levels of detail");
   }
-  const auto [step_ns, span_ns, skip_ns, move_ns, drain_ns] = costs_ns;
+  const auto [step_ns, span_ns, skip_ns, drain_ns] = costs_ns;
   SamplerOptions options;
   options.budget = budget;
-  options.costs = {step_ns, span_ns, skip_ns, move_ns, drain_ns};
+  options.costs = {step_ns, span_ns, skip_ns, drain_ns};
   options.seed = seed;
   auto& spans = options.details[static_cast<size_t>(SampleDetail::kSpans)];
   for (const auto& [detail, calls] : levels) spans.levels.push_back({detail, calls, 0.0});
@@ -80,8 +80,7 @@ py::object sampling(Recorder& recorder) {
   NamedValues result;
   result["budget"] = report.budget;
   const SampleCosts& costs = report.costs;
-  result["costs_ns"] =
-      py::make_tuple(costs.step_ns, costs.span_ns, costs.skip_ns, costs.move_ns, costs.drain_ns);
+  result["costs_ns"] = py::make_tuple(costs.step_ns, costs.span_ns, costs.skip_ns, costs.drain_ns);
   result["drain_ns"] = report.drain_ns;
   py::dict strata;
   for (size_t kind = 0; kind < report.strata.size(); ++kind) {
@@ -93,6 +92,7 @@ py::object sampling(Recorder& recorder) {
     stratum["plain_ns"] = row.plain_ns;
     stratum["passed_on"] = row.passed_on;
     stratum["moved"] = row.moved;
+    stratum["moved_ns"] = row.moved_ns;
     py::list details;
     for (size_t detail = 0; detail < kSampleDetails; ++detail) {
       details.append(detail_row(row.details[detail], report.levels[detail].size()));
@@ -120,19 +120,21 @@ void bind_sampling(py::module_& m,
       .def("sampling", &sampling)
       .def(
           "let_step_aside",
-          [](Recorder& recorder, const py::str& slot, const py::object& call, bool of_model) {
+          [](Recorder& recorder, const py::str& slot, const py::object& call) {
             SpanCall& wrapper = span_call_of(call);
             if (wrapper.recorder != &recorder) throw py::value_error("another recorder's wrapper");
             if (recorder.call_slots() == nullptr) {
-              recorder.set_call_slots(std::make_shared<CallSlots>(slot.ptr(), of_model));
+              recorder.set_call_slots(std::make_shared<CallSlots>(slot.ptr()));
             }
             recorder.call_slots()->add(wrapper);
           },
-          py::arg("slot"), py::arg("call"), py::arg("of_model") = true)
-      .def("put_wrappers_back",
-           [](Recorder& recorder) { return recorder.call_slots()->put_back(); })
-      .def("take_wrappers_out",
-           [](Recorder& recorder) { return recorder.call_slots()->take_out(); });
+          py::arg("slot"), py::arg("call"))
+      .def("forget_wrappers", [](Recorder& recorder) {
+        CallSlots* slots = recorder.call_slots();
+        if (slots == nullptr) return;
+        slots->put_back();
+        slots->forget();
+      });
   m.def("hold_wrappers", &CallSlots::hold);
   m.def("release_wrappers", &CallSlots::release);
   m.attr("DETAIL_LAYERS") = kDetailLayers;

@@ -36,8 +36,8 @@ bool has_compiled() {
 
 }  // namespace
 
-CallSlots::CallSlots(PyObject* name, bool of_model) : name_(name), of_model_(of_model) {
-  if (of_model_) every().push_back(this);
+CallSlots::CallSlots(PyObject* name) : name_(name) {
+  every().push_back(this);
   Py_INCREF(name_);
 }
 
@@ -70,13 +70,12 @@ void CallSlots::add(bindings::SpanCall& call) {
 
 // Looked at where wrappers are moved, and remembered once it is.
 bool CallSlots::is_compiler_in_use() {
-  is_closed_ = is_closed_ || (of_model_ && has_compiled());
+  is_closed_ = is_closed_ || has_compiled();
   return is_closed_;
 }
 
 bool CallSlots::may_empty(const Recorder& recorder) const noexcept {
-  return open_steps_ == 1 && !is_closed_ && (holds == 0 || !of_model_) &&
-         !bindings::has_open_captures(recorder);
+  return open_steps_ == 1 && !is_closed_ && holds == 0 && !bindings::has_open_captures(recorder);
 }
 
 // Puts `value` into the wrapper's slot where that holds `expected`. What somebody else has written
@@ -92,7 +91,14 @@ bool CallSlots::exchange(const bindings::SpanCall& call, PyObject* expected,
   return is_done;
 }
 
-bool CallSlots::step_aside(bindings::SpanCall& call, const ThreadBuffer& buffer) {
+void CallSlots::step_aside(bindings::SpanCall& call, ThreadBuffer& buffer) {
+  const uint64_t start_ticks = now_ticks();
+  if (!leave(call, buffer)) return;
+  ++buffer.unrecorded.moved;
+  buffer.unrecorded.move_ticks += now_ticks() - start_ticks;
+}
+
+bool CallSlots::leave(bindings::SpanCall& call, const ThreadBuffer& buffer) {
   if (!call.may_step_aside || call.is_aside || !may_empty(*call.recorder)) return false;
   if (call.observer != nullptr && (buffer.open_detail & kDetailActivations) != 0) return false;
   Known& known = known_[sort_of(call)];
@@ -112,8 +118,40 @@ bool CallSlots::step_aside(bindings::SpanCall& call, const ThreadBuffer& buffer)
   return true;
 }
 
+// The wrapper, its module, the module's dict and its keys: each is found through the one before,
+// and beside a model's work all are outside the caches. So they are asked for generation by
+// generation.
+void CallSlots::fetch(const Known& known) {
+  for (const bindings::SpanCall* call : known.calls) {
+    __builtin_prefetch(call);
+    __builtin_prefetch(&call->is_aside);
+  }
+  const auto each_dict = [&](auto&& use) {
+    for (const bindings::SpanCall* call : known.calls) {
+      if (call->inner.instance != nullptr) use(_PyObject_GetDictPtr(call->inner.instance));
+    }
+  };
+  for (const bindings::SpanCall* call : known.calls) {
+    // What finds the dict stands before the object.
+    const auto* module = reinterpret_cast<const char*>(call->inner.instance);
+    __builtin_prefetch(module - 2 * sizeof(PyObject));
+    __builtin_prefetch(module);
+  }
+  each_dict([](PyObject** dict) {
+    if (dict != nullptr) __builtin_prefetch(*dict, 1);
+  });
+  each_dict([](PyObject** dict) {
+    if (dict == nullptr || *dict == nullptr) return;
+    const auto* keys =
+        reinterpret_cast<const char*>(reinterpret_cast<PyDictObject*>(*dict)->ma_keys);
+    __builtin_prefetch(keys);
+    __builtin_prefetch(keys + 64);
+  });
+}
+
 uint32_t CallSlots::put_back(Known& known) {
   if (known.out == 0) return 0;
+  fetch(known);
   known.out = 0;
   uint32_t moved = 0;
   // By index: a module that is let go of may drag along what runs code.
@@ -127,6 +165,7 @@ uint32_t CallSlots::put_back(Known& known) {
 }
 
 uint32_t CallSlots::take_out(Known& known) {
+  fetch(known);
   uint32_t moved = 0;
   for (size_t i = 0; i < known.calls.size();) {
     bindings::SpanCall& call = *known.calls[i];
@@ -159,12 +198,6 @@ uint32_t CallSlots::put_back() {
   return moved;
 }
 
-uint32_t CallSlots::take_out() {
-  uint32_t moved = 0;
-  for (Known& known : known_) moved += take_out(known);
-  return moved;
-}
-
 void CallSlots::forget() {
   for (Known& known : known_) {
     while (!known.calls.empty()) drop(known, known.calls.size() - 1);
@@ -180,6 +213,7 @@ void CallSlots::begin_step(const Recorder& recorder, ThreadBuffer& buffer) {
   is_needed[kOfAll] = (detail & left_out(kDetailAll)) == 0;
   is_needed[kObserved] = has_layers || (detail & kDetailActivations) != 0;
   uint32_t& moved = buffer.unrecorded.moved;
+  const uint64_t start_ticks = now_ticks();
   for (size_t sort = 0; sort < kSorts; ++sort) {
     Known& known = known_[sort];
     if (is_needed[sort]) {
@@ -192,15 +226,12 @@ void CallSlots::begin_step(const Recorder& recorder, ThreadBuffer& buffer) {
     moved += put_back();
     forget();
   }
+  if (moved != 0) buffer.unrecorded.move_ticks = now_ticks() - start_ticks;
 }
 
 void CallSlots::hold() {
   ++holds;
-  for (size_t i = 0; i < every().size();) {
-    CallSlots& slots = *every()[i++];
-    slots.put_back();
-    slots.forget();
-  }
+  for (size_t i = 0; i < every().size();) every()[i++]->put_back();
 }
 
 void CallSlots::release() noexcept { --holds; }

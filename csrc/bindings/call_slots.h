@@ -23,9 +23,8 @@ namespace pertoken {
 
 class CallSlots {
  public:
-  // `name`: of the attribute. `of_model`: else nobody but the caller knows the objects, and neither
-  // holds nor the compiler matter. Throws std::bad_alloc.
-  CallSlots(PyObject* name, bool of_model);
+  // `name`: of the attribute. Throws std::bad_alloc.
+  explicit CallSlots(PyObject* name);
   ~CallSlots();
   CallSlots(const CallSlots&) = delete;
   CallSlots& operator=(const CallSlots&) = delete;
@@ -37,12 +36,13 @@ class CallSlots {
   void begin_step(const Recorder& recorder, ThreadBuffer& buffer);
   void end_step() noexcept { --open_steps_; }
 
-  // Hot, in a call in a step without the call's detail: whether the wrapper is out of its slot now.
-  bool step_aside(bindings::SpanCall& call, const ThreadBuffer& buffer);
+  // Hot, in a call in a step without the call's detail: where it may, the wrapper leaves its slot.
+  void step_aside(bindings::SpanCall& call, ThreadBuffer& buffer);
 
   // All that are known, in or out. How many moved.
   uint32_t put_back();
-  uint32_t take_out();
+  // Where all are in: none steps aside again before it is called in a step without detail.
+  void forget();
 
   // While held, the wrappers of all models are in their slots. Calls nest.
   static void hold();
@@ -62,13 +62,13 @@ class CallSlots {
   bool may_empty(const Recorder& recorder) const noexcept;
   bool is_compiler_in_use();
   bool exchange(const bindings::SpanCall& call, PyObject* expected, PyObject* value) const;
+  bool leave(bindings::SpanCall& call, const ThreadBuffer& buffer);
+  static void fetch(const Known& known);
   uint32_t put_back(Known& known);
   uint32_t take_out(Known& known);
   static void drop(Known& known, size_t at);
-  void forget();
 
   PyObject* const name_;
-  const bool of_model_;
   // The compiler is in use: its guards remember the dicts that slots stand in.
   bool is_closed_ = false;
   uint32_t open_steps_ = 0;

@@ -1,5 +1,6 @@
 #include "bindings/sampled_forward.h"
 
+#include <algorithm>
 #include <bit>
 
 namespace pertoken::bindings {
@@ -47,8 +48,10 @@ void charge_logits(Recorder& recorder, ThreadBuffer& buffer, const LogitStep& of
 }
 
 void push_unrecorded(ThreadBuffer& buffer, uint32_t step) noexcept {
+  const auto ticks =
+      static_cast<uint32_t>(std::min<uint64_t>(buffer.unrecorded.move_ticks, kNone32));
   buffer.push({buffer.unrecorded.passed_on, buffer.unrecorded.moved,
-               make_tag(RecordType::kUnrecorded, 0), 0, 0, step});
+               make_tag(RecordType::kUnrecorded, 0), ticks, 0, step});
 }
 
 }  // namespace pertoken::bindings

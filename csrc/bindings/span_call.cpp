@@ -16,9 +16,7 @@ namespace {
 [[gnu::noinline]] PyObject* call_unrecorded(SpanCall& call, ThreadBuffer& buffer, PyObject* args,
                                             PyObject* kwargs) {
   ++buffer.unrecorded.passed_on;
-  if (call.may_step_aside && call.recorder->call_slots()->step_aside(call, buffer)) {
-    ++buffer.unrecorded.moved;
-  }
+  if (call.may_step_aside) call.recorder->call_slots()->step_aside(call, buffer);
   PyObject* result = call.inner.call(args, kwargs);
   observe_result(call, buffer, result);
   return result;

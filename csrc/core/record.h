@@ -74,7 +74,8 @@ inline constexpr uint32_t kCommitTotal = 1u << 0;
 //              bits of a                              detail.h                   there is
 //              double
 //   kUnrecorded, see UnrecordedCalls
-//              passed on   moved                     0              0           0           which
+//              passed on   moved                     0              ticks of    0           which
+//                                                                  moving
 //   kTokenLogits, with floats by their bits: see token_logits.h
 //              top1_prob    entropy << 32 |           place among   row         weight      which
 //              << 32 |      logprob                   the row's

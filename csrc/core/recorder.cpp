@@ -281,6 +281,7 @@ void Recorder::collect(const Record& record, ThreadBuffer::Progress& progress, i
       if (step == progress.step) {
         progress.unrecorded.passed_on += static_cast<uint32_t>(record.start_ticks);
         progress.unrecorded.moved += static_cast<uint32_t>(record.end_ticks);
+        progress.unrecorded.move_ticks += record.seq;
       }
       break;
     case RecordType::kStepEnd: {

@@ -12,11 +12,13 @@ void Recorder::control_sampler_locked() {
 
 void Recorder::see_step(const Record& end, const StepRow& row, ThreadBuffer::Progress& progress) {
   // The root's own span is among the records, and part of what a step costs.
-  SeenStep seen{.kind = static_cast<StepKind>(progress.kind),
-                .dur_ns = static_cast<double>(to_ns(row.end_ticks - row.start_ticks, ns_per_tick_)),
-                .records = std::max<uint64_t>(progress.records, 1) - 1,
-                .unrecorded = progress.unrecorded,
-                .logits_ns = progress.logits_inside_ns};
+  SeenStep seen{
+      .kind = static_cast<StepKind>(progress.kind),
+      .dur_ns = static_cast<double>(to_ns(row.end_ticks - row.start_ticks, ns_per_tick_)),
+      .records = std::max<uint64_t>(progress.records, 1) - 1,
+      .unrecorded = progress.unrecorded,
+      .moved_ns = static_cast<double>(to_ns(progress.unrecorded.move_ticks, ns_per_tick_)),
+      .logits_ns = progress.logits_inside_ns};
   const PackedChoices choices(uint64_t{end.parent_seq} << 32 | end.seq);
   const auto with_one_level = [&](SampleDetail detail, double timed_ns) {
     const double probability = choices.probability(detail);

@@ -149,7 +149,8 @@ void Sampler::pay_in(SampleState& state, StepKind kind, uint64_t dur_ticks,
   const double left_ns = dur_ns * kAllowed * budget_ - load(published.plain_ns) -
                          unrecorded.passed_on * costs_.skip_ns;
   if (unrecorded.moved != 0) {
-    take_out(state.allowance_ns[at][kSpansAt], unrecorded.moved * costs_.move_ns,
+    const double moved_ns = static_cast<double>(unrecorded.move_ticks) * load(ns_per_tick_);
+    take_out(state.allowance_ns[at][kSpansAt], moved_ns,
              load(published.details[kSpansAt].capacity_ns));
   }
   for (size_t detail = 0; detail < kSampleDetails; ++detail) {
@@ -207,7 +208,7 @@ Sampler::StepCosts Sampler::expected_costs(const Stratum& stratum) const {
   costs.plain_ns += stratum.passed_on_a_step * costs_.skip_ns;
   DetailCosts& own = costs.details[kSpansAt];
   for (size_t level = 0; level < options_[kSpansAt].levels; ++level) {
-    own.untimed_ns[level] += own.calls[level] * stratum.moved_a_call * costs_.move_ns;
+    own.untimed_ns[level] += own.calls[level] * stratum.move_a_call_ns;
     own.full_ns = own.at(level);
   }
   return costs;
@@ -271,7 +272,7 @@ void Sampler::control_stratum(size_t kind, double now_ns) {
   };
   renew(stratum.passed_on_a_step, static_cast<double>(stratum.window.passed_on) / steps);
   if (const auto calls = static_cast<double>(stratum.window.calls); calls > 0) {
-    renew(stratum.moved_a_call, static_cast<double>(stratum.window.moved) / calls);
+    renew(stratum.move_a_call_ns, stratum.window.moved_ns / calls);
   }
   const StepCosts costs = expected_costs(stratum);
   publish(kind, costs_of(stratum), costs);

@@ -43,17 +43,18 @@ struct SampleCosts {
   double step_ns = 500;  // a step without detail, its records included
   double span_ns = 150;  // a recorded call, or any other record
   double skip_ns = 20;   // a call whose wrapper passes it on
-  double move_ns = 20;   // taking a wrapper out of its slot, or putting it back
   double drain_ns =
       60;  // a record, in the drain thread, which counts as if the model waited for it
 };
 
 // Of one step: calls that wrappers have only passed on, and wrappers that were moved out of their
-// slots or back for it, see call_slots.h. What is moved is the price of spans: between two steps
-// without any nothing is.
+// slots or back for it, see call_slots.h, with the time that took. What is moved is the price of
+// spans: between two steps without any nothing is. It is measured: modules lie outside the caches
+// in a real model, and that is what takes most of it.
 struct UnrecordedCalls {
   uint32_t passed_on = 0;
   uint32_t moved = 0;
+  uint64_t move_ticks = 0;
 
   explicit operator bool() const noexcept { return (passed_on | moved) != 0; }
 };
@@ -124,6 +125,7 @@ struct SeenStep {
   double dur_ns;
   uint64_t records;  // in it, besides those of the step itself
   UnrecordedCalls unrecorded;
+  double moved_ns;  // its move_ticks
   struct Detail {
     int level = -1;
     double probability = 0;  // with which it would get any level; 0: there was nothing to decide
@@ -170,6 +172,7 @@ struct StratumReport {
   double plain_ns = 0;     // cost of the steps, without any detail
   uint64_t passed_on = 0;  // as UnrecordedCalls has them
   uint64_t moved = 0;
+  double moved_ns = 0;  // part of detail_ns of spans
   ByDetail<DetailReport> details;
 };
 
@@ -292,7 +295,7 @@ class Sampler {
     double step_ns = 0;
     uint64_t calls = 0;  // recorded, of steps with spans
     uint64_t passed_on = 0;
-    uint64_t moved = 0;
+    double moved_ns = 0;
   };
 
   struct DetailStratum {
@@ -314,9 +317,10 @@ class Sampler {
     uint64_t logit_records = 0;  // that told of their logits
     uint64_t passed_on = 0;
     uint64_t moved = 0;
+    double moved_ns = 0;
     Window window;                // since it was last controlled
     double passed_on_a_step = 0;  // recently
-    double moved_a_call = 0;      // likewise, wrappers for each call that is recorded
+    double move_a_call_ns = 0;    // likewise, of wrappers, for each call that is recorded
     double mean_ns = 0;           // of a step, recently
     double controlled_ns = 0;
     bool is_controlled = false;

@@ -26,6 +26,7 @@ SamplerReport Sampler::report() const {
                    static_cast<double>(stratum.passed_on) * costs_.skip_ns;
     row.passed_on = stratum.passed_on;
     row.moved = stratum.moved;
+    row.moved_ns = stratum.moved_ns;
     for (size_t detail = 0; detail < kSampleDetails; ++detail) {
       row.details[detail] = report_detail(kind, detail, costs.details[detail]);
     }
@@ -48,9 +49,7 @@ DetailReport Sampler::report_detail(size_t kind, size_t detail, const DetailCost
     untimed_ns += static_cast<double>(stratum.detailed[level]) * costs.untimed_ns[level];
   }
   const double corrected = stratum.corrected;
-  const double moved_ns = detail == static_cast<size_t>(SampleDetail::kSpans)
-                              ? static_cast<double>(strata_[kind].moved) * costs_.move_ns
-                              : 0.0;
+  const double moved_ns = detail == kSpansAt ? strata_[kind].moved_ns : 0.0;
   row.detail_ns = untimed_ns + corrected * stratum.timed_ns + moved_ns;
   row.pairs = stratum.paired.pairs();
   row.is_measured = stratum.paired.is_known();

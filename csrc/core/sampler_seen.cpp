@@ -17,8 +17,9 @@ void Sampler::see(SamplePairs& pairs, const SeenStep& step) {
   stratum.window.step_ns += step.dur_ns;
   stratum.passed_on += step.unrecorded.passed_on;
   stratum.moved += step.unrecorded.moved;
+  stratum.moved_ns += step.moved_ns;
   stratum.window.passed_on += step.unrecorded.passed_on;
-  stratum.window.moved += step.unrecorded.moved;
+  stratum.window.moved_ns += step.moved_ns;
   const int spans = step.details[kSpansAt].level;
   stratum.window.calls += spans < 0 ? 0 : step.records;
   if (spans < 0) {

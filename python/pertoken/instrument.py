@@ -312,6 +312,8 @@ class Instrumentation:
         """Takes every wrapper out and lets go of the model, which is as it was."""
         self.bring_back()
         self.note_compiled()
+        if self._sampling is not None:
+            self._sampling.forget_wrappers()  # it holds those that have stepped aside
         for wrapped in reversed(list(self._wrappers.values())):
             module = wrapped.module()
             if module is None:

@@ -58,7 +58,7 @@ def measure_overhead(
 
     Returns:
         The result; `names` are ``("off", "on")``. A change of 0.004 is an overhead of 0.4 %. The
-        processor time of the thread that drains the rings counts to the calls, in equal parts.
+        processor time of the thread that drains the rings counts to the calls that it drains.
 
     Raises:
         ExperimentError: `PERTOKEN=0` switches recording off, or the plan cannot be followed.
@@ -101,21 +101,22 @@ def overhead_looks(
     if not recording.enabled:
         raise ExperimentError("PERTOKEN=0 switches recording off: unset it to measure its cost")
     own = RandomState()
+    switch = _Switch(recording)
     variants = (
-        _Runs(run, NAMES[0], clock, own),
-        _RecordedRuns(run, NAMES[1], clock, own, recording),
+        _Runs(run, NAMES[0], clock, own, switch),
+        _RecordedRuns(run, NAMES[1], clock, own, switch),
     )
     running = variant_looks(
         variants, plan, names=NAMES, clock=clock, notes=lambda: _loss_notes(recording)
     )
     recording.start()
     try:
-        recording.leave_model()
         while True:
             try:
                 look = next(running, None)
-            finally:
-                own.restore()  # each time the caller's own code goes on
+            finally:  # each time the caller's own code goes on
+                own.restore()
+                switch.leave()
             if look is None:
                 return
             yield look
@@ -123,19 +124,53 @@ def overhead_looks(
         recording.stop()
 
 
+class _Switch:
+    """Has the model recorded or not, outside of what is timed."""
+
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
+        self._is_in = True  # once it has started
+
+    def turn(self, is_in: bool) -> None:
+        """Goes to a state from the other one.
+
+        What has just run changes the caches and slows the next calls, and so the same has to have
+        run before all blocks.
+        """
+        self._move(not is_in)
+        self._move(is_in)
+
+    def leave(self) -> None:
+        """Has the model run without the recording."""
+        self._move(False)
+
+    def _move(self, is_in: bool) -> None:
+        if is_in != self._is_in:
+            (self.recording.enter_model if is_in else self.recording.leave_model)()
+            self._is_in = is_in
+
+
 class _Runs:
     """Calls of the run, each from the same state of the random generators."""
 
     shares_noise = True  # the same work in the same process, recorded or not
+    is_recorded = False
 
     def __init__(
-        self, run: Callable[[], object], name: str, clock: Clock, state: RandomState
+        self,
+        run: Callable[[], object],
+        name: str,
+        clock: Clock,
+        state: RandomState,
+        switch: _Switch,
     ) -> None:
         self._state = state
+        self._switch = switch
         self._calls = TimedCalls(lambda: _finished(run()), name, clock)
 
     def calls(self, count: int) -> list[Call]:
         """Makes so many calls after one that pays for the switch and does not count."""
+        self._switch.turn(self.is_recorded)
         self._call()
         return [self._call() for _ in range(count)]
 
@@ -151,34 +186,39 @@ class _RecordedRuns(_Runs):
     a round of that takes hardly depends on how much it finds.
     """
 
+    is_recorded = True
+
     def __init__(
         self,
         run: Callable[[], object],
         name: str,
         clock: Clock,
         state: RandomState,
-        recording: Recording,
+        switch: _Switch,
     ) -> None:
-        super().__init__(run, name, clock, state)
-        self._recording = recording
+        super().__init__(run, name, clock, state, switch)
         self._drained_ns: int | None = None
+        # Since draining last took any time: the calls that were made, and those that count.
+        self._made = self._counted = 0
 
     def calls(self, count: int) -> list[Call]:
-        """Makes so many calls; what draining took since the last ones counts to them.
+        """Makes so many calls; what draining took since it last took any counts to them.
 
-        As if the model had waited for it. Rounds while nothing is recorded are among it.
+        As if the model had waited for it, with the rounds while nothing is recorded. What it
+        drained came from calls that do not count, too: they bear their part.
         """
-        recorder = self._recording.recorder
+        recorder = self._switch.recording.recorder
         if self._drained_ns is None:
             self._drained_ns = recorder.drain_cpu_ns  # to begin with: once, and no call's
-        self._recording.enter_model()
-        try:
-            taken = super().calls(count)
-        finally:
-            self._recording.leave_model()
-        drained_ns = recorder.drain_cpu_ns
-        added_ns = (drained_ns - self._drained_ns) / max(count, 1)
-        self._drained_ns = drained_ns
+        taken = super().calls(count)
+        self._made += 1 + count
+        self._counted += count
+        drained_ns = recorder.drain_cpu_ns - self._drained_ns
+        if not taken or not drained_ns:
+            return taken
+        added_ns = drained_ns * self._counted / self._made / count
+        self._drained_ns += drained_ns
+        self._made = self._counted = 0
         return [_with_added(call, added_ns) for call in taken]
 
 

@@ -35,15 +35,14 @@ class RecordCosts:
     """What recording adds to one call, in nanoseconds, on the thread that makes the call.
 
     In a step that was sampled without detail, `skip_ns` is a module's call that its wrapper passes
-    on; `move_ns` is what it takes to get a wrapper out of the way, or back. `drain_ns` is what the
-    drain thread takes for one record; `observe_ns` what a small tensor takes to be observed,
-    and `logits_ns` what the logits of a small vocabulary take to be read, on both threads.
+    on. `drain_ns` is what the drain thread takes for one record; `observe_ns` what a small tensor
+    takes to be observed, and `logits_ns` what the logits of a small vocabulary take to be read, on
+    both threads. What it takes to move wrappers is measured where it is done.
     """
 
     span_ns: float
     step_ns: float
     skip_ns: float = 0.0
-    move_ns: float = 0.0
     drain_ns: float = 0.0
     observe_ns: float = 0.0
     logits_ns: float = 0.0
@@ -139,7 +138,7 @@ def leave_out_detail(recorder: Any, budget: float) -> None:
     """
     recorder.sample(
         budget=budget,
-        costs_ns=(1e3, 1e3, 1.0, 1.0, 0.0),
+        costs_ns=(1e3, 1e3, 1.0, 0.0),
         levels=[(_native.DETAIL_LAYERS, 1.0)],
         observed=(0.0, 1.0, False),
         logits=None,
@@ -168,7 +167,7 @@ def _measure() -> RecordCosts:
         _root(lambda: found.append(_added_ns(spans)), recorder, site)()
         found.append(_added_ns(_calls(lambda inner: _root(inner, recorder, site))))
         unrecorded = [_unrecorded_ns(site) for _ in range(_UNRECORDED)]
-        found.extend(median(costs_ns) for costs_ns in zip(*unrecorded, strict=True))
+        found.append(median(unrecorded))
         found.append(_drain_ns(span(int), recorder))
         found.append(_observe_ns(site))
         found.append(_logits_ns(site))
@@ -177,8 +176,8 @@ def _measure() -> RecordCosts:
     return RecordCosts(*found)
 
 
-def _unrecorded_ns(site: int) -> tuple[float, float]:
-    """What a wrapper takes in a step without detail, or to get out of its way and back."""
+def _unrecorded_ns(site: int) -> float:
+    """What a wrapper takes in a step without detail, to pass its call on."""
     recorder = _native.Recorder(1 << 20, 1 << 14)
     leave_out_detail(recorder, budget=1e-9)
     recorder.start()
@@ -186,23 +185,7 @@ def _unrecorded_ns(site: int) -> tuple[float, float]:
         spans = _calls(lambda inner: _native.SpanCall(inner, recorder, site, _native.DETAIL_LAYERS))
         for _ in range(_STEPS_WITHOUT_DETAIL):
             _root(dict, recorder, site)()
-        skip_ns = _in_plain_step(lambda: _added_ns(spans), recorder, site)
-        for call in spans:
-            recorder.let_step_aside("slot", call.slot, of_model=False)
-        other_work = _OtherWork()
-
-        def move_ns() -> float:
-            for call in spans:
-                call(other_work.values)
-            found = []
-            for move in (recorder.put_wrappers_back, recorder.take_wrappers_out):
-                other_work.do()
-                start_ns = perf_counter_ns()
-                count = move()
-                found.append((perf_counter_ns() - start_ns) / max(count, 1))
-            return mean(found)
-
-        return skip_ns, _in_plain_step(move_ns, recorder, site)
+        return _in_plain_step(lambda: _added_ns(spans), recorder, site)
     finally:
         recorder.stop()
 

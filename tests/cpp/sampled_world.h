@@ -37,11 +37,10 @@ inline constexpr auto kLogitsAt = static_cast<size_t>(kLogits);
 // `observe_ns`: what observing a step is thought to take; negative: nothing is observed.
 inline SamplerOptions options(double budget, std::vector<SampleLevel> levels, const Cost& cost,
                               uint64_t seed, double observe_ns = -1, double most_observed = 1) {
-  SamplerOptions options{
-      .budget = budget,
-      .costs = {cost.step_ns, cost.span_ns, cost.skip_ns, cost.move_ns, cost.drain_record_ns},
-      .details = {},
-      .seed = seed};
+  SamplerOptions options{.budget = budget,
+                         .costs = {cost.step_ns, cost.span_ns, cost.skip_ns, cost.drain_record_ns},
+                         .details = {},
+                         .seed = seed};
   options.details[kSpansAt].levels = std::move(levels);
   if (observe_ns >= 0) {
     options.details[kObservationsAt] = {
@@ -102,7 +101,8 @@ class World {
     const double besides_ns = observe_besides * timed_ns;
     const UnrecordedCalls unrecorded = unrecorded_calls(static_cast<uint32_t>(calls));
     const double passed_on_ns = unrecorded.passed_on * cost_.skip_ns;
-    const double plain_ns = cost_.step_ns + passed_on_ns + unrecorded.moved * cost_.move_ns;
+    const auto moved_ns = static_cast<double>(unrecorded.move_ticks);
+    const double plain_ns = cost_.step_ns + passed_on_ns + moved_ns;
     // The wrappers' own time is within the step, as far as the root's clock goes.
     const double late_ns = std::exchange(late_ns_, logits_besides * read_ns);
     const double dur_ns =
@@ -113,7 +113,8 @@ class World {
     sampler_.charge(state_, kLogits, kind, read.level,
                     static_cast<uint64_t>((1 - told_part) * read_ns));
     const double inside_ns = are_declared ? (1 - told_part) * read_ns : 0;
-    SeenStep seen{kind, dur_ns + timed_ns + inside_ns, static_cast<uint64_t>(calls), unrecorded};
+    SeenStep seen{kind, dur_ns + timed_ns + inside_ns, static_cast<uint64_t>(calls), unrecorded,
+                  moved_ns};
     seen.logits_ns = inside_ns;
     seen.details[kLogitsAt] = {read.level, read.probability, read.weight, 0};
     seen.details[kSpansAt] = {choice.level, choice.probability, choice.weight, 0};
@@ -182,6 +183,7 @@ class World {
       calls.passed_on = all - recorded;
     } else {
       calls.moved = std::max(in_slots_, recorded) - std::min(in_slots_, recorded);
+      calls.move_ticks = static_cast<uint64_t>(calls.moved * cost_.move_ns);
       in_slots_ = recorded;
     }
     return calls;

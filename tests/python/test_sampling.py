@@ -211,7 +211,7 @@ def test_costs_are_on_the_safe_side_where_they_cannot_be_measured(
 
 def test_a_recorder_is_told_once_to_sample() -> None:
     recorder = _native.Recorder(1 << 20, 1 << 10)
-    told = {"budget": 0.1, "costs_ns": (1.0, 1.0, 1.0, 1.0, 1.0), "seed": 1}
+    told = {"budget": 0.1, "costs_ns": (1.0, 1.0, 1.0, 1.0), "seed": 1}
     told |= {"observed": (1.0, 1.0, True), "logits": None}
     with pytest.raises(ValueError, match="levels"):
         recorder.sample(levels=[(_native.DETAIL_LAYERS, 1.0)] * 4, **told)
