@@ -37,7 +37,7 @@ TEST(each_detail_gets_its_part_of_the_budget_and_what_the_other_cannot_use) {
   world.share(2000, StepKind::kDecode, work);
   world.observe_spent_ns = 0;
   const double share = world.share(5000, StepKind::kDecode, work);
-  CHECK(share <= 0.01 && share > 0.006);
+  CHECK(share <= 0.01 && share > 0.0035);
   // 17 spans cost 2.4 us a step, observing 80 us: the one can be had nearly always.
   CHECK_EQ(world.rate(StepKind::kDecode), Sampler::kMostProbability);
   CHECK(world.observations(StepKind::kDecode).rates[0] > 0.03);

@@ -52,7 +52,7 @@ TEST(wrappers_that_move_are_the_price_of_spans) {
   CHECK(world.share(200, StepKind::kDecode, usual) <= 0.01);
   const double share = world.share(4000, StepKind::kDecode, usual);
   CHECK(share <= 0.01);
-  CHECK(share >= 0.006);
+  CHECK(share >= 0.0035);
   const StratumReport row = world.sampler().report().strata[static_cast<size_t>(StepKind::kDecode)];
   const DetailReport& spans = row.details[kSpansAt];
   CHECK(row.moved > 0);
@@ -67,7 +67,7 @@ TEST(the_budget_is_used) {
   world.share(2000, StepKind::kDecode, work);
   const double share = world.share(5000, StepKind::kDecode, work);
   CHECK(share <= 0.01);
-  CHECK(share >= 0.0055);  // of the 0.0075 that it aims at, as near as the dead band lets it
+  CHECK(share >= 0.0035);  // of the 0.005 that it aims at, as near as the dead band lets it
   // Layers are cheap, so that more steps have them than have all.
   CHECK(world.rate(StepKind::kDecode, 0) > 2 * world.rate(StepKind::kDecode, 1));
 }

@@ -5,6 +5,7 @@ Time is that of a virtual clock, which the run moves on by itself: no machine is
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -104,7 +105,7 @@ def test_the_budget_is_the_margin_of_the_plan_that_is_used():
 
 
 def test_the_time_of_the_drain_thread_counts(monkeypatch):
-    """As much as it would be if all calls were recorded: those that do not count bear their part."""
+    """As much as if all calls were recorded: those that do not count bear their part."""
     planted = Planted(0.0)
     recording = pertoken.profile(planted.model)
 
@@ -126,6 +127,42 @@ def test_the_time_of_the_drain_thread_counts(monkeypatch):
     result = planted.measure(plan=Plan(margin=0.01, **PLAN))
     assert result.verdict == "over"
     assert result["mean"].change == pytest.approx(0.05, abs=0.006)
+
+
+def test_the_same_runs_before_all_blocks(monkeypatch):
+    """Each is entered from the other state, whichever came before."""
+    planted = Planted(0.0)
+    recording = pertoken.profile(planted.model)
+    moves: list[bool] = []
+    before_calls: list[list[bool]] = []
+
+    def noting(is_in, move):
+        def noted():
+            moves.append(is_in)
+            move()
+
+        return noted
+
+    def run():
+        before_calls.append(moves[:])
+        moves.clear()
+        planted()
+
+    recording.enter_model = noting(True, recording.enter_model)
+    recording.leave_model = noting(False, recording.leave_model)
+    monkeypatch.setattr("pertoken.overhead_measurement.profile", lambda model, **_: recording)
+    result = pertoken.measure_overhead(
+        planted.model, run, plan=Plan(margin=0.5, warm_up_calls=5, **PLAN), clock=planted.clock
+    )
+    warm_up, pairs = before_calls[:12], before_calls[12:]
+    assert len(pairs) == 7 * result.pairs
+    starts = [number for number in range(len(pairs)) if number % 7 in (0, 2, 5)]
+    assert all(bool(of) == (number in starts) for number, of in enumerate(pairs))
+    states = [is_in for of in (*warm_up, *pairs) for is_in in of]
+    assert all(first is not second for first, second in itertools.pairwise(states))
+    # Of two neighbours that are alike, as of others.
+    lasts = [pairs[number][-1] for number in starts]
+    assert any(first is second is False for first, second in itertools.pairwise(lasts))
 
 
 def test_a_run_may_measure_its_own_steps():
