@@ -99,6 +99,29 @@ def test_what_moves_is_counted_and_calls_are_passed_on_once() -> None:
     # detail; layers and all modules are put back apart.
     assert row["passed_on"] <= CALLED * (detailed + 1)
     assert CALLED <= row["moved"] <= CALLED * (2 * detailed + 1)
+    # How long that took was measured, and is part of what spans cost.
+    assert 0 < row["moved_ns"] <= row["details"][0]["detail_ns"]
+
+
+def test_wrappers_that_have_stepped_aside_are_moved_at_once_after_the_model_was_left() -> None:
+    model = seeded(Stack)
+
+    def passed_on() -> int:
+        recording.recorder.drain()
+        (row,) = recording.recorder.sampling()["strata"].values()
+        return int(row["passed_on"])
+
+    with pertoken.profile(model, modules="all", budget=NOTHING_TO_SPEND) as recording:
+        until_out(model, recording)
+        before = passed_on()
+        for _ in range(50):
+            recording.leave_model()
+            model(numbers())
+            recording.enter_model()
+            model(numbers())
+        assert passed_on() == before
+    complete(recording.result())
+    assert filled(model) == 0
 
 
 def test_a_step_that_raises_is_over_for_the_slots_too() -> None:
