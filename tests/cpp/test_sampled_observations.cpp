@@ -31,13 +31,13 @@ TEST(one_budget_is_held_for_spans_and_observations) {
 }
 
 TEST(each_detail_gets_its_part_of_the_budget_and_what_the_other_cannot_use) {
-  World world = observing(0.01, 80'000);
+  World world = observing(0.015, 80'000);
   world.observe_ns = [] { return 60'000.0; };
   const auto work = [] { return 1.1 * kMillisecond; };
   world.share(2000, StepKind::kDecode, work);
   world.observe_spent_ns = 0;
   const double share = world.share(5000, StepKind::kDecode, work);
-  CHECK(share <= 0.01 && share > 0.0035);
+  CHECK(share <= 0.015 && share > 0.006);
   // 17 spans cost 2.4 us a step, observing 80 us: the one can be had nearly always.
   CHECK_EQ(world.rate(StepKind::kDecode), Sampler::kMostProbability);
   CHECK(world.observations(StepKind::kDecode).rates[0] > 0.03);
@@ -87,7 +87,7 @@ TEST(weighted_sums_of_both_details_are_unbiased_and_so_are_those_of_steps_that_h
   constexpr int kSeeds = 200;
   EstimateErrors<3> errors;
   for (uint64_t seed = 0; seed < kSeeds; ++seed) {
-    World world = observing(0.02, 40'000, 104'729 * seed);
+    World world = observing(0.03, 40'000, 104'729 * seed);
     // Slow steps cost more to observe, come in bursts, and have another value.
     double work_ns = 0;
     world.observe_ns = [&] { return 0.05 * work_ns; };

@@ -82,7 +82,7 @@ TEST(a_budget_that_fits_all_detail_leaves_some_steps_plain_to_measure_by) {
 }
 
 TEST(probabilities_move_by_a_clamped_step_and_not_within_the_dead_band) {
-  World world(0.01, layers(1000));
+  World world(0.015, layers(1000));
   const auto run = [&](double work_ns, int steps) {
     world.share(steps, StepKind::kDecode, [=] { return work_ns; });
     return world.rate(StepKind::kDecode);
