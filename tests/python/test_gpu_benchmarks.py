@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,63 +24,78 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return smoke_run(tmp_path_factory.mktemp("benchmarks"), PARTS)
 
 
-def test_the_page_shows_what_a_gpu_gave(measured: dict[str, Any], module: Any) -> None:
+class Page:
+    """The performance page with what one benchmark gave, as if a GPU had."""
+
+    def __init__(self, module: Any, name: str, part: dict[str, Any]) -> None:
+        self.part = part
+        self._report, self._bars = module("report"), module("bars")
+        self._gpu = {"finished": "2026-01-01", "benchmarks": {name: part}}
+        self.bars = [bar for bar in module("gpu_bars").GPU_BARS if bar.benchmark == name]
+        self._all_bars = module("gpu_bars").GPU_BARS
+
+    def text(self) -> str:
+        return str(self._report.render(newest_results(self._report), "x.json", self._gpu))
+
+    def verdicts(self) -> list[Any]:
+        return list(self._bars.verdicts(self._gpu, self._all_bars))
+
+    def outcomes(self) -> list[str]:
+        return [verdict.outcome for verdict in self.verdicts()]
+
+
+@pytest.fixture
+def page_of(measured: dict[str, Any], module: Any) -> Callable[[str], Page]:
+    """The page of a benchmark by its name, whose smoke run has been found to be none."""
+
+    def made(name: str) -> Page:
+        page = Page(module, name, copy.deepcopy(measured[name]))
+        assert "Not measured: a smoke run." in page.text()
+        assert page.verdicts() == []
+        page.part["measured"] = True
+        page.part["gpu"] = {"name": "a GPU", "memory_bytes": 2**36, "cuda": "13.0"}
+        return page
+
+    return made
+
+
+def test_the_page_shows_what_a_gpu_gave(page_of: Callable[[str], Page]) -> None:
     """By the times of a processor, under the names of the shapes that a GPU runs."""
-    report, bars, gpu_bars = module("report"), module("bars"), module("gpu_bars")
-    overhead = measured["gpu_overhead"]
-    gpu = {"finished": "2026-01-01", "benchmarks": {"gpu_overhead": overhead}}
-    assert "Not measured: a smoke run." in report.render(newest_results(report), "x.json", gpu)
-    assert list(bars.verdicts(gpu, gpu_bars.GPU_BARS)) == []
-    _as_of_a_gpu(overhead)
+    page = page_of("gpu_overhead")
+    overhead = page.part
     large = [{**case, "shape": "8B", "boundaries_a_step": 97} for case in overhead["cases"]]
     overhead["cases"] = [*({**case, "shape": "1B"} for case in overhead["cases"]), *large]
-    page = report.render(newest_results(report), "x.json", gpu)
+    text = page.text()
     for case in overhead["cases"]:
-        assert f"\n#### {case['shape']}, batch {case['batch']}, " in page
+        assert f"\n#### {case['shape']}, batch {case['batch']}, " in text
         assert {"pertoken root", "pertoken layers", "torch.profiler"} < set(case["variants"])
-    assert page.count("97 boundaries a step") == 2
-    own = [bar for bar in gpu_bars.GPU_BARS if bar.benchmark == "gpu_overhead"]
-    assert [verdict.bar for verdict in bars.verdicts(gpu, gpu_bars.GPU_BARS)] == own
-    for bar in own:
-        assert f"\n| {bar.what} | " in page
+    assert text.count("97 boundaries a step") == 2
+    assert [verdict.bar for verdict in page.verdicts()] == page.bars
+    for bar in page.bars:
+        assert f"\n| {bar.what} | " in text
 
 
-def test_the_page_shows_what_reading_logits_on_a_gpu_takes(
-    measured: dict[str, Any], module: Any
-) -> None:
-    report, bars, gpu_bars = module("report"), module("bars"), module("gpu_bars")
-    logits = measured["gpu_logits"]
-    gpu = {"finished": "2026-01-01", "benchmarks": {"gpu_logits": logits}}
-    assert "Not measured: a smoke run." in report.render(newest_results(report), "x.json", gpu)
-    assert list(bars.verdicts(gpu, gpu_bars.GPU_BARS)) == []
-    _as_of_a_gpu(logits)
-    page = report.render(newest_results(report), "x.json", gpu)
+def test_the_page_shows_what_reading_logits_on_a_gpu_takes(page_of: Callable[[str], Page]) -> None:
+    page = page_of("gpu_logits")
+    logits = page.part
+    text = page.text()
     assert {case["rows"] for case in logits["kernels"]} == {1, 32, 256}
     for case in logits["kernels"]:
         for name, figures in case["works"].items():
-            assert f"\n| 1,000 | {case['dtype']} | {case['rows']} | {name} | " in page
+            assert f"\n| 1,000 | {case['dtype']} | {case['rows']} | {name} | " in text
             assert ("share_of_copy_bandwidth" in figures) == name.startswith("pertoken")
     for case in logits["decode"]:
         for name in case["variants"]:
-            assert f" | 1 | {name} | " in page
-    assert "\nNot read: nothing." in page
+            assert f" | 1 | {name} | " in text
+    assert "\nNot read: nothing." in text
     for case in logits["decode"]:
         case["variants"]["nothing again"]["ratio"]["median"] = 1.0
         ratio = 1.03 if case["way"] == "generate" else 1.01
         case["variants"]["logits, every step"]["ratio"]["median"] = ratio
-
-    def outcomes() -> list[str]:
-        return [verdict.outcome for verdict in bars.verdicts(gpu, gpu_bars.GPU_BARS)]
-
-    assert outcomes() == ["FAIL", "pass"]
+    assert page.outcomes() == ["FAIL", "pass"]
     logits["decode"][-1]["lost"] = {"no room": 3}
-    assert outcomes() == ["FAIL", "FAIL"]
-    assert "\nNot read: 3 x no room." in report.render(newest_results(report), "x.json", gpu)
-
-
-def _as_of_a_gpu(part: dict[str, Any]) -> None:
-    part["measured"] = True
-    part["gpu"] = {"name": "a GPU", "memory_bytes": 2**36, "cuda": "13.0"}
+    assert page.outcomes() == ["FAIL", "FAIL"]
+    assert "\nNot read: 3 x no room." in page.text()
 
 
 def test_every_way_counts_every_tensor_of_a_gpu(measured: dict[str, Any]) -> None:
@@ -97,38 +113,29 @@ def test_every_way_counts_every_tensor_of_a_gpu(measured: dict[str, Any]) -> Non
         assert case["share_of_copy_bandwidth"]["median"] > 0
 
 
-def test_the_page_shows_every_tensor_of_a_gpu_and_its_bars(
-    measured: dict[str, Any], module: Any
-) -> None:
-    report, bars, gpu_bars = module("report"), module("bars"), module("gpu_bars")
-    stats = copy.deepcopy(measured["gpu_stats"])
-    gpu = {"finished": "2026-01-01", "benchmarks": {"gpu_stats": stats}}
-    assert list(bars.verdicts(gpu, gpu_bars.GPU_BARS)) == []
-    _as_of_a_gpu(stats)
+def test_the_page_shows_every_tensor_of_a_gpu_and_its_bars(page_of: Callable[[str], Page]) -> None:
+    page = page_of("gpu_stats")
+    stats = page.part
     for case in stats["cases"]:
         case["share_of_copy_bandwidth"] = _exactly(0.9)
         case["timed"]["pertoken"]["gpu_ns"] = _exactly(2900.0)
         if "torch" in case["timed"]:
             case["timed"]["torch"]["times_slower"] = _exactly(6.0)
-
-    def outcomes() -> list[str]:
-        return [verdict.outcome for verdict in bars.verdicts(gpu, gpu_bars.GPU_BARS)]
-
-    assert outcomes() == ["pass"] * 4  # none of CuPy, which did not run
-    page = report.render(newest_results(report), "x.json", gpu)
+    assert page.outcomes() == ["pass"] * 4  # none of CuPy, which did not run
+    text = page.text()
     for case in stats["cases"]:
         of = f"\n| {case['values']:,} | {case['dtype']} | {case['data']} | 2.9 us | "
-        assert of in page
+        assert of in text
     one = {(case["size"], case["dtype"], case["data"]): case for case in stats["cases"]}
     one["large", "bfloat16", "constant"]["share_of_copy_bandwidth"] = _exactly(0.79)
     one["decode", "float32", "normal"]["timed"]["pertoken"]["gpu_ns"] = _exactly(3100.0)
     one["decode", "float16", "normal"]["timed"]["torch"]["times_slower"] = _exactly(0.9)
     one["large", "float32", "heavy-tailed"]["timed"]["torch"]["times_slower"] = _exactly(4.9)
-    assert outcomes() == ["FAIL"] * 4
+    assert page.outcomes() == ["FAIL"] * 4
     for case in stats["cases"]:
         if "numpy.histogram" in case["timed"]:
             case["timed"]["cupy.histogram"] = {"times_slower": _exactly(7.0)}
-    assert outcomes() == ["FAIL"] * 4 + ["pass"] * 2
+    assert page.outcomes() == ["FAIL"] * 4 + ["pass"] * 2
 
 
 def _exactly(value: float) -> dict[str, float]:
