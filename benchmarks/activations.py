@@ -8,7 +8,7 @@ a range that must be told or found first; the hooks are given a fixed one, which
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -42,7 +42,7 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
         name: pertoken.profile(model, activations="layers", activation_every=every)
         for name, every in RATES.items()
     }
-    sites = _observed_sites(model)
+    sites = observed_sites(model, partial(decode_by_generate, model, prompt, 1))
     variants = [recording_variant(name, recording) for name, recording in recordings.items()] + [
         Variant(name, partial(torch_hooks, model, sites, every)) for name, every in HOOKS.items()
     ]
@@ -52,7 +52,7 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
         "sites": len(sites),
         "rounds": rounds,
         "steps_a_block": steps,
-        "values_a_step": _values_a_step(model, sites),
+        "values_a_step": sum(sites.values()),
         "variants": compare(variants, block, rounds=rounds, advance=advance),
     }
     observed = recordings["activations, every step"].result()
@@ -64,22 +64,17 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
     return result
 
 
-def _observed_sites(model: torch.nn.Module) -> list[str]:
+def observed_sites(model: torch.nn.Module, run: Callable[[], object]) -> dict[str, int]:
+    """What `activations="layers"` observes in the last step of `run`: values by site."""
     with pertoken.profile(model, activations="layers", activation_every=1) as recording:
-        decode_by_generate(model, prompt_ids(), 1)
-    return list(dict.fromkeys(recording.result().activations["site"].tolist()))
-
-
-def _values_a_step(model: torch.nn.Module, sites: list[str]) -> int:
-    with pertoken.profile(model, activations="layers", activation_every=1) as recording:
-        decode_by_generate(model, prompt_ids(), 1)
+        run()
     table = recording.result().activations
-    last = table["step"] == table["step"].max()
-    return int(table["count"][last].sum())
+    last = table.where(table["step"] == table["step"].max())
+    return dict(zip(last["site"].tolist(), last["count"].tolist(), strict=True))
 
 
 @contextmanager
-def torch_hooks(model: torch.nn.Module, sites: list[str], every: int) -> Iterator[None]:
+def torch_hooks(model: torch.nn.Module, sites: Iterable[str], every: int) -> Iterator[None]:
     """Hooks that count what the sites put out, in one step of every so many, and hold it."""
     held: list[tuple[Any, ...]] = []
     chance = random.Random(0)
@@ -92,9 +87,11 @@ def torch_hooks(model: torch.nn.Module, sites: list[str], every: int) -> Iterato
         if not is_observed[0]:
             return
         values = output if isinstance(output, torch.Tensor) else output[0]
+        # On a GPU it takes no 16-bit format.
+        wide = values if values.dtype == torch.float32 else values.float()
         held.append(
             (
-                torch.histc(values, BINS, -8.0, 8.0),
+                torch.histc(wide, BINS, -8.0, 8.0),
                 *torch.aminmax(values),
                 values.mean(),
                 values.std(),

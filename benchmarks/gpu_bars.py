@@ -87,6 +87,25 @@ def _logit_control(way: str) -> Callable[[Any], float]:
     )
 
 
+def _against_hooks(mode: str) -> Callable[[Any], dict[str, float] | None]:
+    """How many times as much hooks with torch add to a step as observing does, where least."""
+
+    def read(activations: Any) -> dict[str, float] | None:
+        cases = _cases(activations, mode)
+        if any(lost for case in cases for lost in case["lost"].values()):
+            return exact(0.0)  # what was not observed took no time
+        found = []
+        for case in cases:
+            ours = case["variants"]["activations, every step"]["added_ns"]
+            hooks = case["variants"]["hooks with torch, every step"]["added_ns"]
+            ends = zip(("median", "low", "high"), ("median", "high", "low"), strict=True)
+            # What is lost in the noise counts as a nanosecond.
+            found.append({end: hooks[end] / max(ours[other], 1.0) for end, other in ends})
+        return min(found, key=lambda estimate: estimate["median"], default=None)
+
+    return read
+
+
 def _share(stats: Any) -> dict[str, float] | None:
     """Of the copy's bandwidth, for the kind of data on which it is least."""
     found = [
@@ -173,5 +192,16 @@ GPU_BARS = (
             neutral=1.0,
         )
         for way, name in (("generate", "generate()"), ("by_hand", "by hand"))
+    ),
+    *(
+        Bar(
+            f"what hooks with torch add to a step on a GPU, to observing every step, {of}",
+            "gpu_activations",
+            _against_hooks(mode),
+            1,
+            factor_text,
+            at_least=True,
+        )
+        for mode, of in (("eager", "eager"), ("graph", "in graphs"))
     ),
 )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from figure_text import bandwidth_text, factor_text, ns_text, percent_text, share_text
+from lost import lost_text
 from page_parts import estimate_text, table
 
 _WAYS = {"generate": "through `generate()`", "by_hand": "by hand"}
@@ -64,13 +64,8 @@ def section(logits: dict[str, Any]) -> str:
         f"{logits['vocabulary']:,}; by hand, each token is waited for. {logits['rounds']} rounds "
         f"of {logits['steps_a_block']} steps.\nIts root alone is recorded.\n\n"
         + table(("decoded", "batch", "variant", "step", "added to the step", "added"), steps)
-        + f"\n\nNot read: {_lost_text(lost)}."
+        + f"\n\nNot read: {lost_text(lost)}."
     )
-
-
-def _lost_text(lost: Iterable[dict[str, int]]) -> str:
-    found = [f"{count} x {reason}" for of in lost for reason, count in of.items()]
-    return "; ".join(found) or "nothing"
 
 
 def _form(case: dict[str, Any]) -> tuple[int, str, int]:

@@ -28,7 +28,7 @@ import pertoken
 from gpu_device import describe_gpu, wait_for_gpu
 from gpu_llama import SHAPES, TOY, gpu_llama
 from kernel_times import Times, interleaved, missing, ratio
-from logit_decode import added_by_reading, lost
+from logit_decode import added_by_reading, lost_tokens
 from logit_pass import DTYPES, TORCH, VOCABULARIES, torch_signals
 from paired import median_interval
 from script import Advance, part, run_script
@@ -78,7 +78,9 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
             case = {"vocabulary": vocabulary, "dtype": kind, "rows": rows}
             result["kernels"].append({**case, "works": _figures(times, logits.nbytes)})
             part(advance, number, parts)(1.0)
-    result["lost"] = {name: lost(of.recording.result(), "entropy") for name, of in both.items()}
+    result["lost"] = {
+        name: lost_tokens(of.recording.result(), "entropy") for name, of in both.items()
+    }
     model = gpu_llama(shape, device)
     for number, (way, batch) in enumerate(decodes, len(forms)):
         prompt = torch.randint(1, shape.vocabulary, (batch, PROMPT_TOKENS), device=device)
@@ -88,7 +90,7 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
             rounds=rounds,
             advance=part(advance, number, parts),
         )
-        case = {"way": way, "batch": batch, "lost": lost(profile, "entropy")}
+        case = {"way": way, "batch": batch, "lost": lost_tokens(profile, "entropy")}
         result["decode"].append({**case, "variants": estimates})
     return result
 

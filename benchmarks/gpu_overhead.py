@@ -1,12 +1,11 @@
 """What recording adds to a decode step on a GPU: eager and in CUDA graphs, beside other profilers.
 
-Llamas of about 1B and 8B parameters in bfloat16, with random weights and a static cache, at batch 1
-and 32. A step is one forward and the wait for it, as when the token is read. Variants run
-interleaved, as `paired` says. A graph is captured once for each variant, by the same calls, so that
-those of pertoken hold its stamps and the others none.
+The decode is that of `gpu_decode.py`: a step is one forward and the wait for it, as when the token
+is read. Variants run interleaved, as `paired` says. A graph is captured once for each variant, by
+the same calls, so that those of pertoken hold its stamps and the others none.
 
-Without a GPU only the smoke run does anything: a toy model on the processor, where a "graph" is the
-forward itself, shows that the benchmark works. Its times are no figures.
+Without a GPU only the smoke run does anything: a toy model on the processor shows that the
+benchmark works. Its times are no figures.
 """
 
 from __future__ import annotations
@@ -14,118 +13,43 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import StaticCache
 
 import pertoken
 from decode_overhead import recording_variant
+from gpu_decode import Decode, Tool, as_step, measure_cases, running
 from gpu_device import NO_GPU, describe_gpu, has_gpu
-from gpu_llama import SHAPES, TOY, Shape, gpu_llama
 from paired import Variant, compare
-from script import Advance, part, run_script
+from script import Advance, run_script
 
-WARM_UP_STEPS = 4
 BUDGET = 0.01  # that of the budgets' documentation
 BUDGETED = f"pertoken layers, budget {BUDGET:.0%}"
-MODES = ("eager", "graph")
-Run = Callable[[], object]
-Tool = Callable[[], AbstractContextManager[object]]
 
 
 def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
     """Compares every variant for each shape, batch and mode."""
     if not has_gpu() and not smoke:
         return {"measured": False, "reason": NO_GPU}
-    device = "cuda" if has_gpu() else "cpu"
     rounds, steps = (3, 4) if smoke else (20, 32)
-    batches = (1,) if smoke else (1, 32)
-    cases = [
-        (shape, batch, mode)
-        for shape in ((TOY,) if smoke else SHAPES)
-        for batch in batches
-        for mode in MODES
-    ]
-    result: dict[str, Any] = {
+    cases = measure_cases(partial(_case, rounds), steps, smoke=smoke, advance=advance)
+    return {
         "measured": has_gpu() and not smoke,
         "gpu": describe_gpu(),
         "rounds": rounds,
         "steps_a_block": steps,
         "budget": BUDGET,
-        "cases": [],
+        "cases": cases,
     }
-    model: Any = None
-    held = ""
-    for number, (shape, batch, mode) in enumerate(cases):
-        if held != shape.name:
-            model = None  # before the next one takes its memory
-            model, held = gpu_llama(shape, device), shape.name
-        with torch.inference_mode():
-            decode = _Decode(model, shape, batch, WARM_UP_STEPS + steps, device)
-            done = _case(decode, mode, rounds, part(advance, number, len(cases)))
-        result["cases"].append({"shape": shape.name, "batch": batch, "mode": mode, **done})
-        del decode
-    return result
 
 
-class _Decode:
-    """A model, what a step is given, and what runs it now."""
-
-    def __init__(self, model: Any, shape: Shape, batch: int, steps: int, device: str) -> None:
-        self.model, self.steps, self.device = model, steps, device
-        self.cache: Any = StaticCache(config=model.config, max_cache_len=steps + 2)
-        self.ids = torch.randint(1, shape.vocabulary, (batch, 1), device=device)
-        self.positions = torch.zeros(batch, 1, dtype=torch.long, device=device)
-        # Given, so that no step makes one: what is captured must not ask for lengths.
-        self.mask = torch.zeros(batch, 1, 1, steps + 2, dtype=model.dtype, device=device)
-        self.run: Run = self.forward
-
-    def forward(self) -> None:
-        self.model(
-            input_ids=self.ids,
-            attention_mask=self.mask,
-            position_ids=self.positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-
-    def captured(self) -> Run:
-        """The forward as a graph; on the processor as it is."""
-        if self.device == "cpu":
-            return self.forward
-        new_stream: Any = torch.cuda.Stream
-        side = new_stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            self.forward()
-        torch.cuda.current_stream().wait_stream(side)
-        self.cache.reset()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.forward()
-        return graph.replay
-
-    def block(self) -> list[int]:
-        """Decodes from an empty cache; the nanoseconds of each step after the warm-up."""
-        self.cache.reset()
-        durations_ns = []
-        for _ in range(self.steps):
-            start_ns = perf_counter_ns()
-            self.run()
-            if self.device == "cuda":
-                torch.cuda.synchronize()
-            durations_ns.append(perf_counter_ns() - start_ns)
-        return durations_ns[WARM_UP_STEPS:]
-
-
-def _case(decode: _Decode, mode: str, rounds: int, advance: Advance) -> dict[str, Any]:
+def _case(rounds: int, decode: Decode, mode: str, advance: Advance) -> dict[str, Any]:
     decode.forward()
     recordings = {
         "pertoken root": pertoken.profile(decode.model, modules="root"),
@@ -140,11 +64,11 @@ def _case(decode: _Decode, mode: str, rounds: int, advance: Advance) -> dict[str
         run = plain
         if is_graph:
             with recording:
-                run = _as_step(decode.captured())
-        within = partial(_running, decode, run)
+                run = as_step(decode.captured())
+        within = partial(running, decode, run)
         variants.append(recording_variant(name, recording, within=within))
     for name, tool in _other_tools(decode.device).items():
-        variants.append(Variant(name, partial(_running, decode, plain, tool)))
+        variants.append(Variant(name, partial(running, decode, plain, tool)))
     estimates = compare(variants, decode.block, rounds=rounds, advance=advance)
     layers = recordings["pertoken layers"].result()
     return {
@@ -153,27 +77,6 @@ def _case(decode: _Decode, mode: str, rounds: int, advance: Advance) -> dict[str
         "stop_ns": _stop_ns(decode, recordings["pertoken layers"], variants[1]),
         "device_spans_lost": layers.losses.get("device_spans_lost", {}),
     }
-
-
-@contextmanager
-def _running(decode: _Decode, run: Run, tool: Tool = nullcontext) -> Iterator[None]:
-    """Blocks in it run `run`, and the tool."""
-    before, decode.run = decode.run, run
-    try:
-        with tool():
-            yield
-    finally:
-        decode.run = before
-
-
-def _as_step(replay: Run) -> Run:
-    """So that a replay is a step, as a user's loop declares it."""
-
-    def run() -> None:
-        with pertoken.step("decode"):
-            replay()
-
-    return run
 
 
 def _other_tools(device: str) -> dict[str, Tool]:
@@ -211,7 +114,7 @@ def _boundaries_a_step(profile: pertoken.Profile) -> float:
     return float(np.median(counts)) if counts else 0.0
 
 
-def _stop_ns(decode: _Decode, recording: pertoken.Recording, variant: Variant) -> float:
+def _stop_ns(decode: Decode, recording: pertoken.Recording, variant: Variant) -> float:
     """How long `stop()` takes behind a block, the device idle; the longest of five."""
     longest = 0
     for _ in range(5):

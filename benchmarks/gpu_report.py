@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import gpu_activation_report
 import gpu_logit_report
 import gpu_stats_report
 from bars import Results, verdicts
 from figure_text import ns_text, percent_text
 from gpu_bars import GPU_BARS
-from page_parts import bars_table, estimate_text, table
+from page_parts import bars_table, case_text, estimate_text, table
 
 
 def section(results: Results) -> str:
@@ -55,9 +56,8 @@ def _overhead(overhead: dict[str, Any]) -> str:
             )
             for name, variant in case["variants"].items()
         ]
-        kind = "in a CUDA graph" if case["mode"] == "graph" else "eager"
         text += (
-            f"\n\n#### {case['shape']}, batch {case['batch']}, {kind}\n\n"
+            f"\n\n#### {case_text(case)}\n\n"
             + table(columns, rows)
             + f"\n\n{case['boundaries_a_step']:.0f} boundaries a step with layers; `stop()` takes "
             f"{ns_text(case['stop_ns'])} at most; lost: {case['device_spans_lost'] or 'nothing'}."
@@ -67,6 +67,7 @@ def _overhead(overhead: dict[str, Any]) -> str:
 
 _SECTIONS = {
     "gpu_overhead": _overhead,
+    "gpu_activations": gpu_activation_report.section,
     "gpu_stats": gpu_stats_report.section,
     "gpu_logits": gpu_logit_report.section,
 }

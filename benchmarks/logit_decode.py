@@ -9,6 +9,7 @@ import numpy as np
 
 import pertoken
 from decode_overhead import recording_variant
+from lost import lost
 from paired import compare
 from script import Advance
 
@@ -32,10 +33,7 @@ def added_by_reading(
     return estimates, recordings[EVERY_STEP].result()
 
 
-def lost(profile: pertoken.Profile, column: str) -> dict[str, int]:
+def lost_tokens(profile: pertoken.Profile, column: str) -> dict[str, int]:
     """What of the logits was not read, by reason, and the tokens that lack this column."""
-    losses = profile.losses
-    found = {str(reason): int(count) for reason, count in losses["observations_skipped"].items()}
-    found["records dropped"] = int(losses["records_dropped"])
-    found[f"tokens without {column}"] = int(np.isnan(profile.tokens[column]).sum())
-    return {reason: count for reason, count in found.items() if count}
+    lacking = int(np.isnan(profile.tokens[column]).sum())
+    return lost(profile) | ({f"tokens without {column}": lacking} if lacking else {})

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from logit_decode import added_by_reading, lost
+from logit_decode import added_by_reading, lost_tokens
 from paired import median_interval
 from pertoken import _native
 from pertoken.tensor_memory import memory_of
@@ -97,7 +97,7 @@ def _decode(vocabulary: int, smoke: bool, advance: Advance) -> dict[str, Any]:
     model = tiny_llama(vocabulary)
     block = partial(decode_by_generate, model, prompt_ids(), steps)
     estimates, profile = added_by_reading(model, block, rounds=rounds, advance=advance)
-    if missing := lost(profile, "logprob"):
+    if missing := lost_tokens(profile, "logprob"):
         raise RuntimeError(f"the recording is not complete: {missing}")
     return {"rounds": rounds, "steps_a_block": steps, "variants": estimates}
 

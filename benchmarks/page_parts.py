@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from bar import Verdict
 
@@ -20,6 +21,12 @@ def estimate_text(estimate: Estimate, text: Callable[[float], str]) -> str:
     if estimate["low"] == estimate["high"]:
         return text(estimate["median"])
     return f"{text(estimate['median'])} ({text(estimate['low'])} to {text(estimate['high'])})"
+
+
+def case_text(case: dict[str, Any]) -> str:
+    """Which model decodes on a GPU, and how."""
+    mode = "in a CUDA graph" if case["mode"] == "graph" else "eager"
+    return f"{case['shape']}, batch {case['batch']}, {mode}"
 
 
 def bars_table(verdicts: Iterable[Verdict]) -> str:

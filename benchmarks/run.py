@@ -54,6 +54,7 @@ BENCHMARKS = {
 GPU_BENCHMARKS = {
     "gpu_stats": "histograms of tensors on a GPU",
     "gpu_logits": "reading logits on a GPU, alone and in a decode",
+    "gpu_activations": "observing activations in a decode on a GPU, beside hooks with torch",
     "gpu_overhead": "overhead in a decode on a GPU",
 }
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+import pertoken
 from benchmark_runs import newest_results, smoke_run
-from fake_gpu import on_gpu, orderly_gpu, put_on
+from fake_gpu import FakeGpu, on_gpu, orderly_gpu, put_on
 from pertoken import _native
 
-PARTS = ("gpu_overhead", "gpu_stats", "gpu_logits")
+PARTS = ("gpu_overhead", "gpu_stats", "gpu_logits", "gpu_activations")
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,37 @@ def test_the_page_shows_what_reading_logits_on_a_gpu_takes(page_of: Callable[[st
     logits["decode"][-1]["lost"] = {"no room": 3}
     assert page.outcomes() == ["FAIL", "FAIL"]
     assert "\nNot read: 3 x no room." in page.text()
+
+
+def test_the_page_shows_what_observing_on_a_gpu_adds(page_of: Callable[[str], Page]) -> None:
+    page = page_of("gpu_activations")
+    cases = {case["mode"]: case for case in page.part["cases"]}
+    hooks = {"hooks with torch, every step", "hooks with torch, 1 step in 16"}
+    ours = {"activations, every step", "activations, 1 step in 16", "pertoken layers"}
+    off = {"spans, switched off", "activations, switched off"}
+    assert set(cases["eager"]["variants"]) == {"nothing", "nothing again", *hooks, *ours}
+    assert set(cases["graph"]["variants"]) == {*cases["eager"]["variants"], *off}
+    values = cases["eager"]["values_a_step"]
+    for case in cases.values():
+        assert case["sites"] == 8  # 2 layers of 3 sites, the embeddings and the head
+        assert case["values_a_step"] == 7 * 64 + 128
+        added = case["variants"]["activations, every step"]["added_ns"]
+        added.update(_exactly(2000.0))
+        case["variants"]["hooks with torch, every step"]["added_ns"] = _exactly(9000.0)
+    for name, added_ns in (("activations, switched off", 9000.0), ("spans, switched off", 1000.0)):
+        cases["graph"]["variants"][name]["added_ns"] = _exactly(added_ns)
+    text = page.text()
+    assert "\n#### Activations, toy, batch 1, eager\n" in text
+    assert "\n#### Activations, toy, batch 1, in a CUDA graph\n" in text
+    assert text.count(f"\n8 sites, {values} values a step. ") == 2
+    assert text.count("; a launch that is switched off, 1 us of a replay. ") == 1
+    assert text.count(" Not observed: nothing.") == 2
+    assert page.outcomes() == ["pass", "pass"]
+    cases["eager"]["variants"]["activations, every step"]["added_ns"] = _exactly(9100.0)
+    assert page.outcomes() == ["FAIL", "pass"]
+    cases["graph"]["lost"]["activations, 1 step in 16"] = {"no room": 3}
+    assert page.outcomes() == ["FAIL", "FAIL"]
+    assert " Not observed: 3 x no room." in page.text()
 
 
 def test_every_way_counts_every_tensor_of_a_gpu(measured: dict[str, Any]) -> None:
@@ -179,9 +211,86 @@ def test_logits_on_a_gpu_are_read_with_copies_and_without(
         known = {}
         for name, reader in readers.items():
             profile = reader.recording.result()
-            assert gpu_logits.lost(profile, "entropy") == {}
+            assert gpu_logits.lost_tokens(profile, "entropy") == {}
             steps = profile.tokens["step"]
             assert len(steps) == 4 * rows  # that of the warm-up, too
             known[name] = np.isfinite(profile.tokens["logprob"][steps != steps.max()])
         assert known[gpu_logits.READ_AND_COPIED].all() and not known[gpu_logits.READ].any()
         del readers, reader, profile
+
+
+class Layer(torch.nn.Module):
+    """Puts out the same memory each time, as in a graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        put_on(self, 0)
+        self.out = on_gpu(torch.ones(2, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out
+
+
+class CapturedDecode:
+    """Stands for the decode of `gpu_decode.py`: two layers, in graphs of the fake driver."""
+
+    def __init__(self, gpu: FakeGpu) -> None:
+        self._gpu = gpu
+        self.model = torch.nn.Sequential(Layer(), Layer())
+        self.run: Callable[[], object] = self.forward
+
+    def forward(self) -> None:
+        self.model(torch.zeros(2, 3))
+
+    def captured(self) -> Callable[[], object]:
+        graph = self._gpu.new_graph()
+        graph.capture_begin()
+        self.forward()
+        graph.capture_end()
+        return lambda: graph.replay()
+
+
+def test_captures_are_observed_in_their_own_variant_alone(
+    module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each block enters the recording again, and replays what was captured when it first ran."""
+    if _native.build_info()["cuda_kernels"] == "none":
+        pytest.skip("built without kernels")
+    gpu_activations = module("gpu_activations")
+    with orderly_gpu(monkeypatch) as gpu:
+        decode = CapturedDecode(gpu)
+        recordings = {
+            gpu_activations.SPANS: pertoken.profile(decode.model),
+            gpu_activations.EVERY_STEP: pertoken.profile(
+                decode.model, activations=["*"], activation_every=1
+            ),
+        }
+        variants = gpu_activations.captured_variants(decode, recordings, ["0", "1"])
+        before = {name: len(of.result().activations) for name, of in recordings.items()}
+        for _ in range(2):
+            for variant in variants:
+                with variant.context():
+                    for _ in range(3):
+                        decode.run()
+        profile = recordings[gpu_activations.EVERY_STEP].result()
+        in_replays = len(profile.activations) - before[gpu_activations.EVERY_STEP]
+        assert in_replays == 2 * 3 * 2  # rounds, replays, sites
+        assert gpu_activations.lost(profile) == {}
+        assert profile.steps["kind"].tolist().count("decode") == 2 * 3
+        assert len(recordings[gpu_activations.SPANS].result().activations) == 0
+        del decode, recordings, variants, variant, profile
+
+
+def test_one_call_in_so_many_runs_the_other(module: Any) -> None:
+    ran: list[str] = []
+    one_in = module("gpu_activations").one_in
+    for _ in range(2):
+        run = one_in(16, lambda: ran.append("hooked"), lambda: ran.append("plain"))
+        for _ in range(16 * 200):
+            run()
+    assert ran[: 16 * 200] == ran[16 * 200 :]
+    assert 2 * 150 < ran.count("hooked") < 2 * 250
+    ran.clear()
+    one_in(1, lambda: ran.append("hooked"), lambda: ran.append("plain"))()
+    assert ran == ["hooked"]
