@@ -151,8 +151,8 @@ class Summary:
         for all tokens by kind: {steps, tokens (both: that were read), top1_prob, margin, entropy,
         logprob, perplexity}, the signals None or {tokens, mean, low, high} (see `SignalMean`),
         perplexity exp(-mean logprob) or None; ``hottest_sites`` by kind, a list of {site, category,
-        share, share_low, share_high (the interval of 95 %, where steps were sampled),
-        self_ns_per_step, calls_per_step}; ``activations``, None where nothing was
+        share, share_low, share_high (the interval of 95 %, where steps were sampled; None where too
+        few were to say), self_ns_per_step, calls_per_step}; ``activations``, None where nothing was
         observed: {observations, sites, first_nonfinite: None or {site, step, token},
         unhealthy_sites: [{site, observations, nans, infs, saturated, dead, share}]} (see
         `SiteHealth`);

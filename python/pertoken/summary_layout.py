@@ -220,14 +220,16 @@ def _hottest(data: Mapping[str, Any]) -> Block:
     ]
     columns = ("step", "site", "share of step", "own time", "calls")
     title = "Hottest sites (own time and calls a step, without the sites inside)"
-    return Block(title, (), columns, tuple(rows), frozenset(columns[2:]))
+    unsure = any("?" in share for _, _, share, *_ in rows)
+    lines = ("± ?: too few steps were sampled to say.",) if unsure else ()
+    return Block(title, lines, columns, tuple(rows), frozenset(columns[2:]))
 
 
 def _estimated_share(site: Mapping[str, Any]) -> str:
-    share, high = site["share"], site.get("share_high")
-    if high is None or high <= share:
-        return share_text(share)
-    return f"{share_text(share)} ± {share_text((high - site['share_low']) / 2)}"
+    share, low, high = (site[key] for key in ("share", "share_low", "share_high"))
+    if low is None:
+        return f"{share_text(share)} ± ?"
+    return share_text(share) + (f" ± {share_text((high - low) / 2)}" if high > share else "")
 
 
 def _losses(data: Mapping[str, Any]) -> Block:

@@ -249,11 +249,12 @@ def test_shares_of_sampled_steps_are_unbiased_and_their_intervals_hold_them() ->
         for site, share in truth.items():
             hot = shares[site]
             found[site].append(hot.share)
+            assert hot.share_low is not None and hot.share_high is not None
             held[site] += hot.share_low <= share <= hot.share_high
     for site, share in truth.items():
         error = np.std(found[site]) / math.sqrt(runs)
         assert abs(np.mean(found[site]) - share) < 4 * error + 1e-12
-        assert held[site] >= 0.88 * runs
+        assert held[site] >= 0.92 * runs
 
 
 def test_a_sampled_recording_is_recovered_with_its_weights(tmp_path: Path) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections import defaultdict
 from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from pertoken.analysis.site_times import hottest_sites, site_times, span_self_ns
 from pertoken.analysis.slow_tokens import slowest_tokens
+from pertoken.result import Profile
+from pertoken.summary_layout import summary_blocks
 from slow_reference import SlowReference, nearest_rank, varied_profile
 from synthetic import synthetic_profile, with_columns
 
@@ -75,6 +80,60 @@ def test_shares_of_a_kind_add_up_to_one() -> None:
     for profile in (synthetic_profile(), synthetic_profile(root_span=True)):
         for sites in hottest_sites(profile, count=1000).values():
             assert sum(site.share for site in sites) == pytest.approx(1)
+
+
+def sampled_decodes(count: int, weight: float) -> Profile:
+    """Only so many of the decodes have spans; the prefills have all."""
+    profile = synthetic_profile(requests=4, tokens=20, seed=3)
+    decodes = np.flatnonzero(profile.steps["kind"] == "decode")
+    weights = np.ones(len(profile.steps))
+    weights[decodes] = 0
+    weights[decodes[:count]] = weight
+    detail = np.where(weights > 0, profile.steps["detail"], "root").tolist()
+    return with_columns(profile, "steps", sample_weight=weights, detail=detail)
+
+
+@pytest.mark.parametrize("count", [1, 2, 9, 10, 30])
+def test_shares_of_too_few_sampled_steps_have_no_interval(count: int) -> None:
+    """Of a single one the share is its own, which says nothing of how far off it is."""
+    profile = sampled_decodes(count, 16.0)
+    found = hottest_sites(profile)
+    for hot in found["prefill"]:
+        assert hot.share_low == hot.share_high == hot.share
+    summary = profile.summary()
+    (block,) = [b for b in summary_blocks(summary.as_dict()) if b.title.startswith("Hottest")]
+    shown = [row[2] for row in block.rows if row[0] == "decode"]
+    if count < 10:
+        assert {(hot.share_low, hot.share_high) for hot in found["decode"]} == {(None, None)}
+        assert all(share.endswith(" % ± ?") for share in shown)
+        assert block.lines == ("± ?: too few steps were sampled to say.",)
+        assert "too few steps were sampled" in str(summary)
+        assert "too few steps were sampled" in summary._repr_html_()
+        assert '"share_low": null' in json.dumps(summary.as_dict(), allow_nan=False)
+    if count == 30:
+        assert all(share.count("%") == 2 for share in shown) and block.lines == ()
+    assert not any("±" in row[2] for row in block.rows if row[0] == "prefill")
+
+
+def test_the_interval_of_a_share_is_that_of_a_ratio_estimator() -> None:
+    """Against the sum written out; the residual of a step is off from all the others' share."""
+    profile = sampled_decodes(40, 3.0)
+    reference = SlowReference(profile)
+    steps = [s for s in reference.steps if s["kind"] == "decode" and s["sample_weight"] > 0]
+    wall_ns = 3.0 * sum(s["wall_ns"] for s in steps)
+    share = [2 / 3 * (3.0 * s["wall_ns"]) ** 2 for s in steps]
+    freedom = sum(share) ** 2 / sum(each**2 for each in share)
+    z = 1.959963984540054
+    t = z + (z**3 + z) / (4 * freedom)
+    for hot in hottest_sites(profile)["decode"]:
+        variance = 0.0
+        for step in steps:
+            own_ns = reference.inside[step["step"]].get((hot.site, hot.category), 0)
+            residual = 3.0 * (own_ns - hot.share * step["wall_ns"])
+            variance += 2 / 3 * (residual / (wall_ns - 3.0 * step["wall_ns"])) ** 2
+        half = t * math.sqrt(variance)
+        assert hot.share_low == pytest.approx(max(0.0, hot.share - half), rel=1e-9)
+        assert hot.share_high == pytest.approx(min(1.0, hot.share + half), rel=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -13,14 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from pertoken.analysis.distribution import usable_weights
+from pertoken.analysis.ratio_interval import half_width
 from pertoken.analysis.row_index import rows_of
 from pertoken.analysis.token_confidence import SIGNALS
 from pertoken.result import Profile
 from pertoken.table import Array
 
-_Z = 1.959963984540054  # 97.5 % of a normal distribution lie below
-# Intervals of fewer steps, counted as degrees of freedom, would hold the truth too seldom.
-_FEWEST_STEPS = 10
 _LARGEST_EXPONENT = 700.0  # of what a float64 holds
 _BOUNDS = {
     "top1_prob": (0.0, 1.0),
@@ -103,33 +101,18 @@ class _Sample:
     def _half_width(self, known: Array, weighted_residual: Array) -> float | None:
         """Half of the interval of 95 % of a mean; None where too few steps were read.
 
-        The variance is that of the ratio estimator under sampling of steps (Särndal, Swensson and
-        Wretman, *Model Assisted Survey Sampling*, 5.6): the sum of `weight (weight - 1)` times the
-        square of a step's residual, which is the sum of those of its tokens. At a fixed rate, one
-        step of each block is read, and where a block's residuals cancel out that is too little:
-        `weight**2` is an upper bound. Residuals are taken against the mean of all other steps, as
-        a step that makes most of the mean lies near it. Student's t stands for the normal one, by
-        the first term of its expansion, with the degrees of freedom of Satterthwaite.
+        A step's residual is the sum of those of its tokens. At a fixed rate, one step of each block
+        is read, and where a block's residuals cancel out the usual variance is too little.
         """
         weight = self.weight[known]
-        total = float(weight.sum())
         _, first, own = np.unique(self.step[known], return_index=True, return_inverse=True)
         of_step = np.bincount(own, weight)
         step_weight = of_step / np.bincount(own)
         sampled = step_weight > 1
-        if not sampled.any():
-            return None if self.may_be_one_of_many else 0.0
-        others = total - of_step[sampled]
-        if others.min() <= 0:
+        if not sampled.any() and self.may_be_one_of_many:
             return None
-        left_out = 1 - 1 / step_weight[sampled] * self.by_coin[known][first][sampled]
-        share = left_out * of_step[sampled] ** 2
-        freedom = float(share.sum() ** 2 / (share**2).sum())
-        if freedom < _FEWEST_STEPS:
-            return None
-        residual = np.bincount(own, weighted_residual)[sampled] / others
-        t = _Z + (_Z**3 + _Z) / (4 * freedom)
-        return t * float(np.sqrt((left_out * residual**2).sum()))
+        left_out = sampled * (1 - 1 / step_weight * self.by_coin[known][first])
+        return half_width(of_step, np.bincount(own, weighted_residual), left_out)
 
 
 def mean_confidence(profile: Profile) -> tuple[KindConfidence, ...]:

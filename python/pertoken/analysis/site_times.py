@@ -13,6 +13,7 @@ import numpy as np
 
 from pertoken.analysis.distribution import usable_weights
 from pertoken.analysis.latency import finished
+from pertoken.analysis.ratio_interval import half_width
 from pertoken.analysis.row_index import holds_text, rows_of
 from pertoken.analysis.row_sums import sum_by_row
 from pertoken.result import Profile
@@ -20,7 +21,6 @@ from pertoken.table import Array
 
 _NESTED_REGIONS = 32
 _BY_FULLNESS = ("root", "layers", "custom", "all")
-_Z = 1.959963984540054  # 97.5 % of a normal distribution lie below
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,16 @@ class HotSite:
     """A site's part in the steps of one kind; means over steps, weighted by sample_weight.
 
     Where steps were sampled these are estimates for all of them, and the share's true value lies
-    between `share_low` and `share_high` in 95 % of cases. Where none was left out they are equal.
+    between `share_low` and `share_high` in 95 % of cases. Where none was left out they are equal,
+    and where too few were sampled to say they are None.
     """
 
     kind: str
     site: str
     category: str
     share: float
-    share_low: float
-    share_high: float
+    share_low: float | None
+    share_high: float | None
     self_ns_per_step: float
     calls_per_step: float
 
@@ -148,10 +149,8 @@ def hottest_sites(
 
     The share is the self time of the site's spans over the duration of the steps, both summed over
     the steps of the kind that finished, weighted by sample_weight: the ratio of two
-    Horvitz-Thompson estimates, whose interval is that of its linearisation under Poisson sampling
-    (Särndal, Swensson and Wretman, *Model Assisted Survey Sampling*, 5.6). Only steps of the
-    fullest detail that the kind has count: with less detail, a site's own time holds that of the
-    sites inside it.
+    Horvitz-Thompson estimates, with the interval of `half_width`. Only steps of the fullest detail
+    that the kind has count: with less detail, a site's own time holds that of the sites inside it.
 
     Args:
         profile: what was recorded.
@@ -178,19 +177,20 @@ def hottest_sites(
         self_ns = np.bincount(times.place, weights=times.self_ns * share_of, minlength=size)
         calls = np.bincount(times.place, weights=times.calls * share_of, minlength=size)
         ranked = np.argsort(-self_ns, kind="stable")[:count]
-        half = _half_widths(times, ranked, used, steps["wall_ns"], self_ns[ranked] / wall_ns)
+        shares = self_ns[ranked] / wall_ns
+        half = _half_widths(times, ranked, used, steps["wall_ns"], shares)
         result[kind] = tuple(
             HotSite(
                 kind=kind,
                 site=times.places[place].site,
                 category=times.places[place].category,
-                share=float(self_ns[place]) / wall_ns,
-                share_low=max(0.0, float(self_ns[place]) / wall_ns - width),
-                share_high=min(1.0, float(self_ns[place]) / wall_ns + width),
+                share=share,
+                share_low=None if width is None else max(0.0, share - width),
+                share_high=None if width is None else min(1.0, share + width),
                 self_ns_per_step=float(self_ns[place] / used.sum()),
                 calls_per_step=float(calls[place] / used.sum()),
             )
-            for place, width in zip(ranked.tolist(), half, strict=True)
+            for place, share, width in zip(ranked.tolist(), shares.tolist(), half, strict=True)
             if self_ns[place] > 0
         )
     return result
@@ -202,21 +202,21 @@ def _fullness(detail: str) -> int:
 
 def _half_widths(
     times: SiteTimes, places: Array, used: Array, wall_ns: Array, shares: Array
-) -> list[float]:
-    """Half of the interval of 95 % of each place's share.
+) -> list[float | None]:
+    """Half of the interval of 95 % of each place's share; None where it cannot be told.
 
-    Each step was in the sample for itself with probability 1/weight, so that the variance of the
-    weighted sum of `self - share * wall` is the sum of `weight (weight - 1)` times its square.
+    Each step was in the sample for itself with probability 1/weight.
     """
-    spread = used * np.maximum(used - 1, 0)
-    total_ns = float((wall_ns * used).sum())
+    rows = np.flatnonzero(used > 0)
+    weight, wall_ns = used[rows], wall_ns[rows]
+    left_out = np.maximum(1 - 1 / weight, 0)
     result = []
     for place, share in zip(places.tolist(), shares.tolist(), strict=True):
         own_ns = np.zeros(len(used))
-        entries = (times.place == place) & (used[times.step_row] > 0)
+        entries = times.place == place
         own_ns[times.step_row[entries]] = times.self_ns[entries]
-        residual_ns = own_ns - share * wall_ns
-        result.append(_Z * float(np.sqrt((spread * residual_ns**2).sum())) / total_ns)
+        residual = weight * (own_ns[rows] - share * wall_ns)
+        result.append(half_width(weight * wall_ns, residual, left_out))
     return result
 
 
