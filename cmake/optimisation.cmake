@@ -68,6 +68,7 @@ set_source_files_properties(
   csrc/core/clock_fit.cpp
   csrc/core/clock_map.cpp
   csrc/core/clock_samples.cpp
+  csrc/core/committed_logits.cpp
   csrc/core/exp_boundaries.cpp
   csrc/core/generation_times.cpp
   csrc/core/mapped_file.cpp
@@ -114,4 +115,5 @@ set_source_files_properties(
   csrc/cuda/stream_capture.cpp
   csrc/cuda/tagged_reader.cpp
   csrc/export/counter_events.cpp
+  csrc/export/step_events.cpp
   PROPERTIES COMPILE_OPTIONS $<$<CONFIG:Release>:-Os>)

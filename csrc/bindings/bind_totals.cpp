@@ -68,6 +68,20 @@ py::tuple site_name(const std::vector<SiteName>& names, uint32_t site) {
   return py::make_tuple(static_cast<int>(names[site].category), names[site].name);
 }
 
+// By site and kind; of a signal, which is none of the sites, by its number.
+py::list value_totals(std::vector<ValueTotals>& totals, const std::vector<SiteName>& names) {
+  py::list values;
+  for (ValueTotals& site : totals) {
+    const py::object name =
+        names.empty() ? py::object(py::int_(site.site)) : site_name(names, site.site);
+    values.append(py::make_tuple(name, static_cast<int>(site.kind), site.observations, site.weight,
+                                 site.weighted_count, site.weighted_sum, site.weighted_sum_sq,
+                                 py::cast(std::move(site.values))));
+    if (values.size() % kRowsAtOnce == 0) let_others_run();
+  }
+  return values;
+}
+
 // Kinds and label sets are numbers.
 py::dict totals(Recorder& recorder) {
   RecorderTotals snapshot;
@@ -86,14 +100,6 @@ py::dict totals(Recorder& recorder) {
                                 static_cast<uint64_t>(std::llround(site.own_ns)),
                                 py::cast(std::move(site.dur_ns))));
     if (sites.size() % kRowsAtOnce == 0) let_others_run();
-  }
-  py::list values;
-  for (ValueTotals& site : snapshot.values) {
-    values.append(py::make_tuple(site_name(names, site.site), static_cast<int>(site.kind),
-                                 site.observations, site.weight, site.weighted_count,
-                                 site.weighted_sum, site.weighted_sum_sq,
-                                 py::cast(std::move(site.values))));
-    if (values.size() % kRowsAtOnce == 0) let_others_run();
   }
   py::list requests;
   for (const RequestTotals& of_labels : snapshot.requests) {
@@ -114,7 +120,8 @@ py::dict totals(Recorder& recorder) {
   NamedValues result;
   result["steps"] = steps;
   result["sites"] = sites;
-  result["activations"] = values;
+  result["activations"] = value_totals(snapshot.values, names);
+  result["logits"] = value_totals(snapshot.logits, {});
   result["requests"] = requests;
   result["losses"] = losses;
   return result;

@@ -26,11 +26,7 @@ void Aggregates::add_values(uint32_t site, uint8_t kind, double weight,
   const uint32_t shown = is_full ? kOtherSite : site;
   ValueTotals& totals = values_.try_emplace({shown, kind}, ValueTotals{shown, kind}).first->second;
   totals.values.merge(values);
-  ++totals.observations;
-  totals.weight += weight;
-  totals.weighted_count += weight * static_cast<double>(values.count());
-  totals.weighted_sum += weight * values.sum();
-  totals.weighted_sum_sq += weight * values.sum_sq();
+  totals.weigh(weight, static_cast<double>(values.count()), values.sum(), values.sum_sq());
 }
 
 RequestTotals& Aggregates::requests(uint32_t label_set) {
@@ -52,6 +48,9 @@ AggregateSnapshot Aggregates::snapshot() const {
   for (const ByKind& by_kind : sites_) add(by_kind);
   add(other_site_);
   for (const auto& [key, totals] : values_) snapshot.values.push_back(totals);
+  for (const ValueTotals& totals : logits_.totals()) {
+    if (totals.observations > 0) snapshot.logits.push_back(totals);
+  }
   return snapshot;
 }
 

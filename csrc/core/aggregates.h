@@ -10,8 +10,10 @@
 #include <utility>
 #include <vector>
 
+#include "core/committed_logits.h"
 #include "core/exp_histogram.h"
 #include "core/record.h"
+#include "core/value_totals.h"
 
 namespace pertoken {
 
@@ -35,20 +37,6 @@ struct SiteTotals {
   uint8_t kind;       // StepKind, or kOutsideSteps
   double own_ns = 0;  // weighted: of all steps, where only some were recorded inside
   ExpHistogram dur_ns = ExpHistogram();
-};
-
-// What a site put out in the observed steps of a kind.
-struct ValueTotals {
-  uint32_t site;
-  uint8_t kind;  // StepKind, or kOutsideSteps
-  uint64_t observations = 0;
-  // Each observation times its weight, so as if all steps had been observed: how many there would
-  // be, and of their finite values the number, the sum and the sum of the squares.
-  double weight = 0;
-  double weighted_count = 0;
-  double weighted_sum = 0;
-  double weighted_sum_sq = 0;
-  ExpHistogram values = ExpHistogram();
 };
 
 struct StepTotals {
@@ -81,6 +69,7 @@ struct AggregateSnapshot {
   std::array<StepTotals, kStepKinds> steps;
   std::vector<SiteTotals> sites;
   std::vector<ValueTotals> values;
+  std::vector<ValueTotals> logits;      // by number of the signal
   std::vector<RequestTotals> requests;  // by number of the label set
   // What the bounds of the request tracker have left out.
   uint64_t requests_uncounted = 0;
@@ -95,6 +84,7 @@ class Aggregates {
   StepTotals& steps(StepKind kind) { return steps_[static_cast<size_t>(kind)]; }
   const StepTotals& steps(StepKind kind) const { return steps_[static_cast<size_t>(kind)]; }
   RequestTotals& requests(uint32_t label_set);
+  CommittedLogits& logits() noexcept { return logits_; }
   AggregateSnapshot snapshot() const;
 
  private:
@@ -107,6 +97,7 @@ class Aggregates {
   size_t site_histograms_ = 0;
   // By site and kind, and the same of those beyond the bound under kOtherSite.
   std::map<std::pair<uint32_t, uint8_t>, ValueTotals> values_;
+  CommittedLogits logits_;
   std::vector<RequestTotals> requests_;
 };
 

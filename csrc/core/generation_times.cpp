@@ -91,6 +91,7 @@ void GenerationTimes::count_rows(const StepCommit& commit, uint32_t tokens_each,
       const uint32_t left = row_lengths[row] - std::min(row_lengths[row], commit.before);
       tokens = std::min(tokens, left);
     }
+    totals.logits().commit(commit.step, commit.kind, row, tokens);
     if (tokens == 0) continue;
     if (last_ticks_[row] != 0 && last_ticks_[row] <= commit.end_ticks) {
       const uint64_t ticks = commit.end_ticks - last_ticks_[row];

@@ -17,6 +17,7 @@
 namespace pertoken {
 
 struct StepCommit {
+  int64_t step;        // kNoStep where several forwards ran in it, of which each may have chosen
   uint64_t end_ticks;  // of the step
   uint32_t rows;       // kNone32 unknown
   uint32_t tokens;     // of each row, or of all when it was declared

@@ -328,6 +328,7 @@ void Recorder::collect(const Record& record, ThreadBuffer::Progress& progress, i
       break;
     case RecordType::kTokenLogits:
       store_.add_token_logits(token_logits_of(record, step));
+      aggregates_.logits().see(token_logits_of(record, step));
       see_logits(record, step, progress);
       break;
     case RecordType::kLogitsTime:

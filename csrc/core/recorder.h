@@ -131,7 +131,7 @@ class Recorder {
   void set_device_calls(std::shared_ptr<DeviceCalls> calls) { device_calls_ = std::move(calls); }
   DeviceCalls* device_calls() const noexcept { return device_calls_.get(); }
   // What reads logits: null where nobody asked. The same holds for it.
-  void set_logit_reader(std::shared_ptr<LogitReader> reader) { logit_reader_ = std::move(reader); }
+  void set_logit_reader(std::shared_ptr<LogitReader> reader);
   LogitReader* logit_reader() const noexcept { return logit_reader_.get(); }
   // Where wrappers stand that may step aside: null where none may. Set before one stands in a
   // model.

@@ -17,6 +17,12 @@ void Recorder::set_observation_source(std::shared_ptr<ObservationSource> source)
   device_observations_ = std::move(source);
 }
 
+void Recorder::set_logit_reader(std::shared_ptr<LogitReader> reader) {
+  const std::lock_guard lock(mutex_);
+  aggregates_.logits().follow();
+  logit_reader_ = std::move(reader);
+}
+
 void Recorder::set_logit_source(std::shared_ptr<LogitSource> source) {
   const std::lock_guard lock(mutex_);
   // Of no thread: the drain pushes what it takes again right after.

@@ -82,6 +82,7 @@ void Recorder::replay_clock(std::span<const ClockSample> samples) {
   replayed_clock_ = fit(samples);
   ns_per_tick_ = replayed_clock_->ns_per_tick();
   tracker_.set_rate(ns_per_tick_);
+  aggregates_.logits().follow();
 }
 
 void Recorder::replay_from(int64_t first_step) {

@@ -134,6 +134,7 @@ void RequestTracker::commit(int64_t step, uint32_t tokens, uint32_t before, bool
   if (generation == nullptr) {
     if (is_total) {
       totals_.steps(kind).tokens_committed += tokens;
+      commit_unowned_rows(*ended, tokens);
     } else {
       tokens_uncounted_ += uint64_t{tokens} * (ended->rows == kNone32 ? 1 : ended->rows);
     }
@@ -141,7 +142,8 @@ void RequestTracker::commit(int64_t step, uint32_t tokens, uint32_t before, bool
   }
   // The rows of the first of several forwards are not those of the step.
   const bool has_rows = (ended->detail & (kStepSeveral | kStepRowsDeclared)) != kStepSeveral;
-  const StepCommit commit{.end_ticks = ended->end_ticks,
+  const StepCommit commit{.step = logits_step(*ended),
+                          .end_ticks = ended->end_ticks,
                           .rows = has_rows ? ended->rows : kNone32,
                           .tokens = tokens,
                           .before = before,
@@ -156,6 +158,18 @@ void RequestTracker::commit(int64_t step, uint32_t tokens, uint32_t before, bool
   }
 }
 
+// Of a step of no request, each row the same.
+void RequestTracker::commit_unowned_rows(const Step& step, uint32_t tokens) {
+  if (step.rows == 0 || step.rows > GenerationTimes::kMaxRows || tokens % step.rows != 0) return;
+  for (uint32_t row = 0; row < step.rows; ++row) {
+    totals_.logits().commit(logits_step(step), step_kind(step.detail), row, tokens / step.rows);
+  }
+}
+
+int64_t RequestTracker::logits_step(const Step& step) noexcept {
+  return (step.detail & kStepSeveral) != 0 ? kNoStep : step.number;
+}
+
 void RequestTracker::commit_row(int64_t step, uint32_t row, uint32_t generation, uint32_t tokens) {
   const Step* ended = find_step(step);
   if (ended == nullptr || ended->end_ticks == 0) {
@@ -167,6 +181,7 @@ void RequestTracker::commit_row(int64_t step, uint32_t row, uint32_t generation,
     return;
   }
   const auto kind = step_kind(ended->detail);
+  totals_.logits().commit(logits_step(*ended), kind, row, tokens);
   // A row without a request of its own belongs to that of the step.
   GenerationTimes* sequences =
       find_generation(generation == kNone32 ? ended->generation : generation);

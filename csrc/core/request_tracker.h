@@ -94,6 +94,8 @@ class RequestTracker {
   Step* find_step(int64_t step);
   GenerationTimes* find_generation(uint32_t generation);
   static void count_lengths(const Step& step, StepTotals& totals);
+  void commit_unowned_rows(const Step& step, uint32_t tokens);
+  static int64_t logits_step(const Step& step) noexcept;
   void take_events();
   void commit_early_rows();
   void apply(const RequestBegin& begin);

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 FORMAT_VERSION = 3
 
 STEP_KINDS = ("prefill", "decode", "verify", "draft", "mixed", "other")
+SIGNALS = ("top1_prob", "margin", "entropy", "logprob")  # what logits say of a token
 SPAN_CATEGORIES = ("module", "region", "generate")
 CLOCK_BASES = ("boot", "synchronized", "unix")
 LABEL_PREFIX = "label."

@@ -38,6 +38,18 @@ class SiteKey(NamedTuple):
     category: str
 
 
+class SignalKey(NamedTuple):
+    """What logits say of a token, in the steps of one kind.
+
+    Attributes:
+        signal: ``top1_prob``, ``margin``, ``entropy`` or ``logprob``, as in `Profile.tokens`.
+        kind: of the steps.
+    """
+
+    signal: str
+    kind: str
+
+
 @dataclass(frozen=True)
 class StepTotals:
     """The steps of one kind.
@@ -111,6 +123,15 @@ class ActivationTotals:
 
 
 @dataclass(frozen=True)
+class SignalTotals(ActivationTotals):
+    """What the logits of the steps of one kind said of the tokens that these committed.
+
+    The same figures, of one value a token: `observations` are the tokens of which it is known, and
+    `weight` estimates how many there would be had the logits of every step been read.
+    """
+
+
+@dataclass(frozen=True)
 class RequestTotals:
     """The requests of one label set. Latencies are of those that ended without an exception.
 
@@ -155,6 +176,7 @@ class Totals:
         steps: by kind, those that occurred.
         sites: by site, kind of step and category.
         activations: by site, kind of step and category: those that were observed.
+        logits: by signal and kind of step, where logits were read.
         requests: by label set; `()` is that of requests without labels.
         losses: counts of what is missing: `records_dropped` are missing here as well, while evicted
             spans, steps and requests are missing from profiles only.
@@ -165,11 +187,12 @@ class Totals:
     steps: Mapping[str, StepTotals] = field(default_factory=dict)
     sites: Mapping[SiteKey, SiteTotals] = field(default_factory=dict)
     activations: Mapping[SiteKey, ActivationTotals] = field(default_factory=dict)
+    logits: Mapping[SignalKey, SignalTotals] = field(default_factory=dict)
     requests: Mapping[LabelSet, RequestTotals] = field(default_factory=dict)
     losses: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "sites", "activations", "requests", "losses"):
+        for name in ("steps", "sites", "activations", "logits", "requests", "losses"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     @property

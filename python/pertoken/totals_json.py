@@ -13,11 +13,13 @@ import numpy as np
 from pertoken.errors import HistogramError, TotalsError
 from pertoken.histogram import Histogram, from_parts
 from pertoken.histogram_exchange import Buckets, HistogramParts
-from pertoken.schema import SPAN_CATEGORIES, STEP_KINDS
+from pertoken.schema import SIGNALS, SPAN_CATEGORIES, STEP_KINDS
 from pertoken.totals import (
     OUTSIDE,
     ActivationTotals,
     RequestTotals,
+    SignalKey,
+    SignalTotals,
     SiteKey,
     SiteTotals,
     StepTotals,
@@ -25,9 +27,15 @@ from pertoken.totals import (
 )
 
 T = TypeVar("T")
+K = TypeVar("K", SiteKey, SignalKey)
+
+_KNOWN: dict[type, dict[str, tuple[str, ...]]] = {
+    SiteKey: {"kind": (*STEP_KINDS, OUTSIDE), "category": (*SPAN_CATEGORIES, "")},
+    SignalKey: {"kind": STEP_KINDS, "signal": SIGNALS},
+}
 
 # What totals of older versions do not have.
-_ADDED_LATER: dict[str, Any] = {"activations": []}
+_ADDED_LATER: dict[str, Any] = {"activations": [], "logits": []}
 _LARGEST_COUNT = (1 << 64) - 1
 _LARGEST_OFFSET = 1 << 30
 _MOMENTS = ("sum", "sum_sq", "min", "max")
@@ -45,8 +53,9 @@ def totals_to_dict(totals: Totals) -> dict[str, Any]:
         "recordings": totals.recordings,
         "recorded_ns": totals.recorded_ns,
         "steps": {kind: _fields_of(steps) for kind, steps in totals.steps.items()},
-        "sites": _sites_of(totals.sites),
-        "activations": _sites_of(totals.activations),
+        "sites": _entries_of(totals.sites),
+        "activations": _entries_of(totals.activations),
+        "logits": _entries_of(totals.logits),
         "requests": [
             {"labels": dict(labels), **_fields_of(requests)}
             for labels, requests in totals.requests.items()
@@ -72,8 +81,9 @@ def totals_from_dict(data: object) -> Totals:
         recordings=_count(content["recordings"], "recordings"),
         recorded_ns=_count(content["recorded_ns"], "recorded_ns"),
         steps=_by_kind(content["steps"], "steps", _step_totals),
-        sites=_by_site(content["sites"], "sites", SiteTotals),
-        activations=_by_site(content["activations"], "activations", ActivationTotals),
+        sites=_by_key(content["sites"], "sites", SiteKey, SiteTotals),
+        activations=_by_key(content["activations"], "activations", SiteKey, ActivationTotals),
+        logits=_by_key(content["logits"], "logits", SignalKey, SignalTotals),
         requests=requests,
         losses={
             _text(name, "losses"): _count(count, "losses")
@@ -82,19 +92,19 @@ def totals_from_dict(data: object) -> Totals:
     )
 
 
-def _sites_of(totals: Mapping[SiteKey, Any]) -> list[dict[str, Any]]:
-    return [{**key._asdict(), **_fields_of(of_site)} for key, of_site in totals.items()]
+def _entries_of(totals: Mapping[Any, Any]) -> list[dict[str, Any]]:
+    return [{**key._asdict(), **_fields_of(own)} for key, own in totals.items()]
 
 
-def _by_site(data: object, label: str, cls: type[T]) -> dict[SiteKey, T]:
-    sites: dict[SiteKey, T] = {}
+def _by_key(data: object, label: str, key_type: type[K], cls: type[T]) -> dict[K, T]:
+    entries: dict[K, T] = {}
     for entry in _list(data, label):
-        names, values = _split(entry, f"an entry of {label}", SiteKey._fields)
-        key = SiteKey(*(_text(names[name], f"{label}.{name}") for name in SiteKey._fields))
-        if key.kind not in (*STEP_KINDS, OUTSIDE) or key.category not in (*SPAN_CATEGORIES, ""):
-            raise TotalsError(f"totals have a site of an unknown kind: {str(key)[:200]}")
-        sites[key] = _object_of(cls, values, label)
-    return sites
+        names, values = _split(entry, f"an entry of {label}", key_type._fields)
+        key = key_type(*(_text(names[name], f"{label}.{name}") for name in key_type._fields))
+        if not all(getattr(key, name) in known for name, known in _KNOWN[key_type].items()):
+            raise TotalsError(f"{label} of totals are of an unknown kind: {str(key)[:200]}")
+        entries[key] = _object_of(cls, values, label)
+    return entries
 
 
 def _step_totals(data: object) -> StepTotals:

@@ -7,13 +7,15 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pertoken.histogram import from_native
-from pertoken.schema import SPAN_CATEGORIES, STEP_KINDS
+from pertoken.schema import SIGNALS, SPAN_CATEGORIES, STEP_KINDS
 from pertoken.totals import (
     OTHER,
     OUTSIDE,
     ActivationTotals,
     LabelSet,
     RequestTotals,
+    SignalKey,
+    SignalTotals,
     SiteKey,
     SiteTotals,
     StepTotals,
@@ -49,8 +51,12 @@ def read_totals(recording: Recording | RecoveredRecording) -> Totals:
             for name, kind, own_ns, dur_ns in _in_turns(native["sites"], _ROWS_AT_ONCE)
         },
         activations={
-            _site_key(name, kind): _activation_totals(row)
+            _site_key(name, kind): ActivationTotals(*_weighted(row))
             for name, kind, *row in _in_turns(native["activations"], _ROWS_AT_ONCE)
+        },
+        logits={
+            SignalKey(SIGNALS[signal], _KINDS[kind]): SignalTotals(*_weighted(row))
+            for signal, kind, *row in native["logits"]
         },
         requests=requests,
         losses={
@@ -77,16 +83,8 @@ def _site_key(site: tuple[int, str], kind: int) -> SiteKey:
     return SiteKey(name, _KINDS[kind], SPAN_CATEGORIES[category])
 
 
-def _activation_totals(row: list[Any]) -> ActivationTotals:
-    observations, weight, weighted_count, weighted_sum, weighted_sum_sq, values = row
-    return ActivationTotals(
-        observations=observations,
-        weight=weight,
-        weighted_count=weighted_count,
-        weighted_sum=weighted_sum,
-        weighted_sum_sq=weighted_sum_sq,
-        values=from_native(values),
-    )
+def _weighted(row: list[Any]) -> list[Any]:
+    return [*row[:-1], from_native(row[-1])]
 
 
 def _request_totals(row: dict[str, Any]) -> RequestTotals:

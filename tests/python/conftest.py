@@ -51,6 +51,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
+def checked_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Holds what totals say of logits against the tables, in each result of what has stopped."""
+    import invariants
+    from pertoken import Profile, Recording
+
+    result = Recording.result
+
+    def checked(recording: Recording) -> Profile:
+        profile = result(recording)
+        if not recording.is_recording:
+            invariants.check_logits(profile)
+        return profile
+
+    monkeypatch.setattr(Recording, "result", checked)
+
+
+@pytest.fixture
 def module() -> Iterator[Callable[[str], Any]]:
     """Imports a module of the benchmarks by its name."""
     with benchmark_modules() as import_module:

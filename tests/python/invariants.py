@@ -156,6 +156,15 @@ def check_totals(profile: Profile) -> None:
         assert counted.tokens_out == requests["tokens_out"].sum()
     totals_of_tables.check_requests(profile)
     totals_of_tables.check_sites(profile)
+    totals_of_tables.check_logits(profile)
+
+
+def check_logits(profile: Profile) -> None:
+    """What was counted of logits is what the columns of tokens say, where all of them are held."""
+    runs = (profile.requests["end_ns"] < 0).any() or (profile.steps["wall_ns"] < 0).any()
+    losses = profile.losses
+    if not (runs or losses["steps_evicted"] or losses["requests_evicted"]):
+        totals_of_tables.check_logits(profile)
 
 
 def assert_histogram(histogram: Histogram, values_ns: np.ndarray) -> None:

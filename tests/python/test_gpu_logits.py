@@ -28,9 +28,12 @@ from pertoken.engines.engine import Engine
 from pertoken.engines.row import Row
 from waiting import wait_for
 
-pytestmark = pytest.mark.skipif(
-    _native.build_info()["cuda_kernels"] == "none", reason="built without kernels"
-)
+pytestmark = [
+    pytest.mark.usefixtures("checked_logits"),
+    pytest.mark.skipif(
+        _native.build_info()["cuda_kernels"] == "none", reason="built without kernels"
+    ),
+]
 
 
 @pytest.fixture
@@ -157,6 +160,7 @@ def test_what_arrives_is_spooled(gpu: FakeGpu, tmp_path: Path) -> None:
     live = recording.result()
     del recording
     recovered = pertoken.recover(tmp_path)
+    invariants.check_logits(recovered)
     assert np.isfinite(live.tokens["logprob"]).all()
     for name in (*SIGNALS, "logits_weight"):
         np.testing.assert_array_equal(recovered.tokens[name], live.tokens[name])

@@ -16,6 +16,8 @@ from logit_reference import SIGNALS, sharp, signals
 from pertoken import Profile
 from pertoken.errors import SelectionError
 
+pytestmark = pytest.mark.usefixtures("checked_logits")
+
 
 def check_tokens(profile: Profile, expected: dict[str, Tensor], *names: str) -> None:
     """`expected` (rows, tokens): what the table must say, by row and position."""

@@ -20,6 +20,8 @@ from pertoken import Profile
 from pertoken.engines.engine import Engine, manual
 from pertoken.engines.row import Row
 
+pytestmark = pytest.mark.usefixtures("checked_logits")
+
 
 class Fixed(nn.Module):
     """Puts out given logits (rows, positions, vocabulary), whatever it is fed."""

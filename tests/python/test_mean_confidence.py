@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 import models
 import pertoken
 from pertoken.analysis.mean_confidence import KindConfidence, mean_confidence
-from pertoken.analysis.token_confidence import SIGNALS, least_confident_tokens
+from pertoken.analysis.token_confidence import least_confident_tokens
 from pertoken.result import Profile
+from pertoken.schema import SIGNALS
 from pertoken.summary_layout import summary_blocks
 from pertoken.summary_text import plain_text
 from synthetic import columns_of, synthetic_meta, synthetic_profile, with_columns

@@ -23,6 +23,8 @@ from logit_reference import SIGNALS, sharp, signals
 from pertoken import Profile, Recording
 from waiting import wait_for
 
+pytestmark = pytest.mark.usefixtures("checked_logits")
+
 ROWS, NEW_TOKENS = 2, 12
 MOST = 15 / 16  # of a step to have any detail
 

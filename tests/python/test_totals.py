@@ -20,6 +20,7 @@ from models import llama, prompt
 from odd_modules import Stack, numbers, seeded
 from pertoken import Totals, _native, totals_reading
 from pertoken.analysis import latency
+from pertoken.schema import SIGNALS
 from pertoken.totals import OTHER, SiteKey
 from test_processes import in_child
 from waiting import wait_for
@@ -126,6 +127,44 @@ def test_what_was_evicted_stays_in_the_totals_and_in_the_summary() -> None:
     text = " ".join(str(profile.summary()).split())
     assert "16 requests, 1,024 steps (16 prefill, 1,008 decode), 1,024 tokens" in text
     assert f"the last {len(profile.steps)} steps and {len(profile.tokens)} tokens are held" in text
+
+
+def test_logits_of_evicted_steps_stay_in_the_totals(tmp_path: Path) -> None:
+    model = llama()
+    recording = pertoken.profile(model, modules="all", memory_limit_bytes=1 << 20, logits=True)
+    expected = Totals()
+    with recording:
+        for _ in range(16):
+            with pertoken.profile(model, logits=True) as whole:
+                model.generate(prompt(2), max_new_tokens=64)
+            invariants.check(whole.result())
+            expected = expected.merge(whole.totals())
+    profile = recording.result()
+    assert profile.losses["steps_evicted"] > 0 and len(profile.tokens) < 16 * 2 * 64
+    totals = profile.totals
+    assert totals is not None
+    assert set(totals.logits) == {(s, k) for s in SIGNALS for k in ("prefill", "decode")}
+    for key, of_kind in expected.logits.items():
+        own = totals.logits[key]
+        tokens = 16 * 2 * (63 if key.kind == "decode" else 1)
+        assert own.observations == own.weight == own.weighted_count == tokens
+        assert own.values.positive.counts.tolist() == of_kind.values.positive.counts.tolist()
+        assert own.values.negative.counts.tolist() == of_kind.values.negative.counts.tolist()
+        assert own.mean == pytest.approx(of_kind.mean, rel=1e-12)
+        assert own.rms == pytest.approx(of_kind.rms, rel=1e-12)
+    profile.save(tmp_path / "run.pertoken")
+    assert pertoken.load(tmp_path / "run.pertoken").totals == totals
+    assert pickle.loads(pickle.dumps(totals)) == totals
+    # Totals of versions that did not count them are read.
+    data = totals.to_dict()
+    del data["logits"]
+    assert Totals.from_dict(data).logits == {}
+
+
+def test_without_logits_totals_have_none() -> None:
+    with pertoken.profile(llama()) as recording:
+        llama().generate(prompt(), max_new_tokens=3)
+    assert recording.totals().logits == {} and recording.totals().to_dict()["logits"] == []
 
 
 def test_a_summary_of_a_whole_run_is_that_of_its_tables() -> None:

@@ -11,8 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pertoken import Histogram, PertokenError, Totals, TotalsError
-from pertoken.schema import STEP_KINDS
-from pertoken.totals import RequestTotals, SiteKey, SiteTotals, StepTotals
+from pertoken.schema import SIGNALS, STEP_KINDS
+from pertoken.totals import (
+    RequestTotals,
+    SignalKey,
+    SignalTotals,
+    SiteKey,
+    SiteTotals,
+    StepTotals,
+)
 
 durations_ns = st.integers(0, 10**12)
 label_sets = st.sampled_from([(), (("tenant", "a"),), (("tenant", "b"), ("zone", "x"))])
@@ -26,6 +33,11 @@ events = st.one_of(
         durations_ns,
     ),
     st.tuples(st.just("request"), label_sets, durations_ns),
+    st.tuples(
+        st.just("token"),
+        st.tuples(st.sampled_from(SIGNALS), st.sampled_from(STEP_KINDS)),
+        st.integers(-1000, 0),
+    ),
 )
 
 
@@ -59,6 +71,17 @@ def totals_of(happened: list[tuple[str, Any, int]]) -> Totals:
             )
             for labels, ns in of("request").items()
         },
+        logits={
+            SignalKey(*key): SignalTotals(
+                observations=len(values),
+                weight=2.0 * len(values),
+                weighted_count=2.0 * len(values),
+                weighted_sum=2.0 * sum(values),
+                weighted_sum_sq=2.0 * sum(value**2 for value in values),
+                values=histogram(values),
+            )
+            for key, values in of("token").items()
+        },
         losses={"records_dropped": len(happened) % 3},
     )
 
@@ -72,7 +95,7 @@ def exact(totals: Totals) -> dict[str, Any]:
         return [without_sums(item) for item in value] if isinstance(value, list) else value
 
     data: dict[str, Any] = without_sums(totals.to_dict())
-    for name in ("sites", "requests"):
+    for name in ("sites", "logits", "requests"):
         data[name] = sorted(data[name], key=lambda entry: json.dumps(entry, sort_keys=True))
     return data
 
@@ -99,7 +122,7 @@ def test_what_two_processes_saw_merges_to_what_one_would_have_seen(
     first = totals_of([event for is_first, event in happened if is_first])
     second = totals_of([event for is_first, event in happened if not is_first])
     together, merged = totals_of([event for _, event in happened]), first.merge(second)
-    for name in ("sites", "requests"):
+    for name in ("sites", "logits", "requests"):
         assert getattr(merged, name).keys() == getattr(together, name).keys()
     for kind, steps in together.steps.items():
         own = merged.steps[kind]
@@ -109,6 +132,10 @@ def test_what_two_processes_saw_merges_to_what_one_would_have_seen(
     for key, site in together.sites.items():
         assert merged.sites[key].own_ns == site.own_ns
         assert_same(merged.sites[key].dur_ns, site.dur_ns)
+    for signal, tokens in together.logits.items():
+        assert merged.logits[signal].mean == tokens.mean
+        assert merged.logits[signal].observations == tokens.observations
+        assert_same(merged.logits[signal].values, tokens.values)
     for labels, requests in together.requests.items():
         assert merged.requests[labels].started == requests.started
         assert_same(merged.requests[labels].ttft_ns, requests.ttft_ns)

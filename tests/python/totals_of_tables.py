@@ -9,7 +9,7 @@ import pytest
 
 from pertoken import Histogram, Profile
 from pertoken.analysis.latency import tpot_ns, ttft_ns
-from pertoken.schema import LABEL_PREFIX
+from pertoken.schema import LABEL_PREFIX, SIGNALS
 from pertoken.table import Array
 from pertoken.totals import OUTSIDE, LabelSet
 
@@ -77,6 +77,42 @@ def check_requests(profile: Profile) -> None:
             same(held.itl_ns, itl_ns[itl_ns >= 0])
         if (requests["tokens_in"][own] >= 0).all():
             assert held.tokens_in == requests["tokens_in"][own].sum()
+
+
+def check_logits(profile: Profile) -> None:
+    """Asserts that what logits said by kind is what the columns of tokens say."""
+    assert profile.totals is not None
+    tokens, steps = profile.tokens, profile.steps
+    kinds = dict(zip(steps["step"].tolist(), steps["kind"].tolist(), strict=True))
+    kind_of = np.array([kinds[step] for step in tokens["step"].tolist()], dtype=object)
+    seen = set()
+    for signal in SIGNALS:
+        values = tokens[signal].astype(np.float64)
+        for kind in dict.fromkeys(kind_of[~np.isnan(values)].tolist()):
+            own = (kind_of == kind) & ~np.isnan(values)
+            weight = tokens["logits_weight"][own].astype(np.float64)
+            finite = np.isfinite(values[own])
+            known, weight_known = values[own][finite], weight[finite]
+            held = profile.totals.logits[signal, kind]
+            seen.add((signal, kind))
+            assert held.observations == own.sum(), (signal, kind)
+            assert held.weight == pytest.approx(weight.sum(), rel=1e-9)
+            assert held.weighted_count == pytest.approx(weight_known.sum(), rel=1e-9)
+            assert held.weighted_sum == pytest.approx((weight_known * known).sum(), rel=1e-9)
+            assert held.weighted_sum_sq == pytest.approx((weight_known * known**2).sum(), rel=1e-9)
+            expected = Histogram.from_values(values[own])
+            for part in ("positive", "negative"):
+                assert _buckets(held.values, part) == _buckets(expected, part), (signal, kind)
+            assert (held.values.count, held.values.zeros) == (expected.count, expected.zeros)
+            assert held.values.neg_infs == (~finite).sum()
+            if finite.any():
+                assert (held.values.min, held.values.max) == (known.min(), known.max())
+    assert set(profile.totals.logits) == seen
+
+
+def _buckets(histogram: Histogram, part: str) -> dict[int, int]:
+    offset, counts = getattr(histogram, part)
+    return {offset + i: n for i, n in enumerate(counts.tolist()) if n}
 
 
 def label_set(profile: Profile, index: int) -> LabelSet:

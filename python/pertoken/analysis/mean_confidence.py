@@ -15,8 +15,8 @@ import numpy as np
 from pertoken.analysis.distribution import usable_weights
 from pertoken.analysis.ratio_interval import half_width
 from pertoken.analysis.row_index import rows_of
-from pertoken.analysis.token_confidence import SIGNALS
 from pertoken.result import Profile
+from pertoken.schema import SIGNALS
 from pertoken.table import Array
 
 _LARGEST_EXPONENT = 700.0  # of what a float64 holds

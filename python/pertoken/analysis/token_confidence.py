@@ -9,9 +9,8 @@ import numpy as np
 
 from pertoken.analysis.row_index import rows_of
 from pertoken.result import Profile
+from pertoken.schema import SIGNALS
 from pertoken.table import Array
-
-SIGNALS = ("top1_prob", "margin", "entropy", "logprob")
 
 
 @dataclass(frozen=True)
