@@ -64,13 +64,15 @@ CallSlots::Sort CallSlots::sort_of(const bindings::SpanCall& call) noexcept {
 void CallSlots::add(bindings::SpanCall& call) {
   Known& known = known_[sort_of(call)];
   known.calls.reserve(++known.added);
-  is_compiler_in_use();
+  look_for_compiler();
   call.may_step_aside = true;
 }
 
-// Looked at where wrappers are moved, and remembered once it is.
+// Where wrappers are moved; that it is in use is remembered.
+void CallSlots::look_for_compiler() { is_closed_ = is_closed_ || has_compiled(); }
+
 bool CallSlots::is_compiler_in_use() {
-  is_closed_ = is_closed_ || has_compiled();
+  look_for_compiler();
   return is_closed_;
 }
 

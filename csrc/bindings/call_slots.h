@@ -60,6 +60,7 @@ class CallSlots {
   static Sort sort_of(const bindings::SpanCall& call) noexcept;
   static std::vector<CallSlots*>& every();
   bool may_empty(const Recorder& recorder) const noexcept;
+  void look_for_compiler();
   bool is_compiler_in_use();
   bool exchange(const bindings::SpanCall& call, PyObject* expected, PyObject* value) const;
   bool leave(bindings::SpanCall& call, const ThreadBuffer& buffer);
