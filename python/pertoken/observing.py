@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 OutputChoice: TypeAlias = int | str | Callable[[Any], Any]
 
 MAX_EVERY = 1 << 20
+# What such a forward puts out are hidden states, which would be taken for logits.
+COMPUTED_ELSEWHERE = "the model computes them outside of its forward, as those of vLLM do"
 _MOST_REASONS = 32
 _MOST_CHARACTERS = 200
 
@@ -106,6 +108,7 @@ class Observing:
     Args:
         recorder: the native recorder, which chooses the steps.
         observed: what is to be observed.
+        root: the model, which may have logits or not.
 
     Attributes:
         skipped: what was not observed, by reason.
@@ -113,7 +116,9 @@ class Observing:
         has_sites: whether outputs of modules are observed.
     """
 
-    def __init__(self, recorder: Any, observed: Observed) -> None:
+    def __init__(
+        self, recorder: Any, observed: Observed, root: torch.nn.Module | None = None
+    ) -> None:
         self.skipped = Skipped()
         activations, output = observed.activations, observed.output
         if isinstance(activations, Iterable) and not isinstance(activations, str):
@@ -129,7 +134,10 @@ class Observing:
             choose=None if output is None else _chooser(output),
             by_row=observed.by_row,
         )
-        if observed.logits:
+        has_logits = observed.logits and not callable(getattr(root, "compute_logits", None))
+        if observed.logits and not has_logits:
+            self.skipped.skip_logits(COMPUTED_ELSEWHERE)
+        if has_logits:
             skip = self.skipped.skip_logits
             recorder.read_logits(
                 every=observed.logits_every,
@@ -138,7 +146,7 @@ class Observing:
                 current_stream=current_stream_function(),
                 skip=skip,
             )
-        self._logits_of = recorder if observed.logits else None
+        self._logits_of = recorder if has_logits else None
 
     def select(self, root: torch.nn.Module) -> dict[str, torch.nn.Module]:
         """The observed modules by name, "" the root.

@@ -111,7 +111,7 @@ class Recording:
             observe_seed=seeds.new_seed(),
         )
         self._observed = observed
-        self.observing = Observing(self.recorder, observed)
+        self.observing = Observing(self.recorder, observed, unwrap_compiled(model))
         self.observing.select(unwrap_compiled(model))
         self.skipped = self.observing.skipped
         log_size = max(1024, memory_limit_bytes // 8 // _BYTES_A_REQUEST)

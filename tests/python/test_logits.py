@@ -15,6 +15,7 @@ import pertoken
 from logit_reference import SIGNALS, sharp, signals
 from pertoken import Profile
 from pertoken.errors import SelectionError
+from pertoken.observing import COMPUTED_ELSEWHERE
 
 pytestmark = pytest.mark.usefixtures("checked_logits")
 
@@ -254,6 +255,30 @@ def test_saved_and_loaded(tmp_path: Any) -> None:
     loaded = pertoken.load(tmp_path / "run.pertoken")
     for name in (*SIGNALS, "logits_weight"):
         np.testing.assert_array_equal(loaded.tokens[name], profile.tokens[name])
+
+
+def test_a_model_that_computes_them_outside_of_its_forward_is_not_read() -> None:
+    """Its hidden states, which have the form of logits, are not taken for some."""
+
+    class LikeVllm(torch.nn.Module):
+        def forward(self, input_ids: Tensor) -> Tensor:
+            return torch.randn(1, input_ids.shape[1], 16)
+
+        def compute_logits(self, hidden: Tensor) -> Tensor:
+            return hidden
+
+    model = LikeVllm()
+    with pertoken.profile(model, logits=True, budget=1.0) as recording:
+        for _ in range(3):
+            with pertoken.step(kind="decode", rows=1, tokens_committed=1):
+                model(torch.zeros(1, 1, dtype=torch.long))
+    profile = recording.result()
+    assert len(profile.tokens) == 3
+    for name in (*SIGNALS, "logits_weight"):
+        assert np.isnan(profile.tokens[name]).all()
+    assert profile.totals is not None and profile.totals.logits == {}
+    assert profile.losses["observations_skipped"] == {f"logits: {COMPUTED_ELSEWHERE}": 1}
+    assert COMPUTED_ELSEWHERE in str(profile.summary())
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 from vllm import SamplingParams
+from vllm.model_executor.models.interfaces_base import VllmModelForTextGeneration
+from vllm.model_executor.models.llama import LlamaForCausalLM
+from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 from vllm.plugins import DEFAULT_PLUGINS_GROUP, STAT_LOGGER_PLUGINS_GROUP, load_plugins_by_group
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -74,6 +77,12 @@ def test_the_fields_and_signatures_are_those_of_the_installed_vllm() -> None:
     request = Request("a", [1, 2], SamplingParams(), None)
     assert (request.num_prompt_tokens, request.num_output_tokens) == (2, 0)
     assert request.arrival_time > 0 and not request.is_finished()
+
+
+def test_models_of_vllm_make_their_logits_behind_the_forward() -> None:
+    """So that what their forward puts out is not read as logits."""
+    for cls in (VllmModelForTextGeneration, LlamaForCausalLM, Qwen3ForCausalLM):
+        assert callable(getattr(cls, "compute_logits", None)), cls
 
 
 def test_vllm_finds_the_installed_plugins() -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import invariants
@@ -14,6 +15,7 @@ import pertoken
 import scripted_worker
 from pertoken import Profile
 from pertoken.engines.vllm_worker import RUNS_AHEAD
+from pertoken.observing import COMPUTED_ELSEWHERE
 from scripted_worker import BookedRow, Script
 from vllm_engine import add, make_engine, scheduler_of, worker_of
 
@@ -162,3 +164,17 @@ def test_a_worker_whose_scheduler_is_elsewhere_tells_what_it_gets(
             sampled.update({row.request: row.sampled for row in rows})
         assert tokens_out == sampled
     assert (profile.requests["end_ns"] > 0).all()
+
+
+def test_logits_that_are_made_behind_the_forward_are_not_read(tmp_path: Path) -> None:
+    """The rest is recorded as without them."""
+    run = Run(tmp_path, 1)
+    run.worker.model.compute_logits = lambda hidden: hidden
+    recording = pertoken.profile(run.worker.model, logits=True)
+    with recording:
+        run.go()
+    profile = recording.result()
+    check(run, profile)
+    assert len(profile.tokens) and np.isnan(profile.tokens["logits_weight"]).all()
+    assert profile.totals is not None and profile.totals.logits == {}
+    assert profile.losses["observations_skipped"] == {f"logits: {COMPUTED_ELSEWHERE}": 1}
