@@ -66,8 +66,8 @@ Sampler::Sampler(const SamplerOptions& options)
 
 // Of a level or one above it, given that of those above.
 double Sampler::probability(const PublishedDetail& published, size_t level, double fill,
-                            double most, double above) noexcept {
-  const double p = std::max(load(published.rates[level]) * fill, load(published.floor));
+                            double floor, double most, double above) noexcept {
+  const double p = std::max(load(published.rates[level]) * fill, floor);
   return std::max(std::min(p, most), above);
 }
 
@@ -79,19 +79,23 @@ SampleChoice Sampler::decide(SampleState& state, SampleDetail detail, StepKind k
   if (state.random == 0) [[unlikely]] {
     uint64_t seed = next_seed_.fetch_add(1, std::memory_order_relaxed);
     state.random = next_random(seed) | 1;
-    // Spans may begin with what they will have: what they cost is known. Observations and logits
-    // may cost anything, and one of them more than a few hundred steps pay: they begin with the
-    // price of one to pay first.
+    // Spans may begin with the price of a full step: what they cost is known. Observations and
+    // logits may cost anything, and one of them more than a few hundred steps pay: they begin with
+    // the price of one to pay first.
+    state.pace.fill(1);
     for (size_t i = 0; i < published_.size(); ++i) {
       for (size_t each = 0; each < kSampleDetails; ++each) {
         const double capacity_ns = load(published_[i].details[each].capacity_ns);
-        state.allowance_ns[i][each] = each == kSpansAt ? capacity_ns / 2 : -capacity_ns / kBurst;
+        state.allowance_ns[i][each] = (each == kSpansAt ? capacity_ns : -capacity_ns) / kBurst;
       }
     }
   }
   const double number = uniform(state.random);
   double fill = state.allowance_ns[static_cast<size_t>(kind)][at] * load(published.fill_per_ns);
   fill = std::clamp(fill, 0.0, 1.0);
+  // It is meant by the second and known by the step.
+  const double floor =
+      std::max(load(published.floor) * state.pace[static_cast<size_t>(kind)], kLeastProbability);
   double most = options.most;
   if (is_favoured) {
     fill *= kFavour;
@@ -99,14 +103,14 @@ SampleChoice Sampler::decide(SampleState& state, SampleDetail detail, StepKind k
   }
   double above = 0;  // the probability of the levels above
   for (size_t level = options.levels; level-- > 0;) {
-    const double p = probability(published, level, fill, most, above);
+    const double p = probability(published, level, fill, floor, most, above);
     if (number >= p) {
       above = p;
       continue;
     }
     SampleChoice choice{static_cast<int>(level), 1.0 / (p - above), p};
     while (level-- > 0) {
-      choice.probability = probability(published, level, fill, most, choice.probability);
+      choice.probability = probability(published, level, fill, floor, most, choice.probability);
     }
     return choice;
   }
@@ -148,6 +152,11 @@ void Sampler::pay_in(SampleState& state, StepKind kind, uint64_t dur_ticks,
   const double dur_ns = static_cast<double>(dur_ticks) * load(ns_per_tick_);
   const double left_ns = dur_ns * kAllowed * budget_ - load(published.plain_ns) -
                          unrecorded.passed_on * costs_.skip_ns;
+  // By longer steps, details may be known to cost more than they do in those of late.
+  double& recent_ns = state.recent_ns[at];
+  recent_ns += (dur_ns - recent_ns) / kRecentSteps;
+  const double mean_ns = load(published.mean_ns);
+  const double pace = state.pace[at] = recent_ns < mean_ns ? recent_ns / mean_ns : 1.0;
   if (unrecorded.moved != 0) {
     const double moved_ns = static_cast<double>(unrecorded.move_ticks) * load(ns_per_tick_);
     take_out(state.allowance_ns[at][kSpansAt], moved_ns,
@@ -161,7 +170,7 @@ void Sampler::pay_in(SampleState& state, StepKind kind, uint64_t dur_ticks,
     const double paid_ns = left_ns * share;
     // What longer steps have paid is not for these, but for the price of one.
     const double most_ns =
-        std::min(capacity_ns, std::max(capacity_ns / kBurst, kHeldSteps * paid_ns));
+        std::min(capacity_ns, std::max(pace * capacity_ns / kBurst, kHeldSteps * paid_ns));
     double& allowance_ns = state.allowance_ns[at][detail];
     // Steps that leave nothing make no debt beyond that.
     allowance_ns =
@@ -227,6 +236,7 @@ void Sampler::publish(size_t kind, const StepCosts& costs, const StepCosts& expe
     store(published.fill_per_ns, 2.0 / capacity_ns);
   }
   store(published_[kind].plain_ns, costs.plain_ns + drain_a_step_ns_);
+  store(published_[kind].mean_ns, strata_[kind].mean_ns);
 }
 
 void Sampler::control(double now_ns, double drain_ns) {

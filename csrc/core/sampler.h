@@ -83,6 +83,10 @@ struct SamplerOptions {
 struct SampleState {
   uint64_t random = 0;  // 0: not yet begun
   std::array<ByDetail<double>, kStepKinds> allowance_ns{};
+  // How long steps of a kind were of late, and as a part of those by which costs are known: up
+  // to 1.
+  std::array<double, kStepKinds> recent_ns{};
+  std::array<double, kStepKinds> pace{};
 };
 
 struct SampleChoice {
@@ -246,10 +250,11 @@ class Sampler {
   // code and data do to the model's caches, and so that an experiment can tell it from the budget
   // in time.
   static constexpr double kAim = 0.5;
-  static constexpr double kAllowed = 0.96;    // of it, that allowances get
-  static constexpr double kFavour = 4;        // of the first steps of a request
-  static constexpr double kBurst = 4;         // full steps that an allowance can hold
-  static constexpr double kHeldSteps = 100;   // and steps whose pay it can; but the price of one
+  static constexpr double kAllowed = 0.9;    // of it, that allowances get
+  static constexpr double kFavour = 4;       // of the first steps of a request
+  static constexpr double kBurst = 4;        // full steps that an allowance can hold
+  static constexpr double kHeldSteps = 100;  // and steps whose pay it can; but the price of one
+  static constexpr double kRecentSteps = 16;
   static constexpr double kFloorShare = 0.1;  // of the budget, at most, for the floor
   static constexpr double kFloorNs = 1e9;     // one detailed step in so long
   // Of spans, until steps of the kind were seen.
@@ -272,10 +277,11 @@ class Sampler {
   struct alignas(64) Published {
     ByDetail<PublishedDetail> details;
     std::atomic<double> plain_ns;
+    std::atomic<double> mean_ns;  // of the steps by which all this is known
   };
 
   static double probability(const PublishedDetail& published, size_t level, double fill,
-                            double most, double above) noexcept;
+                            double floor, double most, double above) noexcept;
 
   void charge_level(SampleState& state, SampleDetail detail, StepKind kind, size_t level,
                     uint64_t timed_ticks) noexcept;

@@ -122,7 +122,7 @@ void check_read_unbiased(
   constexpr int kSeeds = 200;
   EstimateErrors<3> errors;
   for (uint64_t seed = 0; seed < kSeeds; ++seed) {
-    World world = reading(0.02, 40'000, 15'485'863 * seed, 10'000);
+    World world = reading(0.03, 40'000, 15'485'863 * seed, 10'000);
     double work_ns = 0;
     world.observe_ns = [&] { return 0.01 * work_ns; };
     world.logits_ns = [&] { return 0.05 * work_ns; };
