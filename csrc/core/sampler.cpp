@@ -79,14 +79,14 @@ SampleChoice Sampler::decide(SampleState& state, SampleDetail detail, StepKind k
   if (state.random == 0) [[unlikely]] {
     uint64_t seed = next_seed_.fetch_add(1, std::memory_order_relaxed);
     state.random = next_random(seed) | 1;
-    // Spans may begin with the price of a full step: what they cost is known. Observations and
-    // logits may cost anything, and one of them more than a few hundred steps pay: they begin with
-    // the price of one to pay first.
+    // Spans may begin with what they will have: what they cost is known. Observations and logits
+    // may cost anything, and one of them more than a few hundred steps pay: they begin with the
+    // price of one to pay first.
     state.pace.fill(1);
     for (size_t i = 0; i < published_.size(); ++i) {
       for (size_t each = 0; each < kSampleDetails; ++each) {
         const double capacity_ns = load(published_[i].details[each].capacity_ns);
-        state.allowance_ns[i][each] = (each == kSpansAt ? capacity_ns : -capacity_ns) / kBurst;
+        state.allowance_ns[i][each] = each == kSpansAt ? capacity_ns / 2 : -capacity_ns / kBurst;
       }
     }
   }
@@ -236,7 +236,6 @@ void Sampler::publish(size_t kind, const StepCosts& costs, const StepCosts& expe
     store(published.fill_per_ns, 2.0 / capacity_ns);
   }
   store(published_[kind].plain_ns, costs.plain_ns + drain_a_step_ns_);
-  store(published_[kind].mean_ns, strata_[kind].mean_ns);
 }
 
 void Sampler::control(double now_ns, double drain_ns) {
@@ -276,7 +275,10 @@ void Sampler::control_stratum(size_t kind, double now_ns) {
   Stratum& stratum = strata_[kind];
   const auto steps = static_cast<double>(stratum.window.steps);
   const double interval_ns = std::max(now_ns - stratum.controlled_ns, 1.0) / steps;
+  // Not what one of the first steps took, in which compilers and caches are warmed up.
+  const double before_ns = stratum.mean_ns;
   stratum.mean_ns = stratum.window.step_ns / steps;
+  store(published_[kind].mean_ns, std::min(before_ns, stratum.mean_ns));
   const auto renew = [&](double& recent, double fresh) {
     recent = stratum.is_controlled ? (recent + fresh) / 2 : fresh;
   };

@@ -34,6 +34,7 @@ def no_compiler() -> Iterator[None]:
     dynamo = sys.modules.get("torch._dynamo.utils")
     before = {} if dynamo is None else dict(dynamo.counters)
     if dynamo is not None:
+        torch._dynamo.reset()  # code of modules that these tests use, too
         dynamo.counters.clear()
     yield
     if dynamo is not None:
