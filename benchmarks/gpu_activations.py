@@ -25,7 +25,6 @@ import pertoken
 from activations import EVERY, HOOKS, RATES, SPANS, observed_sites, torch_hooks
 from decode_overhead import recording_variant
 from gpu_decode import Decode, Run, as_step, measure_cases, running
-from gpu_device import NO_GPU, describe_gpu, has_gpu
 from lost import lost
 from paired import Variant, compare
 from script import Advance, run_script
@@ -37,18 +36,7 @@ OFF = "activations, switched off"
 
 def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
     """Compares both rates of both ways with nothing, for each shape, batch and mode."""
-    if not has_gpu() and not smoke:
-        return {"measured": False, "reason": NO_GPU}
-    rounds, steps = (3, 4) if smoke else (20, 32)
-    cases = measure_cases(partial(_case, rounds), steps, smoke=smoke, advance=advance)
-    return {
-        "measured": has_gpu() and not smoke,
-        "gpu": describe_gpu(),
-        "rounds": rounds,
-        "steps_a_block": steps,
-        "every": EVERY,
-        "cases": cases,
-    }
+    return measure_cases(_case, smoke=smoke, advance=advance, every=EVERY)
 
 
 def _case(rounds: int, decode: Decode, mode: str, advance: Advance) -> dict[str, Any]:

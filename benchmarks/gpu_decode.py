@@ -15,7 +15,7 @@ import torch
 from transformers import StaticCache
 
 import pertoken
-from gpu_device import has_gpu, wait_for_gpu
+from gpu_device import NO_GPU, describe_gpu, has_gpu, wait_for_gpu
 from gpu_llama import SHAPES, TOY, Shape, gpu_llama
 from script import Advance, part
 
@@ -77,13 +77,23 @@ class Decode:
 
 
 def measure_cases(
-    measure: Callable[[Decode, str, Advance], dict[str, Any]],
-    steps: int,
+    measure: Callable[[int, Decode, str, Advance], dict[str, Any]],
     *,
     smoke: bool,
     advance: Advance,
-) -> list[dict[str, Any]]:
-    """What `measure` gives for each shape, batch and mode, with blocks of so many timed steps."""
+    **facts: Any,
+) -> dict[str, Any]:
+    """The result of a benchmark, without a GPU that of its smoke run alone.
+
+    Args:
+        measure: gives what it finds in so many rounds for each shape, batch and mode.
+        smoke: a toy model and few rounds, on the processor if need be.
+        advance: told how far it has come.
+        facts: of the benchmark, for the result.
+    """
+    if not has_gpu() and not smoke:
+        return {"measured": False, "reason": NO_GPU}
+    rounds, steps = (3, 4) if smoke else (20, 32)
     device = "cuda" if has_gpu() else "cpu"
     cases = [
         (shape, batch, mode)
@@ -99,10 +109,17 @@ def measure_cases(
             model, held = gpu_llama(shape, device), shape.name
         with torch.inference_mode():
             decode = Decode(model, shape, batch, WARM_UP_STEPS + steps, device)
-            done = measure(decode, mode, part(advance, number, len(cases)))
+            done = measure(rounds, decode, mode, part(advance, number, len(cases)))
         found.append({"shape": shape.name, "batch": batch, "mode": mode, **done})
         del decode
-    return found
+    return {
+        "measured": has_gpu() and not smoke,
+        "gpu": describe_gpu(),
+        "rounds": rounds,
+        "steps_a_block": steps,
+        **facts,
+        "cases": found,
+    }
 
 
 @contextmanager

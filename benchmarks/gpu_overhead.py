@@ -25,7 +25,6 @@ import numpy as np
 import pertoken
 from decode_overhead import recording_variant
 from gpu_decode import Decode, Tool, as_step, measure_cases, running
-from gpu_device import NO_GPU, describe_gpu, has_gpu
 from paired import Variant, compare
 from script import Advance, run_script
 
@@ -35,18 +34,7 @@ BUDGETED = f"pertoken layers, budget {BUDGET:.0%}"
 
 def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
     """Compares every variant for each shape, batch and mode."""
-    if not has_gpu() and not smoke:
-        return {"measured": False, "reason": NO_GPU}
-    rounds, steps = (3, 4) if smoke else (20, 32)
-    cases = measure_cases(partial(_case, rounds), steps, smoke=smoke, advance=advance)
-    return {
-        "measured": has_gpu() and not smoke,
-        "gpu": describe_gpu(),
-        "rounds": rounds,
-        "steps_a_block": steps,
-        "budget": BUDGET,
-        "cases": cases,
-    }
+    return measure_cases(_case, smoke=smoke, advance=advance, budget=BUDGET)
 
 
 def _case(rounds: int, decode: Decode, mode: str, advance: Advance) -> dict[str, Any]:

@@ -187,19 +187,10 @@ class _RecordedRuns(_Runs):
     """
 
     is_recorded = True
-
-    def __init__(
-        self,
-        run: Callable[[], object],
-        name: str,
-        clock: Clock,
-        state: RandomState,
-        switch: _Switch,
-    ) -> None:
-        super().__init__(run, name, clock, state, switch)
-        self._drained_ns: int | None = None
-        # Since draining last took any time: the calls that were made, and those that count.
-        self._made = self._counted = 0
+    _drained_ns: int | None = None
+    # Since draining last took any time: the calls that were made, and those that count.
+    _made = 0
+    _counted = 0
 
     def calls(self, count: int) -> list[Call]:
         """Makes so many calls; what draining took since it last took any counts to them.
