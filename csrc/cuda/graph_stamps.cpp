@@ -105,7 +105,7 @@ GraphStamps::Graph* GraphStamps::add_graph(unsigned long long capture, CUgraph o
 void GraphStamps::look_for_gone() {
   for (Graph& graph : graphs_) {
     Replays& replays = replays_[word_of(graph.number)];
-    if (graph.life == nullptr || !graph.life->is_over() || replays.is_open) continue;
+    if (graph.life == nullptr || !graph.life->is_over() || replays.kernels->is_open()) continue;
     graph.horizons.reserve(subscribers_.size());
     for (const Subscriber& subscriber : subscribers_) {
       graph.horizons.push_back({subscriber.replays, subscriber.replays->pushed()});
@@ -172,19 +172,17 @@ uint32_t GraphStamps::stamps_of(uint32_t graph) {
 OpenedReplay GraphStamps::open_replay(uint32_t graph, CUstream stream) noexcept {
   Replays& replays = replays_[word_of(graph)];
   if (is_gone(graph)) return {};
-  if (replays.is_open) return {.number = replays.last};
+  if (replays.kernels->is_open()) return {.number = replays.last};
   const uint32_t number = next_number(replays.last);
   if (const CUresult result = replays.kernels->open(stream, number)) return {.result = result};
   replays.last = number;
-  replays.is_open = true;
   return {.number = number, .is_to_close = true};
 }
 
 void GraphStamps::close_replay(uint32_t graph, CUstream stream, bool stays_on) noexcept {
-  Replays& replays = replays_[word_of(graph)];
-  replays.is_open = false;  // it was open, and so is the graph's still
-  // Where the driver refuses, later replays write stamps that nobody awaits.
-  static_cast<void>(replays.kernels->close(stream, stays_on));
+  // It was open, and so the word is the graph's still. Where the driver refuses, later replays
+  // write stamps that nobody awaits.
+  static_cast<void>(replays_[word_of(graph)].kernels->close(stream, stays_on));
 }
 
 void GraphStamps::hold_executable(uint32_t graph, CUgraphExec executable) noexcept {

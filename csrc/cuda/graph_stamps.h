@@ -148,9 +148,8 @@ class GraphStamps {
 
   // Under the GIL, by word.
   struct Replays {
-    uint32_t graph = 0;  // 0: it is gone
-    uint32_t last = 0;   // of whichever graph
-    bool is_open = false;
+    uint32_t graph = 0;                      // 0: it is gone
+    uint32_t last = 0;                       // of whichever graph
     std::unique_ptr<GraphSwitch> kernels{};  // by ordinal; changed under the mutex, too
   };
   std::array<Replays, kMaxGraphs> replays_{};

@@ -41,6 +41,7 @@ class GraphSwitch {
   CUresult open(CUstream stream, uint32_t value) noexcept;
   // `stays_on`: the next replay is likely to be opened, so that the nodes may as well stay enabled.
   CUresult close(CUstream stream, bool stays_on) noexcept;
+  bool is_open() const noexcept { return is_open_; }
 
  private:
   enum class Nodes : uint8_t { kEnabled, kDisabled, kMixed };
