@@ -46,7 +46,12 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
     """Accounts for each budget and selection, then tests by experiment."""
     steps = 8 if smoke else 200
     model, prompt = tiny_llama(), prompt_ids()
-    result: dict[str, Any] = {"steps": steps, "accounted": {}, "proved": {}}
+    result: dict[str, Any] = {
+        "steps": steps,
+        "root_is_timed": True,
+        "accounted": {},
+        "proved": {},
+    }
     cases = [(selection, budget) for selection in SELECTIONS for budget in BUDGETS]
     for number, (selection, budget) in enumerate(cases):
         shares = accounted(model, prompt, SELECTIONS[selection], budget, steps)
@@ -103,7 +108,7 @@ def accounted(
 
 
 def plain_ns(recording: pertoken.Recording) -> float:
-    """What a step without detail costs, by the model of costs: its records and passed-on calls.
+    """What a step without detail costs: the root's wrapper as timed, records and passed-on calls.
 
     What wrappers take to leave their slots, and to come back, is part of what detail costs.
     """

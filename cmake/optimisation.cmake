@@ -11,9 +11,7 @@ endif()
 
 set_source_files_properties(
   csrc/bindings/bound_call.cpp
-  csrc/bindings/cache_length.cpp
   csrc/bindings/device_calls.cpp
-  csrc/bindings/generation_state.cpp
   csrc/bindings/root_call.cpp
   csrc/bindings/sampled_forward.cpp
   csrc/bindings/scope.cpp
@@ -91,6 +89,7 @@ set_source_files_properties(
   csrc/core/spooled_observation.cpp
   csrc/core/step_triggers.cpp
   csrc/core/string_table.cpp
+  csrc/core/trace_store.cpp
   csrc/cuda/device_clock.cpp
   csrc/cuda/driver_api.cpp
   csrc/cuda/event_pool.cpp

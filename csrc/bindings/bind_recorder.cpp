@@ -22,6 +22,7 @@
 #include "bindings/snapshot_columns.h"
 #include "bindings/span_call.h"
 #include "bindings/stats_devices.h"
+#include "bindings/tensor_sizes.h"
 #include "bindings/without_gil.h"
 #include "core/recorder.h"
 #include "core/string_table.h"
@@ -60,6 +61,8 @@ py::dict status(Recorder& recorder) {
   result["tokens_in"] = status.activity.tokens_in;
   result["spans"] = status.activity.spans;
   result["step_ns"] = py::cast(status.step_ns);
+  result["timed_roots"] = status.activity.timed_roots;
+  result["root_ns"] = status.activity.root_ns;
   result["drain_cpu_ns"] = status.drain_cpu_ns;
   result["store_bytes"] = status.store_bytes;
   result["records_dropped"] = status.losses.records_dropped;
@@ -143,6 +146,20 @@ void bind_recorder(py::module_& m) {
         learn_exchange_table(tensor_type.ptr(), parameter_type.ptr());
       },
       py::arg("tensor_type"), py::arg("parameter_type"));
+  m.def(
+      "learn_sizes", [](const py::list& tensors) { return learn_sizes(tensors.ptr()); },
+      py::arg("tensors"));
+  // For tests: none where they are not known to stand in place.
+  m.def(
+      "kept_sizes",
+      [](const py::object& tensor) {
+        int64_t sizes[kMostKeptSizes] = {};
+        const Py_ssize_t dims = kept_sizes(tensor.ptr(), sizes, kMostKeptSizes);
+        py::list found;
+        for (Py_ssize_t i = 0; i < dims; ++i) found.append(sizes[i]);
+        return found;
+      },
+      py::arg("tensor"));
   m.def(
       "set_known_cache",
       [](const py::function& cache_function, const py::function& layer_function) {

@@ -15,6 +15,7 @@
 namespace pertoken::bindings {
 
 PyTypeObject* generation_state_type = nullptr;
+uint32_t generation_states = 0;
 
 namespace {
 
@@ -113,7 +114,8 @@ int state_init(PyObject* self, PyObject* args, PyObject*) {
   auto& state = *reinterpret_cast<GenerationState*>(self);
   state.recorder = recorder_of(recorder);
   if (state.recorder == nullptr) return -1;
-  state.owner = Py_NewRef(recorder);
+  if (state.owner == nullptr) ++generation_states;
+  Py_XSETREF(state.owner, Py_NewRef(recorder));
   state.generation = generation;
   state.depth = depth;
   state.model = model;
@@ -127,6 +129,7 @@ int state_init(PyObject* self, PyObject* args, PyObject*) {
 
 void state_dealloc(PyObject* self) {
   auto& state = *reinterpret_cast<GenerationState*>(self);
+  if (state.owner != nullptr) --generation_states;
   Py_CLEAR(state.owner);
   Py_CLEAR(state.last_cache);
   delete state.logits;

@@ -59,6 +59,8 @@ inline constexpr int64_t kPastUnknown = -1;
 inline constexpr int64_t kPastUntold = -2;  // only the cache itself can tell
 
 extern PyTypeObject* generation_state_type;
+// How many there are: while there is none, no context holds one.
+extern uint32_t generation_states;
 
 // Called by the root wrapper at the border of a gap and a step, on any thread; does nothing where
 // the region is not open on this one.

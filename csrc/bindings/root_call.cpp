@@ -16,6 +16,7 @@
 #include "bindings/host_tensor.h"
 #include "bindings/logit_reader.h"
 #include "bindings/request_numbers.h"
+#include "bindings/root_time.h"
 #include "bindings/sampled_forward.h"
 #include "bindings/span_call.h"
 #include "bindings/step_inputs.h"
@@ -92,30 +93,39 @@ PyObject* timed_forward(const RootCall& call, PyObject* args, PyObject* kwargs,
       timed_call(call.base.inner, args, kwargs, recorder, buffer, call.base.site, parent, step));
 }
 
-// Apart, so that a step without a device pays for no room for its intervals.
+// Apart, so that a step without a device pays for no room for its intervals. What these take is the
+// root's, though within the step.
 [[gnu::noinline]] PyObject* call_step_on_devices(RootCall& call, PyObject* args, PyObject* kwargs,
-                                                 ThreadBuffer& buffer, uint32_t seq,
-                                                 uint32_t step) {
+                                                 ThreadBuffer& buffer, uint32_t seq, uint32_t step,
+                                                 uint64_t& root_ticks) {
+  const uint64_t begun_ticks = now_ticks();
   DeviceIntervals devices(*call.base.recorder, buffer, seq);
+  root_ticks += now_ticks() - begun_ticks;
   PyObject* result = call_forward(call, args, kwargs, buffer);
+  const uint64_t ended_ticks = now_ticks();
   devices.end({call.base.site, seq, 0, step, true});
+  root_ticks += now_ticks() - ended_ticks;
   return result;
 }
 
 // In a step that the user declared, which has its own time on the device.
 [[gnu::noinline]] PyObject* call_timed_on_devices(RootCall& call, PyObject* args, PyObject* kwargs,
                                                   ThreadBuffer& buffer, uint32_t parent,
-                                                  uint32_t step) {
+                                                  uint32_t step, uint64_t& root_ticks) {
+  const uint64_t begun_ticks = now_ticks();
   const uint32_t seq = tls_thread_state->coming_seq();
   DeviceIntervals devices(*call.base.recorder, buffer, seq);
+  root_ticks += now_ticks() - begun_ticks;
   PyObject* result = timed_forward(call, args, kwargs, buffer, parent, step);
+  const uint64_t ended_ticks = now_ticks();
   devices.end({call.base.site, seq, 0, step, false});
+  root_ticks += now_ticks() - ended_ticks;
   return result;
 }
 
 // A forward in a step that the user or an engine declares, and that is begun already.
 PyObject* call_in_region(RootCall& call, const StepPlan& plan, PyObject* args, PyObject* kwargs,
-                         ThreadBuffer& buffer, Scope* region, uint32_t step) {
+                         ThreadBuffer& buffer, Scope* region, uint32_t step, RootTime& time) {
   Recorder& recorder = *call.base.recorder;
   ScopeEntry& entry = region->entries[recorder.slot()];
   const uint32_t parent = buffer.open_seq != 0 ? buffer.open_seq : enclosing(recorder).seq;
@@ -137,10 +147,15 @@ PyObject* call_in_region(RootCall& call, const StepPlan& plan, PyObject* args, P
   }
   const uint64_t observed_before = buffer.observed.ticks;
   const uint64_t start_ticks = now_ticks();
-  PyObject* result = recorder.device_calls() == nullptr
-                         ? timed_forward(call, args, kwargs, buffer, parent, step)
-                         : call_timed_on_devices(call, args, kwargs, buffer, parent, step);
-  const uint64_t dur_ticks = now_ticks() - start_ticks;
+  time.begin_forward(buffer, region->step_kind, start_ticks);
+  uint64_t& root_ticks = buffer.root_ticks[static_cast<size_t>(region->step_kind)];
+  PyObject* result =
+      recorder.device_calls() == nullptr
+          ? timed_forward(call, args, kwargs, buffer, parent, step)
+          : call_timed_on_devices(call, args, kwargs, buffer, parent, step, root_ticks);
+  const uint64_t end_ticks = now_ticks();
+  const uint64_t dur_ticks = end_ticks - start_ticks;
+  time.end_forward(buffer, end_ticks);
   end_slots(recorder);
   if (recorder.active() && buffer.unrecorded) push_unrecorded(buffer, step);
   sampled.settle(buffer, dur_ticks - (buffer.observed.ticks - observed_before), buffer.unrecorded);
@@ -153,7 +168,7 @@ PyObject* call_in_region(RootCall& call, const StepPlan& plan, PyObject* args, P
 }
 
 PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyObject* kwargs,
-                    ThreadBuffer& buffer) {
+                    ThreadBuffer& buffer, RootTime& time) {
   Recorder& recorder = *call.base.recorder;
   Scope* scope = current_scope();
   StepPlan plan = plan_step(*call.signature, recorder, state, args, kwargs);
@@ -170,7 +185,7 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
         plan.generation);
     // What a forward of generate() commits here is for the user's step to say.
     if (state != nullptr) note_step(*state, plan, keep_known, kNone32);
-    PyObject* result = call_in_region(call, plan, args, kwargs, buffer, step_region, step);
+    PyObject* result = call_in_region(call, plan, args, kwargs, buffer, step_region, step, time);
     if (state != nullptr) state->last_end_ticks = now_ticks();
     return result;
   }
@@ -199,6 +214,7 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
   // Before its time begins.
   begin_slots(recorder, buffer);
   const uint64_t start_ticks = now_ticks();
+  time.begin_forward(buffer, plan.kind, start_ticks);
   buffer.push({start_ticks, uint64_t{narrow(plan.rows)} << 32 | narrow(plan.query_len),
                make_tag(RecordType::kStepBegin, static_cast<uint32_t>(plan.kind) | plan.flags),
                plan.generation, narrow(plan.past), step});
@@ -212,8 +228,10 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
   buffer.open_step = step;
   PyObject* result = recorder.device_calls() == nullptr
                          ? call_forward(call, args, kwargs, buffer)
-                         : call_step_on_devices(call, args, kwargs, buffer, seq, step);
+                         : call_step_on_devices(call, args, kwargs, buffer, seq, step,
+                                                buffer.root_ticks[static_cast<size_t>(plan.kind)]);
   const uint64_t end_ticks = now_ticks();
+  time.end_forward(buffer, end_ticks);
   end_slots(recorder);
   sampled.settle(buffer, end_ticks - start_ticks - buffer.observed.ticks, buffer.unrecorded);
   close_observed(call, buffer, step, result);
@@ -228,7 +246,8 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
     const uint32_t flags = (result == nullptr ? kStepFailed : 0) |
                            (buffer.pushed() == pushed_before + 1 ? kStepBare : 0);
     if (buffer.unrecorded) push_unrecorded(buffer, step);
-    buffer.push({end_ticks, buffer.observed.ticks, make_tag(RecordType::kStepEnd, flags),
+    const StepCost cost{buffer.observed.ticks, buffer.take_root_ticks(plan.kind)};
+    buffer.push({end_ticks, cost.bits(), make_tag(RecordType::kStepEnd, flags),
                  static_cast<uint32_t>(sampled.choices().bits()),
                  static_cast<uint32_t>(sampled.choices().bits() >> 32), step});
   }
@@ -248,6 +267,7 @@ PyObject* call_nested(RootCall& call, PyObject* args, PyObject* kwargs) {
 }
 
 PyObject* root_call(PyObject* self, PyObject* args, PyObject* kwargs) {
+  const uint64_t entered_ticks = now_ticks();
   auto& call = *reinterpret_cast<RootCall*>(self);
   Recorder& recorder = *call.base.recorder;
   ThreadBuffer* buffer = recorder.active() ? recorder.buffer() : nullptr;
@@ -255,7 +275,9 @@ PyObject* root_call(PyObject* self, PyObject* args, PyObject* kwargs) {
   if (buffer->open_step != kNone32) return call_nested(call, args, kwargs);
 
   PyObject* value = nullptr;
-  if (PyContextVar_Get(call.generation_var, nullptr, &value) < 0) PyErr_Clear();
+  if (generation_states != 0 && PyContextVar_Get(call.generation_var, nullptr, &value) < 0) {
+    PyErr_Clear();
+  }
   GenerationState* state = nullptr;
   if (value != nullptr && Py_IS_TYPE(value, generation_state_type)) {
     state = reinterpret_cast<GenerationState*>(value);
@@ -263,10 +285,17 @@ PyObject* root_call(PyObject* self, PyObject* args, PyObject* kwargs) {
   const bool is_step =
       state == nullptr || call.only_generate_of == 0 || call.only_generate_of == state->model;
   ++tls_open_roots;
-  PyObject* result =
-      is_step ? call_step(call, state, args, kwargs, *buffer) : call_nested(call, args, kwargs);
+  PyObject* result = nullptr;
+  if (is_step) {
+    RootTime time(*buffer, entered_ticks);
+    result = call_step(call, state, args, kwargs, *buffer, time);
+    Py_XDECREF(value);
+    time.end(*buffer);
+  } else {
+    result = call_nested(call, args, kwargs);
+    Py_XDECREF(value);
+  }
   --tls_open_roots;
-  Py_XDECREF(value);
   return result;
 }
 

@@ -37,6 +37,7 @@ float sampled_logits(Sampler& sampler, ThreadBuffer& buffer, StepKind kind, bool
 
 void charge_logits(Recorder& recorder, ThreadBuffer& buffer, const LogitStep& of, uint64_t ticks,
                    uint32_t inside, bool is_more) noexcept {
+  buffer.logits_ticks += ticks;
   Sampler* sampler = recorder.sampler();
   if (sampler == nullptr || !recorder.active()) return;
   if (is_more) {

@@ -87,8 +87,7 @@ class SampledForward {
   void settle(ThreadBuffer& buffer, uint64_t dur_ticks,
               const UnrecordedCalls& unrecorded) const noexcept {
     if (sampler_ == nullptr) return;
-    sampler_->charge(buffer.sampling, SampleDetail::kSpans, kind_, level_, 0);
-    sampler_->pay_in(buffer.sampling, kind_, dur_ticks, unrecorded);
+    sampler_->end_step(buffer.sampling, kind_, level_, dur_ticks, unrecorded);
   }
 
  private:

@@ -8,6 +8,7 @@
 
 #include "bindings/dlpack_tensor.h"
 #include "bindings/owned.h"
+#include "bindings/tensor_sizes.h"
 #include "core/record.h"
 
 namespace pertoken::bindings {
@@ -153,6 +154,7 @@ void discard_error() {
 }
 
 Py_ssize_t read_shape(PyObject* tensor, int64_t* sizes, Py_ssize_t limit) {
+  if (const Py_ssize_t dims = kept_sizes(tensor, sizes, limit); dims >= 0) return dims;
   DlpackTensor described;
   if (describe_tensor(tensor, described)) {
     for (int32_t i = 0; i < described.dims && i < limit; ++i) sizes[i] = described.shape[i];
@@ -172,20 +174,21 @@ Py_ssize_t read_shape(PyObject* tensor, int64_t* sizes, Py_ssize_t limit) {
 }
 
 ForwardSignature::~ForwardSignature() {
-  for (auto& places : places_) {
-    for (ArgumentPlace& place : places) Py_DECREF(place.keyword);
-  }
+  for (const ArgumentPlace& place : places_) Py_DECREF(place.keyword);
 }
 
 void ForwardSignature::add(ArgumentRole role, PyObject* keyword, int position) {
+  places_.reserve(places_.size() + 1);
   PyObject* interned = Py_NewRef(keyword);
   PyUnicode_InternInPlace(&interned);
-  places_[static_cast<size_t>(role)].push_back({interned, position});
+  const auto at = static_cast<size_t>(role);
+  places_.insert(places_.begin() + begins_[at + 1], {interned, position});
+  for (size_t i = at + 1; i < begins_.size(); ++i) ++begins_[i];
 }
 
 PyObject* ForwardSignature::find(ArgumentRole role, PyObject* args,
                                  PyObject* kwargs) const noexcept {
-  for (const ArgumentPlace& place : places_[static_cast<size_t>(role)]) {
+  for (const ArgumentPlace& place : places_of(role)) {
     PyObject* value = nullptr;
     if (kwargs != nullptr) value = PyDict_GetItemWithError(kwargs, place.keyword);
     if (value == nullptr && place.position >= 0 && place.position < PyTuple_GET_SIZE(args)) {

@@ -8,6 +8,7 @@
 
 #include <array>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "core/observed_step.h"
@@ -30,17 +31,22 @@ inline constexpr int kArgumentRoles = 6;
 class ForwardSignature {
  public:
   ~ForwardSignature();
+  // Throws std::bad_alloc.
   void add(ArgumentRole role, PyObject* keyword, int position);
   // Borrowed; nullptr when it was not passed or is None.
   PyObject* find(ArgumentRole role, PyObject* args, PyObject* kwargs) const noexcept;
-  bool knows(ArgumentRole role) const noexcept {
-    return !places_[static_cast<size_t>(role)].empty();
-  }
+  bool knows(ArgumentRole role) const noexcept { return !places_of(role).empty(); }
   // Whether the first positional tensor is what the model works on, for want of a known name.
   bool takes_first_positional = false;
 
  private:
-  std::array<std::vector<ArgumentPlace>, kArgumentRoles> places_;
+  std::span<const ArgumentPlace> places_of(ArgumentRole role) const noexcept {
+    const auto at = static_cast<size_t>(role);
+    return std::span(places_).subspan(begins_[at], begins_[at + 1] - begins_[at]);
+  }
+
+  std::vector<ArgumentPlace> places_;  // by role
+  std::array<uint8_t, kArgumentRoles + 1> begins_{};
 };
 
 struct InputShape {

@@ -305,7 +305,8 @@ void end_step_region(Scope* scope, bool failed) {
     const uint32_t flags = (failed ? kStepFailed : 0) | (entry.forwards > 1 ? kStepSeveral : 0);
     charge_observation(recorder, *buffer, scope->step_kind, entry.observed);
     const uint64_t choices = entry.choices.bits();
-    buffer->push({end_ticks, entry.observed.ticks, make_tag(RecordType::kStepEnd, flags),
+    const StepCost cost{entry.observed.ticks, buffer->take_root_ticks(scope->step_kind)};
+    buffer->push({end_ticks, cost.bits(), make_tag(RecordType::kStepEnd, flags),
                   static_cast<uint32_t>(choices), static_cast<uint32_t>(choices >> 32),
                   entry.step});
     if (scope->tokens_committed == kNone32) return;

@@ -14,6 +14,8 @@ struct Activity {
   uint64_t tokens_in = 0;                    // positions fed, of steps whose lengths are known
   uint64_t spans = 0;                        // records other than those of a step itself
   uint64_t step_ticks = 0;                   // of steps that ended
+  uint64_t timed_roots = 0;                  // of them, those of which it is known
+  double root_ns = 0;                        // what the root's wrapper took in these
 
   void add(const Record& record) noexcept {
     if (record.type() == RecordType::kStepBegin) {

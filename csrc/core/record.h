@@ -60,7 +60,7 @@ inline constexpr uint32_t kCommitTotal = 1u << 0;
 //   kSpan      begin        end                       site           own         enclosing   its step
 //   kGap       begin        end, between two steps    site           own         enclosing   next one
 //   kStepBegin begin        rows << 32 | query_len    kind | flags   generation  past        own
-//   kStepEnd   end          ticks spent observing     flags          low half of  high half    own
+//   kStepEnd   end          see StepCost              flags          low half of  high half    own
 //                                                                  PackedChoices, of sampler.h
 //   kCommit    tokens       tokens now                flags          0           0           which
 //              before
@@ -100,6 +100,26 @@ struct Record {
 constexpr uint32_t make_tag(RecordType type, uint32_t detail) noexcept {
   return static_cast<uint32_t>(type) << 24 | (detail & kSiteMask);
 }
+
+// Ticks that the recording took for itself in a step: of its time, for observing; and round it, in
+// the root's wrapper. In one word of the record of its end, where what is longer than there is room
+// for is the longest that there is.
+struct StepCost {
+  uint64_t observing;
+  uint64_t root;
+
+  static constexpr unsigned kObservingBits = 40;
+  static constexpr uint64_t kMostObserving = (uint64_t{1} << kObservingBits) - 1;
+  static constexpr uint64_t kMostRoot = (uint64_t{1} << (64 - kObservingBits)) - 1;
+
+  constexpr uint64_t bits() const noexcept {
+    return (observing < kMostObserving ? observing : kMostObserving) |
+           (root < kMostRoot ? root : kMostRoot) << kObservingBits;
+  }
+  static constexpr StepCost of(uint64_t bits) noexcept {
+    return {bits & kMostObserving, bits >> kObservingBits};
+  }
+};
 
 static_assert(sizeof(Record) == 32);
 static_assert(std::is_trivially_copyable_v<Record>);

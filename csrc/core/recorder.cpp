@@ -289,10 +289,15 @@ void Recorder::collect(const Record& record, ThreadBuffer::Progress& progress, i
       StepRow* row = store_.step(step);
       if (row == nullptr || !row->begun) break;
       row->end_ticks = record.start_ticks;
-      row->observe_ticks = record.end_ticks;
+      const StepCost cost = StepCost::of(record.end_ticks);
+      row->observe_ticks = cost.observing;
       row->detail |= record.detail() & (kStepFailed | kStepBare | kStepSeveral);
-      activity_.step_ticks += row->end_ticks - row->start_ticks;
-      if (sampler_ != nullptr && progress.step == step) see_step(record, *row, progress);
+      const uint64_t dur_ticks = row->end_ticks - row->start_ticks;
+      const double root_ns = root_time_ns(cost, dur_ticks);
+      activity_.step_ticks += dur_ticks;
+      activity_.timed_roots += root_ns > 0 ? 1 : 0;
+      activity_.root_ns += root_ns;
+      if (sampler_ != nullptr && progress.step == step) see_step(record, *row, root_ns, progress);
       newest_ticks_ = std::max(newest_ticks_, row->end_ticks);
       triggers_.see_step(step, step_kind(row->detail), row->end_ticks - row->start_ticks);
       break;

@@ -223,7 +223,9 @@ class Recorder {
   size_t as_records(double fullness) const noexcept;
   void collect_observation(int64_t step, const Observation& observation);
   void collect(const Record& record, ThreadBuffer::Progress& progress, int32_t track);
-  void see_step(const Record& end, const StepRow& row, ThreadBuffer::Progress& progress);
+  double root_time_ns(const StepCost& cost, uint64_t dur_ticks) const noexcept;
+  void see_step(const Record& end, const StepRow& row, double root_ns,
+                ThreadBuffer::Progress& progress);
   void see_logits(const Record& record, int64_t step, ThreadBuffer::Progress& progress);
   void collect_devices_locked();
   void collect_device_span(const DeviceSpan& span);

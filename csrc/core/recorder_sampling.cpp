@@ -10,7 +10,18 @@ void Recorder::control_sampler_locked() {
   sampler_->control(now_ns, static_cast<double>(drain_cpu_ns_));
 }
 
-void Recorder::see_step(const Record& end, const StepRow& row, ThreadBuffer::Progress& progress) {
+// What is longer than any way through it, beside a step's length, was interrupted: by the system,
+// or because the memory was first used.
+double Recorder::root_time_ns(const StepCost& cost, uint64_t dur_ticks) const noexcept {
+  constexpr double kLongestNs = 20'000;
+  constexpr double kLongestShare = 1.0 / 64;
+  const double step_ns = static_cast<double>(dur_ticks) * ns_per_tick_;
+  return std::min(static_cast<double>(cost.root) * ns_per_tick_,
+                  std::max(kLongestNs, step_ns * kLongestShare));
+}
+
+void Recorder::see_step(const Record& end, const StepRow& row, double root_ns,
+                        ThreadBuffer::Progress& progress) {
   // The root's own span is among the records, and part of what a step costs.
   SeenStep seen{
       .kind = static_cast<StepKind>(progress.kind),
@@ -18,6 +29,7 @@ void Recorder::see_step(const Record& end, const StepRow& row, ThreadBuffer::Pro
       .records = std::max<uint64_t>(progress.records, 1) - 1,
       .unrecorded = progress.unrecorded,
       .moved_ns = static_cast<double>(to_ns(progress.unrecorded.move_ticks, ns_per_tick_)),
+      .root_ns = root_ns,
       .logits_ns = progress.logits_inside_ns};
   const PackedChoices choices(uint64_t{end.parent_seq} << 32 | end.seq);
   const auto with_one_level = [&](SampleDetail detail, double timed_ns) {
@@ -28,7 +40,7 @@ void Recorder::see_step(const Record& end, const StepRow& row, ThreadBuffer::Pro
                                                  .timed_ns = timed_ns};
   };
   with_one_level(SampleDetail::kObservations,
-                 static_cast<double>(to_ns(end.end_ticks, ns_per_tick_)));
+                 static_cast<double>(to_ns(row.observe_ticks, ns_per_tick_)));
   with_one_level(SampleDetail::kLogits, progress.logits_ns);
   seen.details[static_cast<size_t>(SampleDetail::kSpans)] = {
       .level = progress.level,

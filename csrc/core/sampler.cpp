@@ -90,6 +90,7 @@ SampleChoice Sampler::decide(SampleState& state, SampleDetail detail, StepKind k
       }
     }
   }
+  settle(state);
   const double number = uniform(state.random);
   double fill = state.allowance_ns[static_cast<size_t>(kind)][at] * load(published.fill_per_ns);
   fill = std::clamp(fill, 0.0, 1.0);
@@ -133,6 +134,7 @@ void Sampler::charge_level(SampleState& state, SampleDetail detail, StepKind kin
 
 void Sampler::charge_more(SampleState& state, SampleDetail detail, StepKind kind,
                           uint64_t timed_ticks) noexcept {
+  settle(state);
   charge_ns(state, detail, kind, 0, timed_ticks);
 }
 
@@ -145,11 +147,16 @@ void Sampler::charge_ns(SampleState& state, SampleDetail detail, StepKind kind, 
   take_out(state.allowance_ns[static_cast<size_t>(kind)][at], cost_ns, load(published.capacity_ns));
 }
 
-void Sampler::pay_in(SampleState& state, StepKind kind, uint64_t dur_ticks,
-                     const UnrecordedCalls& unrecorded) noexcept {
-  const auto at = static_cast<size_t>(kind);
+void Sampler::settle_ended(SampleState& state) noexcept {
+  const SampleState::Ended& ended = state.ended;
+  state.ended.is_any = false;
+  const UnrecordedCalls& unrecorded = ended.unrecorded;
+  if (ended.level >= 0) {
+    charge_level(state, SampleDetail::kSpans, ended.kind, static_cast<size_t>(ended.level), 0);
+  }
+  const auto at = static_cast<size_t>(ended.kind);
   const Published& published = published_[at];
-  const double dur_ns = static_cast<double>(dur_ticks) * load(ns_per_tick_);
+  const double dur_ns = static_cast<double>(ended.dur_ticks) * load(ns_per_tick_);
   const double left_ns = dur_ns * kAllowed * budget_ - load(published.plain_ns) -
                          unrecorded.passed_on * costs_.skip_ns;
   // By longer steps, details may be known to cost more than they do in those of late.
@@ -207,8 +214,9 @@ Sampler::StepCosts Sampler::costs_of(const Stratum& stratum) const {
       own.full_ns = own.at(level);
     }
   }
-  costs.plain_ns =
-      costs_.step_ns + always * costs_.span_ns + (always + kOwnRecords) * costs_.drain_ns;
+  costs.records_ns = always * costs_.span_ns + (always + kOwnRecords) * costs_.drain_ns;
+  const double root_ns = stratum.root_a_step_ns > 0 ? stratum.root_a_step_ns : costs_.step_ns;
+  costs.plain_ns = root_ns + costs.records_ns;
   return costs;
 }
 
@@ -282,6 +290,7 @@ void Sampler::control_stratum(size_t kind, double now_ns) {
   const auto renew = [&](double& recent, double fresh) {
     recent = stratum.is_controlled ? (recent + fresh) / 2 : fresh;
   };
+  renew(stratum.root_a_step_ns, stratum.window.root_ns / steps);
   renew(stratum.passed_on_a_step, static_cast<double>(stratum.window.passed_on) / steps);
   if (const auto calls = static_cast<double>(stratum.window.calls); calls > 0) {
     renew(stratum.move_a_call_ns, stratum.window.moved_ns / calls);

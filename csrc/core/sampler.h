@@ -40,7 +40,7 @@ using ByDetail = std::array<Value, kSampleDetails>;
 
 // What the calls of the wrappers add on this machine, in nanoseconds.
 struct SampleCosts {
-  double step_ns = 500;  // a step without detail, its records included
+  double step_ns = 500;  // the root's wrapper in a step, where that was not measured
   double span_ns = 150;  // a recorded call, or any other record
   double skip_ns = 20;   // a call whose wrapper passes it on
   double drain_ns =
@@ -87,6 +87,16 @@ struct SampleState {
   // to 1.
   std::array<double, kStepKinds> recent_ns{};
   std::array<double, kStepKinds> pace{};
+  // The last step, until it is settled with the next one: behind a step all that is looked at for
+  // that would have left the caches once more.
+  struct Ended {
+    bool is_any = false;
+    StepKind kind;
+    int level;  // of its spans
+    uint64_t dur_ticks;
+    UnrecordedCalls unrecorded;
+  };
+  Ended ended{};
 };
 
 struct SampleChoice {
@@ -130,6 +140,7 @@ struct SeenStep {
   uint64_t records;  // in it, besides those of the step itself
   UnrecordedCalls unrecorded;
   double moved_ns;  // its move_ticks
+  double root_ns;   // what the root's wrapper took for itself; 0: not known
   struct Detail {
     int level = -1;
     double probability = 0;  // with which it would get any level; 0: there was nothing to decide
@@ -192,20 +203,27 @@ class Sampler {
  public:
   explicit Sampler(const SamplerOptions& options);
 
+  // Hot: a step has ended, whose spans cost something; it also pays in its share. `dur_ticks`:
+  // without what was measured of other detail.
+  void end_step(SampleState& state, StepKind kind, int spans_level, uint64_t dur_ticks,
+                const UnrecordedCalls& unrecorded) noexcept {
+    settle(state);
+    state.ended = {true, kind, spans_level, dur_ticks, unrecorded};
+  }
   // Hot. A favoured step, one of the first of its request, has a higher probability.
   SampleChoice decide(SampleState& state, SampleDetail detail, StepKind kind,
                       bool is_favoured) noexcept;
-  // Hot: takes out what a level of a detail cost a step. `timed_ticks`: what of it was measured.
+  // Hot: takes out what a level of another detail cost a step. `timed_ticks`: what of it was
+  // measured.
   void charge(SampleState& state, SampleDetail detail, StepKind kind, int level,
               uint64_t timed_ticks) noexcept {
-    if (level >= 0) charge_level(state, detail, kind, static_cast<size_t>(level), timed_ticks);
+    if (level < 0) return;
+    settle(state);
+    charge_level(state, detail, kind, static_cast<size_t>(level), timed_ticks);
   }
   // Hot: what was measured of a detail of a step that was charged already.
   void charge_more(SampleState& state, SampleDetail detail, StepKind kind,
                    uint64_t timed_ticks) noexcept;
-  // Hot: pays in for a step that has ended, less what it costs without detail.
-  void pay_in(SampleState& state, StepKind kind, uint64_t dur_ticks,
-              const UnrecordedCalls& unrecorded) noexcept;
   // Whether the detail is sampled at all; where it is not, every step has it or none.
   bool samples(SampleDetail detail) const noexcept { return of(detail).levels > 0; }
   // Hot: whether observing is of use here: some sites were selected, or a value was given by hand
@@ -246,6 +264,13 @@ class Sampler {
   static constexpr double kMostProbability = 15.0 / 16;
 
  private:
+  // Takes out what the spans of the step that has ended cost, and pays in for it, less what it
+  // costs without detail.
+  void settle(SampleState& state) noexcept {
+    if (state.ended.is_any) settle_ended(state);
+  }
+  void settle_ended(SampleState& state) noexcept;
+
   // Of the budget. The rest is for what no clock of the recording's own sees, which is what its
   // code and data do to the model's caches, and so that an experiment can tell it from the budget
   // in time.
@@ -300,6 +325,7 @@ class Sampler {
   struct Window {
     uint64_t steps = 0;
     double step_ns = 0;
+    double root_ns = 0;
     uint64_t calls = 0;  // recorded, of steps with spans
     uint64_t passed_on = 0;
     double moved_ns = 0;
@@ -316,6 +342,7 @@ class Sampler {
   struct Stratum {
     uint64_t steps = 0;
     double step_ns = 0;
+    double root_ns = 0;  // of the root's wrapper, by the model of costs where it was not measured
     ByDetail<DetailStratum> details;
     std::array<uint64_t, kMaxSampleLevels> records{};  // in the steps with each level of spans
     uint64_t plain_steps = 0;                          // without spans
@@ -326,7 +353,8 @@ class Sampler {
     uint64_t moved = 0;
     double moved_ns = 0;
     Window window;                // since it was last controlled
-    double passed_on_a_step = 0;  // recently
+    double root_a_step_ns = 0;    // recently; 0: not known
+    double passed_on_a_step = 0;  // likewise
     double move_a_call_ns = 0;    // likewise, of wrappers, for each call that is recorded
     double mean_ns = 0;           // of a step, recently
     double controlled_ns = 0;
@@ -343,7 +371,8 @@ class Sampler {
     double at(size_t level) const { return untimed_ns[level] + timed_ns[level]; }
   };
   struct StepCosts {
-    double plain_ns = 0;
+    double records_ns = 0;  // of the records of any step, besides the root's wrapper
+    double plain_ns = 0;    // with that
     ByDetail<DetailCosts> details;
   };
 

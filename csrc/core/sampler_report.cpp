@@ -22,7 +22,7 @@ SamplerReport Sampler::report() const {
     StratumReport& row = report.strata[kind];
     row.steps = stratum.steps;
     row.step_ns = stratum.step_ns;
-    row.plain_ns = static_cast<double>(stratum.steps) * costs.plain_ns +
+    row.plain_ns = stratum.root_ns + static_cast<double>(stratum.steps) * costs.records_ns +
                    static_cast<double>(stratum.passed_on) * costs_.skip_ns;
     row.passed_on = stratum.passed_on;
     row.moved = stratum.moved;

@@ -15,6 +15,9 @@ void Sampler::see(SamplePairs& pairs, const SeenStep& step) {
   ++stratum.window.steps;
   stratum.step_ns += step.dur_ns;
   stratum.window.step_ns += step.dur_ns;
+  const double root_ns = step.root_ns > 0 ? step.root_ns : costs_.step_ns;
+  stratum.root_ns += root_ns;
+  stratum.window.root_ns += root_ns;
   stratum.passed_on += step.unrecorded.passed_on;
   stratum.moved += step.unrecorded.moved;
   stratum.moved_ns += step.moved_ns;

@@ -3,6 +3,7 @@
 // the ring is drained.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -71,6 +72,10 @@ struct ThreadBuffer {
   ObservedStep observed;                  // the open step, where kDetailActivations says so
   SampleState sampling;
   UnrecordedCalls unrecorded;  // of the open step
+  // By kind of step, what the root's wrapper has taken for itself since the last end of such a step
+  // told of it, in ticks; and what logits took of that so far, which is told apart.
+  std::array<uint64_t, kStepKinds> root_ticks{};
+  uint64_t logits_ticks = 0;
 
   // Written by the owning thread, read by the collector; a statistic, so relaxed on both sides.
   std::atomic<uint64_t> dropped{0};
@@ -84,6 +89,11 @@ struct ThreadBuffer {
   // The owning thread only: how many records it has pushed, the dropped ones included.
   uint64_t pushed() const noexcept {
     return ring.pushed() + dropped.load(std::memory_order_relaxed);
+  }
+
+  // What a step of the kind tells of it at its end.
+  uint64_t take_root_ticks(StepKind kind) noexcept {
+    return std::exchange(root_ticks[static_cast<size_t>(kind)], 0);
   }
 
   void push(const Record& record) noexcept {

@@ -99,8 +99,9 @@ StepRow* TraceStore::step(int64_t number) {
   const auto most = static_cast<int64_t>(limit_bytes_ / sizeof(StepRow));
   if (number - first_step_ > 2 * most) evict_steps_below(number - most);
   while (first_step_ + static_cast<int64_t>(steps_.size()) <= number) {
-    StepRow& row = steps_.emplace_back();
-    row.step = first_step_ + static_cast<int64_t>(steps_.size()) - 1;
+    StepRow row;
+    row.step = first_step_ + static_cast<int64_t>(steps_.size());
+    steps_.push_back(row);
     bytes_ += sizeof(StepRow);
   }
   return &steps_[static_cast<size_t>(number - first_step_)];
@@ -217,12 +218,13 @@ void TraceStore::forget(const SpanChunk& chunk) {
 
 void TraceStore::evict_before(uint64_t ticks) {
   int64_t first = first_step_;
-  for (const StepRow& row : steps_) {
-    if (!row.begun) continue;  // it goes with the next one that does, unless it still comes
+  steps_.for_each([&](const StepRow& row) {
+    if (!row.begun) return true;  // it goes with the next one that does, unless it still comes
     const bool is_over = std::max(row.start_ticks, row.end_ticks) < ticks;
-    if (!is_over || (row.end_ticks == 0 && still_runs(row))) break;
+    if (!is_over || (row.end_ticks == 0 && still_runs(row))) return false;
     first = row.step + 1;
-  }
+    return true;
+  });
   evict_steps_below(first);
   std::erase_if(chunks_, [&](const std::shared_ptr<SpanChunk>& chunk) {
     const bool is_over = chunk->last_ticks() < ticks && chunk->last_step() < first_step_;
@@ -233,9 +235,14 @@ void TraceStore::evict_before(uint64_t ticks) {
 
 // A thread runs its steps one after the other; the record of an end may have been dropped.
 bool TraceStore::still_runs(const StepRow& row) const {
-  return std::none_of(
-      steps_.begin() + (row.step + 1 - first_step_), steps_.end(),
-      [&](const StepRow& later) { return later.begun && later.track == row.track; });
+  bool is_followed = false;
+  steps_.for_each(
+      [&](const StepRow& later) {
+        is_followed = later.begun && later.track == row.track;
+        return !is_followed;
+      },
+      static_cast<size_t>(row.step + 1 - first_step_));
+  return !is_followed;
 }
 
 StoreSnapshot TraceStore::snapshot() const {
@@ -245,11 +252,11 @@ StoreSnapshot TraceStore::snapshot() const {
   for (const auto& chunk : chunks_) {
     snapshot.chunks.push_back(is_open(*chunk) ? chunk->copy() : chunk);
   }
-  snapshot.steps.assign(steps_.begin(), steps_.end());
-  snapshot.row_valid.assign(row_valid_.begin(), row_valid_.end());
-  snapshot.rows.assign(rows_.begin(), rows_.end());
-  snapshot.row_commits.assign(row_commits_.begin(), row_commits_.end());
-  snapshot.token_logits.assign(token_logits_.begin(), token_logits_.end());
+  snapshot.steps = steps_.copy();
+  snapshot.row_valid = row_valid_.copy();
+  snapshot.rows = rows_.copy();
+  snapshot.row_commits = row_commits_.copy();
+  snapshot.token_logits = token_logits_.copy();
   snapshot.observations = observations_.snapshot();
   // Of steps that were observed by several threads at once, some may be held on to.
   std::erase_if(snapshot.observations, [this](const auto& observation) {
@@ -273,17 +280,17 @@ uint64_t TraceStore::spans_evicted() const {
 std::unordered_set<int32_t> TraceStore::tracks() const {
   std::unordered_set<int32_t> tracks;
   for (const auto& chunk : chunks_) tracks.insert(chunk->track());
-  for (const StepRow& row : steps_) {
+  steps_.for_each([&](const StepRow& row) {
     if (row.begun) tracks.insert(row.track);
-  }
+  });
   return tracks;
 }
 
 uint64_t TraceStore::oldest_step_ticks(uint64_t otherwise) const {
   uint64_t oldest = otherwise;
-  for (const StepRow& row : steps_) {
+  steps_.for_each([&](const StepRow& row) {
     if (row.begun) oldest = std::min(oldest, row.start_ticks);
-  }
+  });
   return oldest;
 }
 

@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/block_queue.h"
 #include "core/observation_store.h"
 #include "core/record.h"
 #include "core/token_logits.h"
@@ -203,11 +204,11 @@ class TraceStore {
   uint64_t spans_dropped_ = 0;                          // in chunks that are gone, or on arrival
   std::deque<std::shared_ptr<SpanChunk>> chunks_;       // oldest first
   std::unordered_map<int32_t, OpenChunk> open_chunks_;  // by track
-  std::deque<StepRow> steps_;                           // first_step_ and on
-  std::deque<RowValid> row_valid_;
-  std::deque<StoredRow> rows_;
-  std::deque<RowCommit> row_commits_;
-  std::deque<TokenLogits> token_logits_;
+  BlockQueue<StepRow> steps_;                           // first_step_ and on
+  BlockQueue<RowValid> row_valid_;
+  BlockQueue<StoredRow> rows_;
+  BlockQueue<RowCommit> row_commits_;
+  BlockQueue<TokenLogits> token_logits_;
   ObservationStore observations_;
   uint64_t observations_late_ = 0;  // that came when their step had gone
 };

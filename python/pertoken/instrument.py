@@ -20,6 +20,7 @@ from pertoken import _native, patch
 from pertoken.argument_places import argument_places
 from pertoken.compiled_layers import CompiledLayers
 from pertoken.known_cache import learn_cache
+from pertoken.known_tensor import learn_tensor
 from pertoken.selection import has_forward
 
 if TYPE_CHECKING:
@@ -212,8 +213,7 @@ class Instrumentation:
         ) -> tuple[Any, Any]:
             places, takes_first = argument_places(module)
             learn_cache()
-            torch = sys.modules["torch"]
-            _native.learn_exchange_table(torch.Tensor, torch.nn.Parameter)
+            learn_tensor()
             only_of = id(module) if only_own_generate else 0
             rest = (recorder, site, generation_var, places, takes_first)
             own = observer if name in observed else None

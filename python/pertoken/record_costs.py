@@ -34,10 +34,11 @@ _TOUCHED_VALUES = 64
 class RecordCosts:
     """What recording adds to one call, in nanoseconds, on the thread that makes the call.
 
-    In a step that was sampled without detail, `skip_ns` is a module's call that its wrapper passes
-    on. `drain_ns` is what the drain thread takes for one record; `observe_ns` what a small tensor
-    takes to be observed, and `logits_ns` what the logits of a small vocabulary take to be read, on
-    both threads. What it takes to move wrappers is measured where it is done.
+    `step_ns` is the root's wrapper, for steps in which that was not timed. In a step that was
+    sampled without detail, `skip_ns` is a module's call that its wrapper passes on. `drain_ns` is
+    what the drain thread takes for one record; `observe_ns` what a small tensor takes to be
+    observed, and `logits_ns` what the logits of a small vocabulary take to be read, on both
+    threads. What it takes to move wrappers is measured where it is done.
     """
 
     span_ns: float
@@ -117,7 +118,7 @@ def estimated_ns(counts: dict[str, Any], costs: RecordCosts) -> float:
     """What a recording has cost so far.
 
     Args:
-        counts: the native status of the recording.
+        counts: the native status of the recording, which has what the root's wrapper took.
         costs: what each record costs.
 
     Returns:
@@ -126,7 +127,8 @@ def estimated_ns(counts: dict[str, Any], costs: RecordCosts) -> float:
     """
     steps = sum(counts["steps"])
     spans = max(0, counts["spans"] - steps)  # each step has a span of its own, part of its cost
-    return float(counts["drain_cpu_ns"] + spans * costs.span_ns + steps * costs.step_ns)
+    roots_ns = counts["root_ns"] + (steps - counts["timed_roots"]) * costs.step_ns
+    return float(counts["drain_cpu_ns"] + spans * costs.span_ns + roots_ns)
 
 
 def leave_out_detail(recorder: Any, budget: float) -> None:

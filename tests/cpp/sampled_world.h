@@ -19,6 +19,7 @@ inline constexpr double kSecond = 1e9;
 
 struct Cost {
   double step_ns = 500;
+  double root_ns = 0;  // as measured in each step; 0: it is not, and as calibrated
   double span_ns = 100;
   double skip_ns = 60;
   double move_ns = 20;
@@ -102,19 +103,23 @@ class World {
     const UnrecordedCalls unrecorded = unrecorded_calls(static_cast<uint32_t>(calls));
     const double passed_on_ns = unrecorded.passed_on * cost_.skip_ns;
     const auto moved_ns = static_cast<double>(unrecorded.move_ticks);
-    const double plain_ns = cost_.step_ns + passed_on_ns + moved_ns;
+    const double root_ns = cost_.root_ns > 0 ? cost_.root_ns : cost_.step_ns;
+    const double plain_ns = root_ns + passed_on_ns + moved_ns;
     // The wrappers' own time is within the step, as far as the root's clock goes.
     const double late_ns = std::exchange(late_ns_, logits_besides * read_ns);
     const double dur_ns =
         std::max(1.0, work_ns + detail_ns + besides_ns + passed_on_ns + late_ns + noise_ns());
-    sampler_.charge(state_, kSpans, kind, choice.level, 0);
-    sampler_.pay_in(state_, kind, static_cast<uint64_t>(dur_ns), unrecorded);
+    sampler_.end_step(state_, kind, choice.level, static_cast<uint64_t>(dur_ns), unrecorded);
     sampler_.charge(state_, kObservations, kind, observed.level, static_cast<uint64_t>(timed_ns));
     sampler_.charge(state_, kLogits, kind, read.level,
                     static_cast<uint64_t>((1 - told_part) * read_ns));
     const double inside_ns = are_declared ? (1 - told_part) * read_ns : 0;
-    SeenStep seen{kind, dur_ns + timed_ns + inside_ns, static_cast<uint64_t>(calls), unrecorded,
-                  moved_ns};
+    SeenStep seen{kind,
+                  dur_ns + timed_ns + inside_ns,
+                  static_cast<uint64_t>(calls),
+                  unrecorded,
+                  moved_ns,
+                  cost_.root_ns};
     seen.logits_ns = inside_ns;
     seen.details[kLogitsAt] = {read.level, read.probability, read.weight, 0};
     seen.details[kSpansAt] = {choice.level, choice.probability, choice.weight, 0};

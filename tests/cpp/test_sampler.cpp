@@ -46,6 +46,17 @@ TEST(the_budget_is_held_where_calls_are_passed_on_in_steps_without_spans) {
   }
 }
 
+TEST(what_the_root_takes_is_as_measured_and_not_as_calibrated) {
+  const Cost cost{.step_ns = 500, .root_ns = 3000};
+  World world(0.01, layers(40), cost);
+  const auto usual = lognormal(1.1 * kMillisecond, 0.1, 1);
+  CHECK(world.share(20'000, StepKind::kDecode, usual) <= 0.01);
+  const StratumReport row = world.sampler().report().strata[static_cast<size_t>(StepKind::kDecode)];
+  const double plain_ns = row.plain_ns / static_cast<double>(row.steps);
+  CHECK(plain_ns >= 3000 && plain_ns < 3300);
+  CHECK(row.details[kSpansAt].detailed[0] > 1000);
+}
+
 TEST(wrappers_that_move_are_the_price_of_spans) {
   World world(0.01, layers(100), {.move_ns = 200});
   const auto usual = lognormal(1.1 * kMillisecond, 0.1, 1);

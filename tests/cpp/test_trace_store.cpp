@@ -1,5 +1,8 @@
 // The store gives back what was put in, whole steps only, within its limit, and counts the rest.
+#include <algorithm>
+#include <array>
 #include <cstdint>
+#include <deque>
 #include <limits>
 #include <map>
 #include <random>
@@ -7,6 +10,7 @@
 #include <vector>
 
 #include "check.h"
+#include "core/block_queue.h"
 #include "core/trace_store.h"
 
 namespace pertoken {
@@ -37,6 +41,46 @@ std::vector<StoredSpan> held(const TraceStore& store) {
 bool same(const StoredSpan& a, const StoredSpan& b) {
   return a.start_ticks == b.start_ticks && a.dur_ticks == b.dur_ticks && a.seq == b.seq &&
          a.parent_seq == b.parent_seq && a.step == b.step && a.site == b.site && a.track == b.track;
+}
+
+// Beside a std::deque, through several blocks and back to none.
+TEST(a_queue_in_blocks_is_a_queue) {
+  struct Item {
+    std::array<uint64_t, 100> values;
+  };
+  std::mt19937_64 random(7);
+  for (const unsigned likely_of_ten : {6u, 5u, 4u}) {
+    BlockQueue<Item> queue;
+    std::deque<uint64_t> expected;
+    size_t longest = 0;
+    for (uint64_t i = 0; i < 3000; ++i) {
+      if (random() % 10 < likely_of_ten || i < 500) {
+        CHECK(queue.push_back({{i}}).values[0] == i);
+        expected.push_back(i);
+      } else if (!expected.empty()) {
+        queue.pop_front();
+        expected.pop_front();
+      }
+      longest = std::max(longest, queue.size());
+      CHECK(queue.size() == expected.size() && queue.empty() == expected.empty());
+      if (expected.empty()) continue;
+      const size_t at = random() % expected.size();
+      CHECK(queue[at].values[0] == expected[at]);
+      CHECK(queue.front().values[0] == expected.front());
+      if (i % 100 != 0) continue;
+      std::vector<uint64_t> seen(expected.begin(), expected.begin() + static_cast<long>(at));
+      queue.for_each([&](const Item& item) { seen.push_back(item.values[0]); }, at);
+      CHECK(std::ranges::equal(seen, expected));
+      size_t looked_at = 0;
+      queue.for_each([&](const Item&) { return ++looked_at <= at; });
+      CHECK(looked_at == at + 1);
+      CHECK(std::ranges::equal(queue.copy(), expected, {},
+                               [](const Item& item) { return item.values[0]; }));
+    }
+    CHECK(longest > 4 * BlockQueue<Item>::kItemsInBlock);
+    while (!queue.empty()) queue.pop_front();
+    CHECK(queue.copy().empty());
+  }
 }
 
 // Numbers near and beyond every limit of the packed form, in random order.

@@ -23,8 +23,8 @@ ADDED = {
     "wrapped, weakly": 180,  # 174: by a wrapper that does not hold the module
     "wrapped, stopped": 60,  # 53: its wrapper when the recording has stopped
     "wrapped, left out": 99,  # 95: passed on and counted, in a step that was sampled without detail
-    "root": 818,  # 779: a step
-    "root, sampled": 1010,  # 969: a step whose detail is sampled
+    "root": 940,  # 900: a step, timed
+    "root, sampled": 1160,  # 1124: a step whose detail is sampled
 }
 # Instructions of a whole `with`, the interpreter's own (Python 3.11) among them.
 WHOLE = {

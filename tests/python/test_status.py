@@ -8,6 +8,8 @@ import math
 import os
 import re
 import threading
+from contextlib import nullcontext
+from time import perf_counter_ns
 from typing import Any
 
 import pytest
@@ -55,6 +57,7 @@ def test_the_cost_is_a_plain_number(
     monkeypatch: pytest.MonkeyPatch, span_ns: float, shown: str
 ) -> None:
     counts = {"steps": [1], "spans": 2, "drain_cpu_ns": 0, "step_ns": 10_000_000}
+    counts |= {"timed_roots": 1, "root_ns": 0.0}
     monkeypatch.setattr(record_costs, "_costs", RecordCosts(span_ns, 0.0))
     recording = pertoken.profile(seeded(Stack))
     assert status._cost_text(counts, recording).startswith(f"costs about {shown}")
@@ -117,8 +120,48 @@ def test_the_time_of_all_drain_threads_adds_up() -> None:
 
 
 def test_the_estimate_is_the_sum_of_its_parts() -> None:
-    counts = {"steps": [1, 9, 0, 0, 0, 0], "spans": 110, "drain_cpu_ns": 1000}
-    assert estimated_ns(counts, RecordCosts(span_ns=2.0, step_ns=30.0)) == 1000 + 100 * 2 + 10 * 30
+    counts = {
+        "steps": [1, 9, 0, 0, 0, 0],
+        "spans": 110,
+        "drain_cpu_ns": 1000,
+        "timed_roots": 7,
+        "root_ns": 400.0,
+    }
+    costs = RecordCosts(span_ns=2.0, step_ns=30.0)
+    assert estimated_ns(counts, costs) == 1000 + 100 * 2 + 400 + 3 * 30
+
+
+@pytest.mark.parametrize("declared", [False, True])
+@pytest.mark.parametrize("budget", [None, 0.01])
+def test_what_the_root_takes_is_timed_round_the_forward(
+    declared: bool, budget: float | None
+) -> None:
+    """It is neither more than what passes outside of the forwards, nor next to nothing."""
+    model = seeded(Stack)
+    data = numbers()
+    step = pertoken.step("decode") if declared else nullcontext()
+    outside_ns: list[int] = []
+    inside_ns: list[int] = []
+    forward = model.forward
+
+    def timed(*args: Any) -> Any:
+        start_ns = perf_counter_ns()
+        result = forward(*args)
+        inside_ns.append(perf_counter_ns() - start_ns)
+        return result
+
+    model.forward = timed
+    with pertoken.profile(model, modules="root", budget=budget) as recording:
+        for _ in range(300):
+            start_ns = perf_counter_ns()
+            with step:
+                model(data)
+            outside_ns.append(perf_counter_ns() - start_ns)
+    counts = recording.recorder.status()
+    recording.recorder.drain()
+    counts = recording.recorder.status()
+    assert counts["timed_roots"] == sum(counts["steps"]) == 300
+    assert 300 * 50 < counts["root_ns"] < sum(outside_ns) - sum(inside_ns)
 
 
 def test_the_costs_are_measured_once_and_leave_no_recording_running(
