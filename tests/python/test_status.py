@@ -157,7 +157,6 @@ def test_what_the_root_takes_is_timed_round_the_forward(
             with step:
                 model(data)
             outside_ns.append(perf_counter_ns() - start_ns)
-    counts = recording.recorder.status()
     recording.recorder.drain()
     counts = recording.recorder.status()
     assert counts["timed_roots"] == sum(counts["steps"]) == 300
