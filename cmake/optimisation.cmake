@@ -12,10 +12,14 @@ endif()
 set_source_files_properties(
   csrc/bindings/bound_call.cpp
   csrc/bindings/device_calls.cpp
+  csrc/bindings/growing_cache.cpp
+  csrc/bindings/plain_decode.cpp
   csrc/bindings/root_call.cpp
   csrc/bindings/sampled_forward.cpp
   csrc/bindings/scope.cpp
   csrc/bindings/span_call.cpp
+  csrc/bindings/step_call.cpp
+  csrc/bindings/step_forward.cpp
   csrc/bindings/step_inputs.cpp
   csrc/bindings/step_plan.cpp
   csrc/bindings/step_region.cpp

@@ -2,6 +2,8 @@
 
 #include "bindings/owned.h"
 #include "bindings/step_inputs.h"
+#include "bindings/tensor_sizes.h"
+#include "core/step_data.h"
 
 #if PY_VERSION_HEX >= 0x030D0000
 // Exported as before, and declared in the interpreter's own headers only.
@@ -12,16 +14,24 @@ namespace pertoken::bindings {
 
 namespace {
 
+constexpr Py_ssize_t kKeyDimensions = 4;  // (rows, heads, length, width)
+
 struct CacheNames {
-  PyObject* get_seq_length = PyUnicode_InternFromString("get_seq_length");
-  PyObject* layers = PyUnicode_InternFromString("layers");
-  PyObject* is_initialized = PyUnicode_InternFromString("is_initialized");
-  PyObject* keys = PyUnicode_InternFromString("keys");
+  PyObject* get_seq_length;
+  PyObject* layers;
+  PyObject* is_initialized;
+  PyObject* keys;
 };
 
+PERTOKEN_STEP_DATA constinit CacheNames known_names{};
+
 const CacheNames& cache_names() {
-  static const CacheNames instance;
-  return instance;
+  if (known_names.keys == nullptr) [[unlikely]] {
+    known_names = {
+        PyUnicode_InternFromString("get_seq_length"), PyUnicode_InternFromString("layers"),
+        PyUnicode_InternFromString("is_initialized"), PyUnicode_InternFromString("keys")};
+  }
+  return known_names;
 }
 
 // Of the process; held for good, as the classes that have them are.
@@ -41,37 +51,54 @@ bool counts_by(PyObject* object, PyObject* function) {
   return is_unbound && found == function;
 }
 
-// What the known functions return, without a call into Python: these, in the interpreter's cold
-// code, are most of what a step costs. False where anything is not as expected: then the cache is
-// asked.
-bool read_known(PyObject* cache, int64_t& length) {
-  if (known.of_cache == nullptr || !counts_by(cache, known.of_cache)) return false;
+// The first layer of a cache, both of which tell their length by the known functions, as a new
+// reference. Null where there are no layers, which `is_empty` says, and where anything is not as
+// expected, perhaps with an exception set.
+PyObject* known_layer(PyObject* cache, bool& is_empty) {
+  is_empty = false;
+  if (known.of_cache == nullptr || !counts_by(cache, known.of_cache)) return nullptr;
   const Owned layers(PyObject_GetAttr(cache, cache_names().layers));
-  if (!layers || !PyList_Check(layers.get())) return false;
-  if (PyList_GET_SIZE(layers.get()) == 0) {
-    length = 0;
-    return true;
-  }
+  if (!layers || !PyList_Check(layers.get())) return nullptr;
+  is_empty = PyList_GET_SIZE(layers.get()) == 0;
+  if (is_empty) return nullptr;
   const Owned layer(Py_NewRef(PyList_GET_ITEM(layers.get(), 0)));
-  if (!counts_by(layer.get(), known.of_layer)) return false;
-  const Owned keys(PyObject_GetAttr(layer.get(), cache_names().keys));
-  if (!keys) return false;
+  return counts_by(layer.get(), known.of_layer) ? Py_NewRef(layer.get()) : nullptr;
+}
+
+// How many tokens it holds; -1 where it cannot be told, perhaps with an exception set.
+int64_t layer_length(PyObject* layer) {
+  const Owned keys(PyObject_GetAttr(layer, cache_names().keys));
+  if (!keys) return -1;
   if (keys.get() == Py_None) {
-    const Owned is_initialized(PyObject_GetAttr(layer.get(), cache_names().is_initialized));
-    length = 0;
-    return is_initialized.get() == Py_False;
+    const Owned is_initialized(PyObject_GetAttr(layer, cache_names().is_initialized));
+    return is_initialized.get() == Py_False ? 0 : -1;
   }
-  constexpr Py_ssize_t kDimensions = 4;  // (rows, heads, length, width)
-  int64_t sizes[kDimensions] = {};
-  if (read_shape(keys.get(), sizes, kDimensions) != kDimensions) return false;
-  length = sizes[2];
+  int64_t sizes[kKeyDimensions] = {};
+  if (read_shape(keys.get(), sizes, kKeyDimensions) != kKeyDimensions) return -1;
+  int64_t length = sizes[2];
   for (const int64_t size : sizes) {
     if (size == 0) length = 0;
   }
-  return true;
+  return length;
 }
 
 }  // namespace
+
+int64_t kept_layer_length(PyObject* layer) {
+  PyObject* const keys = PyObject_GetAttr(layer, known_names.keys);
+  if (keys == nullptr) return -1;
+  int64_t sizes[kKeyDimensions] = {};
+  const Py_ssize_t dims = kept_sizes(keys, sizes, kKeyDimensions);
+  Py_DECREF(keys);
+  return dims == kKeyDimensions ? sizes[2] : -1;
+}
+
+PyObject* growing_layer(PyObject* cache) {
+  bool is_empty = false;
+  PyObject* const layer = known_layer(cache, is_empty);
+  discard_error();
+  return layer;
+}
 
 int64_t cache_length(PyObject* cache, bool& failed) {
   if (PyTuple_Check(cache)) {  // the older form: a tuple a layer of (rows, heads, length, width)
@@ -80,8 +107,14 @@ int64_t cache_length(PyObject* cache, bool& failed) {
     int64_t sizes[4];
     return read_shape(value, sizes, 4) == 4 ? sizes[2] : -1;
   }
-  int64_t known_length = -1;
-  if (read_known(cache, known_length)) return known_length;
+  // What the known functions return, without a call into Python: these, in the interpreter's cold
+  // code, are most of what a step costs.
+  bool is_empty = false;
+  const Owned layer(known_layer(cache, is_empty));
+  if (is_empty) return 0;
+  if (layer) {
+    if (const int64_t length = layer_length(layer.get()); length >= 0) return length;
+  }
   discard_error();
   const Owned method(PyObject_GetAttr(cache, cache_names().get_seq_length));
   if (!method) {  // a recurrent state has no length

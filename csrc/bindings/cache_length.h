@@ -11,6 +11,13 @@ namespace pertoken::bindings {
 // -1 unknown; `failed` is set when the cache raised. Never leaves an exception set.
 int64_t cache_length(PyObject* cache, bool& failed);
 
+// The first layer of a cache that both are of a kind whose length is that of the layer's keys, by a
+// new reference; else null. Never leaves an exception set.
+PyObject* growing_layer(PyObject* cache);
+// How many tokens that holds, where it holds any and its keys' sizes are known to stand in place;
+// else -1, perhaps with an exception set.
+int64_t kept_layer_length(PyObject* layer);
+
 // Where a cache's get_seq_length is `cache_function` and that of its first layer `layer_function`,
 // neither is called from now on: the length is that of the layer's keys, along the last dimension
 // but one, or 0 without layers, where the layer is not initialized and has none, and where a

@@ -195,6 +195,7 @@ void CallSlots::drop(Known& known, size_t at) {
 }
 
 uint32_t CallSlots::put_back() {
+  arranged_for_ = kNone32;
   uint32_t moved = 0;
   for (Known& known : known_) moved += put_back(known);
   return moved;
@@ -206,8 +207,7 @@ void CallSlots::forget() {
   }
 }
 
-void CallSlots::begin_step(const Recorder& recorder, ThreadBuffer& buffer) {
-  ++open_steps_;
+void CallSlots::arrange(const Recorder& recorder, ThreadBuffer& buffer) {
   const uint32_t detail = buffer.open_detail;
   const bool has_layers = (detail & left_out(kDetailLayers)) == 0;
   std::array<bool, kSorts> is_needed{};
@@ -216,18 +216,22 @@ void CallSlots::begin_step(const Recorder& recorder, ThreadBuffer& buffer) {
   is_needed[kObserved] = has_layers || (detail & kDetailActivations) != 0;
   uint32_t& moved = buffer.unrecorded.moved;
   const uint64_t start_ticks = now_ticks();
+  bool all_moved = true;
   for (size_t sort = 0; sort < kSorts; ++sort) {
     Known& known = known_[sort];
     if (is_needed[sort]) {
       moved += put_back(known);
-    } else if (known.out < known.calls.size() && may_empty(recorder)) {
-      moved += take_out(known);
+    } else if (known.out < known.calls.size()) {
+      const bool may_move = may_empty(recorder);
+      all_moved &= may_move;
+      if (may_move) moved += take_out(known);
     }
   }
   if (moved != 0 && is_compiler_in_use()) {
     moved += put_back();
     forget();
   }
+  arranged_for_ = all_moved ? detail : kNone32;
   if (moved != 0) buffer.unrecorded.move_ticks = now_ticks() - start_ticks;
 }
 

@@ -33,7 +33,10 @@ class CallSlots {
   void add(bindings::SpanCall& call);
 
   // Hot, before a forward whose wrappers will see this open_detail.
-  void begin_step(const Recorder& recorder, ThreadBuffer& buffer);
+  void begin_step(const Recorder& recorder, ThreadBuffer& buffer) {
+    ++open_steps_;
+    if (arranged_for_ != buffer.open_detail) arrange(recorder, buffer);
+  }
   void end_step() noexcept { --open_steps_; }
 
   // Hot, in a call in a step without the call's detail: where it may, the wrapper leaves its slot.
@@ -57,6 +60,7 @@ class CallSlots {
     uint32_t out = 0;                        // of them
   };
 
+  void arrange(const Recorder& recorder, ThreadBuffer& buffer);
   static Sort sort_of(const bindings::SpanCall& call) noexcept;
   static std::vector<CallSlots*>& every();
   bool may_empty(const Recorder& recorder) const noexcept;
@@ -73,6 +77,8 @@ class CallSlots {
   // The compiler is in use: its guards remember the dicts that slots stand in.
   bool is_closed_ = false;
   uint32_t open_steps_ = 0;
+  // The open_detail by which all that are known are in or out; nothing moves for one like it.
+  uint32_t arranged_for_ = kNone32;
   std::array<Known, kSorts> known_;
 };
 

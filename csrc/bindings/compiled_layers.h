@@ -11,7 +11,8 @@ namespace pertoken::bindings {
 
 // After a forward that raised: ends the spans that are open on the calling thread in this recorder,
 // at the time of the last operator, so that those inside them have a parent.
-void close_compiled_layers(Recorder& recorder, ThreadBuffer& buffer) noexcept;
+[[gnu::noinline, gnu::cold]] void close_compiled_layers(Recorder& recorder,
+                                                        ThreadBuffer& buffer) noexcept;
 
 void bind_compiled_layers(pybind11::module_& m);
 

@@ -1,8 +1,11 @@
 #include "bindings/dlpack_tensor.h"
 
 #include "bindings/owned.h"
+#include "core/step_data.h"
 
 namespace pertoken::bindings {
+
+PERTOKEN_STEP_DATA constinit TensorTypes tensor_types{};
 
 namespace {
 
@@ -34,14 +37,9 @@ struct ExchangeTable {
   void* current_stream;
 };
 
-// Of the process: torch's types and its table live as long.
-struct Known {
-  PyTypeObject* tensor_type = nullptr;
-  PyTypeObject* parameter_type = nullptr;
-  int (*describe)(void* object, DlpackTensor* description) = nullptr;
-};
-
-constinit Known known;
+// Of the process: its table lives as long.
+using Describe = int (*)(void* object, DlpackTensor* description);
+constinit Describe table_describe = nullptr;
 
 }  // namespace
 
@@ -51,21 +49,17 @@ void learn_exchange_table(PyObject* tensor_type, PyObject* parameter_type) {
   PyErr_Clear();
   auto* header = static_cast<TableHeader*>(found);
   while (header != nullptr && header->major != kMajorVersion) header = header->before;
-  if (known.tensor_type == nullptr) {
-    known.tensor_type = reinterpret_cast<PyTypeObject*>(Py_NewRef(tensor_type));
-    known.parameter_type = reinterpret_cast<PyTypeObject*>(Py_NewRef(parameter_type));
+  if (tensor_types.tensor == nullptr) {
+    tensor_types.tensor = reinterpret_cast<PyTypeObject*>(Py_NewRef(tensor_type));
+    tensor_types.parameter = reinterpret_cast<PyTypeObject*>(Py_NewRef(parameter_type));
   }
-  known.describe =
+  table_describe =
       header == nullptr ? nullptr : reinterpret_cast<const ExchangeTable*>(header)->describe;
 }
 
-bool is_exact_tensor(PyObject* object) noexcept {
-  return Py_IS_TYPE(object, known.tensor_type) || Py_IS_TYPE(object, known.parameter_type);
-}
-
 bool describe_tensor(PyObject* tensor, DlpackTensor& description) noexcept {
-  if (known.describe == nullptr || !is_exact_tensor(tensor)) return false;
-  if (known.describe(tensor, &description) == 0) return true;
+  if (table_describe == nullptr || !is_exact_tensor(tensor)) return false;
+  if (table_describe(tensor, &description) == 0) return true;
   PyErr_Clear();
   return false;
 }

@@ -34,9 +34,18 @@ inline constexpr int32_t kDlpackCuda = 2;
 // `__dlpack_c_exchange_api__`; where it offers none of major version 1, nothing is described.
 void learn_exchange_table(PyObject* tensor_type, PyObject* parameter_type);
 
+// Of the process: torch's types live as long. Null before they are learned.
+struct TensorTypes {
+  PyTypeObject* tensor;
+  PyTypeObject* parameter;
+};
+extern TensorTypes tensor_types;
+
 // Whether it is of exactly one of these two types: a subclass may mean something else by what it
 // says of itself.
-bool is_exact_tensor(PyObject* object) noexcept;
+[[gnu::always_inline]] inline bool is_exact_tensor(PyObject* object) noexcept {
+  return Py_IS_TYPE(object, tensor_types.tensor) || Py_IS_TYPE(object, tensor_types.parameter);
+}
 
 // False for what is of another type, and for what DLPack cannot say: sparse, nested, quantized or
 // without memory. `shape` and `strides` live as long as the tensor is not changed. Runs no Python

@@ -10,40 +10,18 @@
 #include "bindings/scope.h"
 #include "bindings/span_call.h"
 #include "bindings/step_inputs.h"
+#include "core/step_data.h"
 #include "core/string_table.h"
 
 namespace pertoken::bindings {
 
-PyTypeObject* generation_state_type = nullptr;
-uint32_t generation_states = 0;
+PERTOKEN_STEP_DATA constinit PyTypeObject* generation_state_type = nullptr;
+PERTOKEN_STEP_DATA constinit uint32_t generation_states = 0;
+PERTOKEN_STEP_DATA constinit uint32_t gap_site = 0;
 
 namespace {
 
 uint32_t region_site = 0;
-uint32_t gap_site = 0;
-
-bool open_here(const GenerationState& state) {
-  return tls_thread_state != nullptr && state.thread_uid == tls_thread_state->uid;
-}
-
-}  // namespace
-
-void close_gap(GenerationState& state, ThreadBuffer& buffer, uint64_t now, uint32_t next_step) {
-  if (!open_here(state) || state.gap_seq == 0) return;
-  buffer.push({state.gap_start_ticks, now, make_tag(RecordType::kGap, gap_site), state.gap_seq,
-               state.region_seq, next_step});
-  state.gap_seq = 0;
-  buffer.open_seq = state.region_seq;
-}
-
-void open_gap(GenerationState& state, ThreadBuffer& buffer, uint64_t now) {
-  if (!open_here(state)) return;
-  state.gap_seq = tls_thread_state->next_seq();
-  state.gap_start_ticks = now;
-  buffer.open_seq = state.gap_seq;
-}
-
-namespace {
 
 // A commit of `tokens` a row by the last step: how far the cache really is after it.
 void note_commit(GenerationState& state, int64_t tokens) {

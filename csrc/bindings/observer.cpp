@@ -81,6 +81,15 @@ ObservedStep* step_of_scope(const Recorder& recorder, uint32_t& number) {
   return &entry.observed;
 }
 
+// From now on steps are chosen for it; and those of this thread that were decided on without it are
+// decided on anew.
+void begin_observing(Recorder& recorder, ThreadBuffer& buffer) {
+  Sampler* sampler = recorder.sampler();
+  if (sampler == nullptr || sampler->observes()) return;
+  sampler->begin_observing();
+  buffer.sampling.ahead = {};
+}
+
 }  // namespace
 
 struct Observer::Calls {
@@ -116,7 +125,7 @@ void Observer::observe_output(ThreadBuffer& buffer, uint32_t site, PyObject* out
 void Observer::observe_value(uint32_t site, PyObject* value) {
   ThreadBuffer* buffer = recorder_->active() ? recorder_->buffer() : nullptr;
   if (buffer == nullptr) return;
-  if (Sampler* sampler = recorder_->sampler()) sampler->begin_observing();
+  begin_observing(*recorder_, *buffer);
   const uint64_t start_ticks = now_ticks();
   uint32_t number = kNone32;
   ObservedStep outside;
@@ -139,7 +148,7 @@ ObservedStep* Observer::step_outside_modules(ThreadBuffer& buffer, uint32_t& num
 cuda::GpuPlace Observer::begin_replay(ThreadBuffer& buffer, uint64_t graph) {
   cuda::GpuPlace place{-1, nullptr};
   const uint64_t start_ticks = now_ticks();
-  if (Sampler* sampler = recorder_->sampler()) sampler->begin_observing();
+  begin_observing(*recorder_, buffer);
   uint32_t number = kNone32;
   ObservedStep outside;
   ObservedStep* step = step_outside_modules(buffer, number, outside);

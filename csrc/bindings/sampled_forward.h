@@ -79,9 +79,9 @@ class SampledForward {
   PackedChoices choices() const noexcept { return choices_; }
   // What belongs into ThreadBuffer::open_detail meanwhile.
   uint32_t open_detail() const noexcept {
-    if (sampler_ == nullptr || !sampler_->samples(SampleDetail::kSpans)) return kSpans;
+    if (sampler_ == nullptr || !sampler_->samples(SampleDetail::kSpans)) return kDetailSpans;
     const uint32_t detail = sampler_->bits(SampleDetail::kSpans, level_);
-    return detail | left_out(kSpans & ~detail);
+    return detail | left_out(kDetailSpans & ~detail);
   }
   // `dur_ticks` without what was measured of other detail.
   void settle(ThreadBuffer& buffer, uint64_t dur_ticks,
@@ -91,8 +91,6 @@ class SampledForward {
   }
 
  private:
-  static constexpr uint32_t kSpans = kDetailLayers | kDetailAll;
-
   static SampledForward sampled(Sampler& sampler, ThreadBuffer& buffer, StepKind kind,
                                 bool is_first, PackedChoices before) noexcept;
 

@@ -10,15 +10,17 @@
 #include "bindings/opener.h"
 #include "bindings/scope_links.h"
 #include "bindings/step_region.h"
+#include "core/step_data.h"
 #include "core/string_table.h"
 
 namespace pertoken::bindings {
+
+PERTOKEN_STEP_DATA constinit int64_t scopes_entered = 0;
 
 namespace {
 
 PyObject* scope_var = nullptr;  // the context variable
 PyTypeObject* scope_type = nullptr;
-int64_t scopes_entered = 0;  // 0 for as long as the user opened none, which spares the look-up
 
 void scope_dealloc(PyObject* self) {
   auto* scope = reinterpret_cast<Scope*>(self);
@@ -42,7 +44,6 @@ PyType_Spec scope_spec = {"pertoken._native.Scope", sizeof(Scope), 0, Py_TPFLAGS
 
 // Of the running context, closed ones included.
 Scope* innermost_scope() noexcept {
-  if (scopes_entered == 0) return nullptr;
   PyObject* value = nullptr;
   if (PyContextVar_Get(scope_var, nullptr, &value) < 0) {
     PyErr_Clear();
@@ -250,7 +251,7 @@ bool add_opener(PyObject* module, const char* qualified, const char* name, size_
   return PyModule_AddObject(module, name, type) == 0;
 }
 
-Scope* current_scope() noexcept { return open_scope(innermost_scope()); }
+Scope* innermost_open_scope() noexcept { return open_scope(innermost_scope()); }
 
 Scope* Scope::nearest_open(Scope* Scope::* nearest) noexcept {
   Scope* found = this->*nearest;

@@ -58,8 +58,13 @@ struct Scope {
   Scope* nearest_open(Scope* Scope::* nearest) noexcept;
 };
 
+extern int64_t scopes_entered;  // 0 for as long as the user opened none, which spares the look-up
+Scope* innermost_open_scope() noexcept;
+
 // The innermost open scope of the running context, borrowed from it; nullptr when there is none.
-Scope* current_scope() noexcept;
+inline Scope* current_scope() noexcept {
+  return scopes_entered == 0 ? nullptr : innermost_open_scope();
+}
 
 // The span and step that enclose a call which has none open on the calling thread.
 struct Enclosing {

@@ -173,32 +173,6 @@ Py_ssize_t read_shape(PyObject* tensor, int64_t* sizes, Py_ssize_t limit) {
   return dims;
 }
 
-ForwardSignature::~ForwardSignature() {
-  for (const ArgumentPlace& place : places_) Py_DECREF(place.keyword);
-}
-
-void ForwardSignature::add(ArgumentRole role, PyObject* keyword, int position) {
-  places_.reserve(places_.size() + 1);
-  PyObject* interned = Py_NewRef(keyword);
-  PyUnicode_InternInPlace(&interned);
-  const auto at = static_cast<size_t>(role);
-  places_.insert(places_.begin() + begins_[at + 1], {interned, position});
-  for (size_t i = at + 1; i < begins_.size(); ++i) ++begins_[i];
-}
-
-PyObject* ForwardSignature::find(ArgumentRole role, PyObject* args,
-                                 PyObject* kwargs) const noexcept {
-  for (const ArgumentPlace& place : places_of(role)) {
-    PyObject* value = nullptr;
-    if (kwargs != nullptr) value = PyDict_GetItemWithError(kwargs, place.keyword);
-    if (value == nullptr && place.position >= 0 && place.position < PyTuple_GET_SIZE(args)) {
-      value = PyTuple_GET_ITEM(args, place.position);
-    }
-    if (value != nullptr && value != Py_None) return value;
-  }
-  return nullptr;
-}
-
 InputShape input_shape(const ForwardSignature& signature, PyObject* args, PyObject* kwargs,
                        bool& failed) {
   InputShape result;

@@ -6,11 +6,10 @@
 
 #include <Python.h>
 
-#include <array>
 #include <cstdint>
-#include <span>
 #include <vector>
 
+#include "bindings/forward_signature.h"
 #include "core/observed_step.h"
 
 namespace pertoken::bindings {
@@ -18,36 +17,6 @@ namespace pertoken::bindings {
 // Drops what an attribute or a method of an argument raised. An interrupt or an exit that hit
 // meanwhile (anything but an Exception) is the user's: it is raised again in the user's own code.
 void discard_error();
-
-// Where forward takes what we ask for: a keyword, and the position when it is passed so (-1 none).
-struct ArgumentPlace {
-  PyObject* keyword;  // interned, strong
-  int position;
-};
-
-enum class ArgumentRole : uint8_t { kIds, kEmbeds, kCache, kMask, kKeep, kUseCache };
-inline constexpr int kArgumentRoles = 6;
-
-class ForwardSignature {
- public:
-  ~ForwardSignature();
-  // Throws std::bad_alloc.
-  void add(ArgumentRole role, PyObject* keyword, int position);
-  // Borrowed; nullptr when it was not passed or is None.
-  PyObject* find(ArgumentRole role, PyObject* args, PyObject* kwargs) const noexcept;
-  bool knows(ArgumentRole role) const noexcept { return !places_of(role).empty(); }
-  // Whether the first positional tensor is what the model works on, for want of a known name.
-  bool takes_first_positional = false;
-
- private:
-  std::span<const ArgumentPlace> places_of(ArgumentRole role) const noexcept {
-    const auto at = static_cast<size_t>(role);
-    return std::span(places_).subspan(begins_[at], begins_[at + 1] - begins_[at]);
-  }
-
-  std::vector<ArgumentPlace> places_;  // by role
-  std::array<uint8_t, kArgumentRoles + 1> begins_{};
-};
 
 struct InputShape {
   int64_t rows = -1;

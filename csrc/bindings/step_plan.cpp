@@ -40,7 +40,7 @@ int64_t past_in_generation(const GenerationState& state, const StepPlan& plan, b
 
 }  // namespace
 
-StepPlan plan_step(const ForwardSignature& signature, Recorder& recorder,
+StepPlan plan_step(const ForwardSignature& signature, GrowingCache& growing, Recorder& recorder,
                    const GenerationState* state, PyObject* args, PyObject* kwargs) {
   StepPlan plan;
   bool failed = false;
@@ -60,11 +60,13 @@ StepPlan plan_step(const ForwardSignature& signature, Recorder& recorder,
     plan.kind = kind_in_generation(*state, plan, signature.knows(ArgumentRole::kKeep));
   } else {
     if (plan.cache != nullptr) {
-      plan.past = cache_length(plan.cache, failed);
+      plan.past = growing.length(plan.cache);
+      if (plan.past < 0) plan.past = cache_length(plan.cache, failed);
     } else if (!signature.takes_first_positional) {
       plan.past = 0;
     }
     plan.kind = kind_by_cache(plan);
+    growing.note_step(plan.cache, plan.past, plan.query_len);
   }
   if (failed) recorder.count_fault();
   return plan;
@@ -80,24 +82,6 @@ void push_padding(StepPlan& plan, PyObject* mask, ThreadBuffer& buffer, uint32_t
     buffer.push({row, uint64_t{valid[row].context} << 32 | valid[row].query,
                  make_tag(RecordType::kRowValid, 0), 0, 0, step});
   }
-}
-
-void note_step(GenerationState& state, const StepPlan& plan, bool keep_known, uint32_t step) {
-  ++state.steps;
-  state.last_step = step;
-  state.last_past = plan.past;
-  state.last_query_len = plan.query_len;
-  state.last_keep = plan.keep;
-  state.last_kind = plan.kind;
-  state.keep_known = keep_known;
-  state.had_cache = state.had_cache || plan.cache != nullptr;
-  if (state.last_cache != plan.cache) {
-    PyObject* before = state.last_cache;
-    state.last_cache = Py_XNewRef(plan.cache);
-    Py_XDECREF(before);
-  }
-  const bool known = plan.past >= 0 && plan.query_len >= 0;
-  state.past = known ? plan.past + plan.query_len : kPastUnknown;
 }
 
 }  // namespace pertoken::bindings

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "bindings/generation_state.h"
+#include "bindings/growing_cache.h"
 #include "bindings/step_inputs.h"
 #include "core/recorder.h"
 
@@ -31,8 +32,9 @@ inline uint32_t narrow(int64_t value) {
                                                              : static_cast<uint32_t>(value);
 }
 
-// `state` is that of the generate() it runs in, or null. What fails is counted as a fault.
-StepPlan plan_step(const ForwardSignature& signature, Recorder& recorder,
+// `state` is that of the generate() it runs in, or null; `growing` is of the last step outside any,
+// and becomes that of this one. What fails is counted as a fault.
+StepPlan plan_step(const ForwardSignature& signature, GrowingCache& growing, Recorder& recorder,
                    const GenerationState* state, PyObject* args, PyObject* kwargs);
 
 // What the padding mask says of each row. Inside generate() only the prefill is asked: padding
@@ -40,6 +42,23 @@ StepPlan plan_step(const ForwardSignature& signature, Recorder& recorder,
 void push_padding(StepPlan& plan, PyObject* mask, ThreadBuffer& buffer, uint32_t step);
 
 // Before the forward: the arguments, and with them the cache, may go while it runs.
-void note_step(GenerationState& state, const StepPlan& plan, bool keep_known, uint32_t step);
+inline void note_step(GenerationState& state, const StepPlan& plan, bool keep_known,
+                      uint32_t step) {
+  ++state.steps;
+  state.last_step = step;
+  state.last_past = plan.past;
+  state.last_query_len = plan.query_len;
+  state.last_keep = plan.keep;
+  state.last_kind = plan.kind;
+  state.keep_known = keep_known;
+  state.had_cache = state.had_cache || plan.cache != nullptr;
+  if (state.last_cache != plan.cache) {
+    PyObject* before = state.last_cache;
+    state.last_cache = Py_XNewRef(plan.cache);
+    Py_XDECREF(before);
+  }
+  const bool known = plan.past >= 0 && plan.query_len >= 0;
+  state.past = known ? plan.past + plan.query_len : kPastUnknown;
+}
 
 }  // namespace pertoken::bindings

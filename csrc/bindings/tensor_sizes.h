@@ -5,11 +5,29 @@
 
 #include <Python.h>
 
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
+
+#include "bindings/dlpack_tensor.h"
 
 namespace pertoken::bindings {
 
 inline constexpr int64_t kMostKeptSizes = 5;  // of more dimensions they are on the heap
+
+// Offsets in bytes. Of the process: torch's types live as long.
+struct SizePlaces {
+  size_t held;  // of torch's object's address, in the Python object; 0: not known
+  size_t dims;  // in torch's object; the sizes follow
+};
+extern SizePlaces size_places;
+
+template <typename Word>
+Word word_at(const void* memory, size_t offset) noexcept {
+  Word word;
+  std::memcpy(&word, static_cast<const char*>(memory) + offset, sizeof(word));
+  return word;
+}
 
 // Whether all of a list of tensors, which have sizes that no other number in them is likely to be,
 // keep the address that torch states of them, and behind it their sizes, in one and the same place,
@@ -21,6 +39,20 @@ bool learn_sizes(PyObject* tensors);
 // where they are not known to stand there: no place was learned, the tensor is of another type, has
 // more dimensions than are kept in place, or one without length, as those seem to have that keep
 // their sizes elsewhere.
-Py_ssize_t kept_sizes(PyObject* tensor, int64_t* sizes, Py_ssize_t limit) noexcept;
+[[gnu::always_inline]] inline Py_ssize_t kept_sizes(PyObject* tensor, int64_t* sizes,
+                                                    Py_ssize_t limit) noexcept {
+  if (size_places.held == 0 || !is_exact_tensor(tensor)) return -1;
+  const auto* object = word_at<const void*>(tensor, size_places.held);
+  if (object == nullptr) return -1;
+  const auto dims = word_at<int64_t>(object, size_places.dims);
+  if (dims < 1 || dims > kMostKeptSizes) return -1;
+  for (int64_t i = 0; i < dims; ++i) {
+    const auto behind = static_cast<size_t>(i + 1) * sizeof(int64_t);
+    const auto size = word_at<int64_t>(object, size_places.dims + behind);
+    if (size < 1) return -1;
+    if (i < limit) sizes[i] = size;
+  }
+  return static_cast<Py_ssize_t>(dims);
+}
 
 }  // namespace pertoken::bindings

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 namespace pertoken {
 
@@ -64,34 +65,31 @@ Sampler::Sampler(const SamplerOptions& options)
   }
 }
 
-// Of a level or one above it, given that of those above.
-double Sampler::probability(const PublishedDetail& published, size_t level, double fill,
-                            double floor, double most, double above) noexcept {
-  const double p = std::max(load(published.rates[level]) * fill, floor);
+double Sampler::Odds::probability(size_t level, double above) const noexcept {
+  const double p = std::max(load(published->rates[level]) * fill, floor);
   return std::max(std::min(p, most), above);
 }
 
-SampleChoice Sampler::decide(SampleState& state, SampleDetail detail, StepKind kind,
-                             bool is_favoured) noexcept {
+SampleChoice Sampler::Odds::choice(double number) const noexcept {
+  double above = 0;  // the probability of the levels above
+  for (size_t level = levels; level-- > 0;) {
+    const double p = probability(level, above);
+    if (number >= p) {
+      above = p;
+      continue;
+    }
+    SampleChoice choice{static_cast<int>(level), 1.0 / (p - above), p};
+    while (level-- > 0) choice.probability = probability(level, choice.probability);
+    return choice;
+  }
+  return {-1, 0.0, above};
+}
+
+Sampler::Odds Sampler::odds(const SampleState& state, SampleDetail detail, StepKind kind,
+                            bool is_favoured) const noexcept {
   const auto at = static_cast<size_t>(detail);
   const DetailOptions& options = options_[at];
   const PublishedDetail& published = published_[static_cast<size_t>(kind)].details[at];
-  if (state.random == 0) [[unlikely]] {
-    uint64_t seed = next_seed_.fetch_add(1, std::memory_order_relaxed);
-    state.random = next_random(seed) | 1;
-    // Spans may begin with what they will have: what they cost is known. Observations and logits
-    // may cost anything, and one of them more than a few hundred steps pay: they begin with the
-    // price of one to pay first.
-    state.pace.fill(1);
-    for (size_t i = 0; i < published_.size(); ++i) {
-      for (size_t each = 0; each < kSampleDetails; ++each) {
-        const double capacity_ns = load(published_[i].details[each].capacity_ns);
-        state.allowance_ns[i][each] = each == kSpansAt ? capacity_ns / 2 : -capacity_ns / kBurst;
-      }
-    }
-  }
-  settle(state);
-  const double number = uniform(state.random);
   double fill = state.allowance_ns[static_cast<size_t>(kind)][at] * load(published.fill_per_ns);
   fill = std::clamp(fill, 0.0, 1.0);
   // It is meant by the second and known by the step.
@@ -102,20 +100,67 @@ SampleChoice Sampler::decide(SampleState& state, SampleDetail detail, StepKind k
     fill *= kFavour;
     most = std::min(most * kFavour, kMostProbability);
   }
-  double above = 0;  // the probability of the levels above
-  for (size_t level = options.levels; level-- > 0;) {
-    const double p = probability(published, level, fill, floor, most, above);
-    if (number >= p) {
-      above = p;
-      continue;
+  return {&published, options.levels, fill, floor, most};
+}
+
+// Spans may begin with what they will have: what they cost is known. Observations and logits may
+// cost anything, and one of them more than a few hundred steps pay: they begin with the price of
+// one to pay first.
+void Sampler::begin(SampleState& state) noexcept {
+  uint64_t seed = next_seed_.fetch_add(1, std::memory_order_relaxed);
+  state.random = next_random(seed) | 1;
+  state.pace.fill(1);
+  for (size_t i = 0; i < published_.size(); ++i) {
+    for (size_t each = 0; each < kSampleDetails; ++each) {
+      const double capacity_ns = load(published_[i].details[each].capacity_ns);
+      state.allowance_ns[i][each] = each == kSpansAt ? capacity_ns / 2 : -capacity_ns / kBurst;
     }
-    SampleChoice choice{static_cast<int>(level), 1.0 / (p - above), p};
-    while (level-- > 0) {
-      choice.probability = probability(published, level, fill, floor, most, choice.probability);
-    }
-    return choice;
   }
-  return {-1, 0.0, above};
+}
+
+SampleChoice Sampler::decide(SampleState& state, SampleDetail detail, StepKind kind,
+                             bool is_favoured) noexcept {
+  StepsAhead& ahead = state.ahead;
+  if (ahead.kind == kind && !is_favoured) {
+    const auto bit = static_cast<uint8_t>(1u << static_cast<unsigned>(detail));
+    if (ahead.plain == 0 && (ahead.decided & bit) != 0) {
+      ahead.decided &= static_cast<uint8_t>(~bit);
+      return state.next[static_cast<size_t>(detail)];
+    }
+    if (ahead.plain != 0) ahead = {};
+  }
+  if (state.random == 0) [[unlikely]]
+    begin(state);
+  settle(state);
+  return odds(state, detail, kind, is_favoured).choice(uniform(state.random));
+}
+
+void Sampler::decide_ahead(SampleState& state, StepKind kind, PackedChoices decided) noexcept {
+  state.ahead = {.kind = kind, .choices = decided};
+  ByDetail<Odds> odds_of{};
+  ByDetail<double> any{};  // the probability of any level
+  for (size_t at = 0; at < kSampleDetails; ++at) {
+    const auto detail = static_cast<SampleDetail>(at);
+    if (decided.probability(detail) == 0) continue;
+    odds_of[at] = odds(state, detail, kind, false);
+    any[at] = odds_of[at].choice(1).probability;
+  }
+  for (; state.ahead.plain < kMostAhead; ++state.ahead.plain) {
+    ByDetail<double> numbers{};
+    bool gets_any = false;
+    for (size_t at = 0; at < kSampleDetails; ++at) {
+      if (any[at] == 0) continue;
+      numbers[at] = uniform(state.random);
+      gets_any |= numbers[at] < any[at];
+    }
+    if (!gets_any) continue;
+    for (size_t at = 0; at < kSampleDetails; ++at) {
+      if (any[at] == 0) continue;
+      state.next[at] = odds_of[at].choice(numbers[at]);
+      state.ahead.decided |= static_cast<uint8_t>(1u << at);
+    }
+    return;
+  }
 }
 
 // What is owed is remembered, up to some times of the last of it: a step whose detail cost far more
@@ -149,7 +194,7 @@ void Sampler::charge_ns(SampleState& state, SampleDetail detail, StepKind kind, 
 
 void Sampler::settle_ended(SampleState& state) noexcept {
   const SampleState::Ended& ended = state.ended;
-  state.ended.is_any = false;
+  const auto steps = std::exchange(state.ended.steps, 0);
   const UnrecordedCalls& unrecorded = ended.unrecorded;
   if (ended.level >= 0) {
     charge_level(state, SampleDetail::kSpans, ended.kind, static_cast<size_t>(ended.level), 0);
@@ -157,11 +202,11 @@ void Sampler::settle_ended(SampleState& state) noexcept {
   const auto at = static_cast<size_t>(ended.kind);
   const Published& published = published_[at];
   const double dur_ns = static_cast<double>(ended.dur_ticks) * load(ns_per_tick_);
-  const double left_ns = dur_ns * kAllowed * budget_ - load(published.plain_ns) -
+  const double left_ns = dur_ns * kAllowed * budget_ - steps * load(published.plain_ns) -
                          unrecorded.passed_on * costs_.skip_ns;
   // By longer steps, details may be known to cost more than they do in those of late.
   double& recent_ns = state.recent_ns[at];
-  recent_ns += (dur_ns - recent_ns) / kRecentSteps;
+  for (uint32_t i = 0; i < steps; ++i) recent_ns += (dur_ns / steps - recent_ns) / kRecentSteps;
   const double mean_ns = load(published.mean_ns);
   const double pace = state.pace[at] = recent_ns < mean_ns ? recent_ns / mean_ns : 1.0;
   if (unrecorded.moved != 0) {
@@ -177,7 +222,7 @@ void Sampler::settle_ended(SampleState& state) noexcept {
     const double paid_ns = left_ns * share;
     // What longer steps have paid is not for these, but for the price of one.
     const double most_ns =
-        std::min(capacity_ns, std::max(pace * capacity_ns / kBurst, kHeldSteps * paid_ns));
+        std::min(capacity_ns, std::max(pace * capacity_ns / kBurst, kHeldSteps / steps * paid_ns));
     double& allowance_ns = state.allowance_ns[at][detail];
     // Steps that leave nothing make no debt beyond that.
     allowance_ns =

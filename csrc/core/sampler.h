@@ -18,25 +18,17 @@
 
 #include <array>
 #include <atomic>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
 
 #include "core/paired_cost.h"
 #include "core/record.h"
+#include "core/sample_choice.h"
 
 namespace pertoken {
 
 inline constexpr size_t kMaxSampleLevels = 3;
-
-// What is decided apart. A further one is a further name here, a decide() and a charge() in the
-// root's wrapper, and its costs in SamplerOptions; nothing else knows them by name.
-enum class SampleDetail : uint8_t { kSpans, kObservations, kLogits };
-inline constexpr size_t kSampleDetails = 3;
-
-template <typename Value>
-using ByDetail = std::array<Value, kSampleDetails>;
 
 // What the calls of the wrappers add on this machine, in nanoseconds.
 struct SampleCosts {
@@ -79,58 +71,26 @@ struct SamplerOptions {
   uint64_t seed = 0;
 };
 
-// Of one thread and recorder; the thread's own.
+// Of one thread and recorder; the thread's own. What each step touches comes first, on one line.
 struct SampleState {
-  uint64_t random = 0;  // 0: not yet begun
-  std::array<ByDetail<double>, kStepKinds> allowance_ns{};
-  // How long steps of a kind were of late, and as a part of those by which costs are known: up
-  // to 1.
-  std::array<double, kStepKinds> recent_ns{};
-  std::array<double, kStepKinds> pace{};
-  // The last step, until it is settled with the next one: behind a step all that is looked at for
-  // that would have left the caches once more.
+  StepsAhead ahead;
+  // The last step, or the last ones, all of a kind and without detail, until they are settled:
+  // behind a step all that is looked at for that would have left the caches once more.
   struct Ended {
-    bool is_any = false;
+    uint32_t steps = 0;
     StepKind kind;
     int level;  // of its spans
     uint64_t dur_ticks;
     UnrecordedCalls unrecorded;
   };
   Ended ended{};
-};
-
-struct SampleChoice {
-  int level = -1;          // -1: the step alone
-  double weight = 0;       // 1 / the probability of exactly this level; 0 for none
-  double probability = 0;  // of any level
-};
-
-// What was decided of one step, for the record of its end: of each detail the probability of any
-// level, to three digits, and whether it got one.
-class PackedChoices {
- public:
-  PackedChoices() = default;
-  explicit PackedChoices(uint64_t bits) : bits_(bits) {}
-
-  void add(SampleDetail detail, const SampleChoice& choice) noexcept {
-    // The upper half of a float; its sign says that there is detail.
-    const auto half = std::bit_cast<uint32_t>(static_cast<float>(choice.probability)) >> 16;
-    bits_ |= uint64_t{half | (choice.level < 0 ? 0u : 0x8000u)} << shift(detail);
-  }
-  bool got(SampleDetail detail) const noexcept { return (bits_ >> shift(detail) & 0x8000) != 0; }
-  double probability(SampleDetail detail) const noexcept {
-    const auto half = static_cast<uint32_t>(bits_ >> shift(detail) & 0x7FFF);
-    return std::bit_cast<float>(half << 16);
-  }
-  uint64_t bits() const noexcept { return bits_; }
-
- private:
-  static_assert(kSampleDetails <= 4, "they share 64 bits of a record");
-  static constexpr unsigned shift(SampleDetail detail) noexcept {
-    return 16 * static_cast<unsigned>(detail);
-  }
-
-  uint64_t bits_ = 0;
+  uint64_t random = 0;  // 0: not yet begun
+  std::array<ByDetail<double>, kStepKinds> allowance_ns{};
+  // How long steps of a kind were of late, and as a part of those by which costs are known: up
+  // to 1.
+  std::array<double, kStepKinds> recent_ns{};
+  std::array<double, kStepKinds> pace{};
+  ByDetail<SampleChoice> next;  // of the step behind those ahead
 };
 
 // A step that has ended, as the collector met it.
@@ -208,11 +168,29 @@ class Sampler {
   void end_step(SampleState& state, StepKind kind, int spans_level, uint64_t dur_ticks,
                 const UnrecordedCalls& unrecorded) noexcept {
     settle(state);
-    state.ended = {true, kind, spans_level, dur_ticks, unrecorded};
+    state.ended = {1, kind, spans_level, dur_ticks, unrecorded};
+  }
+  // Hot: the same of a step that was decided on ahead.
+  void end_plain_step(SampleState& state, StepKind kind, uint64_t dur_ticks,
+                      const UnrecordedCalls& unrecorded) noexcept {
+    SampleState::Ended& ended = state.ended;
+    if (ended.steps == 0 || ended.kind != kind || ended.level >= 0) [[unlikely]] {
+      return end_step(state, kind, -1, dur_ticks, unrecorded);
+    }
+    ++ended.steps;
+    ended.dur_ticks += dur_ticks;
+    ended.unrecorded.passed_on += unrecorded.passed_on;
+    ended.unrecorded.moved += unrecorded.moved;
+    ended.unrecorded.move_ticks += unrecorded.move_ticks;
   }
   // Hot. A favoured step, one of the first of its request, has a higher probability.
   SampleChoice decide(SampleState& state, SampleDetail detail, StepKind kind,
                       bool is_favoured) noexcept;
+  // Hot: of a step that was not favoured and got no detail, given what was decided of it: decides
+  // likewise of those of its kind that come next, up to the first that gets any. Each has the
+  // probability that it had, in coins of its own, so that a step which is then asked for by
+  // decide() after all may be decided anew. What a long run of plain steps looks at is `ahead`.
+  void decide_ahead(SampleState& state, StepKind kind, PackedChoices decided) noexcept;
   // Hot: takes out what a level of another detail cost a step. `timed_ticks`: what of it was
   // measured.
   void charge(SampleState& state, SampleDetail detail, StepKind kind, int level,
@@ -264,10 +242,10 @@ class Sampler {
   static constexpr double kMostProbability = 15.0 / 16;
 
  private:
-  // Takes out what the spans of the step that has ended cost, and pays in for it, less what it
-  // costs without detail.
+  // Takes out what the spans of the steps that have ended cost, and pays in for them, less what
+  // they cost without detail.
   void settle(SampleState& state) noexcept {
-    if (state.ended.is_any) settle_ended(state);
+    if (state.ended.steps != 0) settle_ended(state);
   }
   void settle_ended(SampleState& state) noexcept;
 
@@ -286,6 +264,8 @@ class Sampler {
   static constexpr double kFirstFloor = 1.0 / 64;
   static constexpr uint64_t kOwnRecords = 4;  // of a step
   static constexpr uint64_t kFirstSteps = 8;
+  // In which what is published, and what is paid in, changes little.
+  static constexpr uint32_t kMostAhead = 32;
   static constexpr uint64_t kPeriodSteps = 32;
 
   // One writer, the collector; model threads read. Relaxed on both sides: each number is of use by
@@ -305,8 +285,23 @@ class Sampler {
     std::atomic<double> mean_ns;  // of the steps by which all this is known
   };
 
-  static double probability(const PublishedDetail& published, size_t level, double fill,
-                            double floor, double most, double above) noexcept;
+  // By what a step's coin of a detail is thrown.
+  struct Odds {
+    const PublishedDetail* published;
+    size_t levels;
+    double fill;
+    double floor;
+    double most;
+
+    // Of a level or one above it, given that of those above.
+    double probability(size_t level, double above) const noexcept;
+    // What a number in [0, 1) decides.
+    SampleChoice choice(double number) const noexcept;
+  };
+
+  void begin(SampleState& state) noexcept;
+  Odds odds(const SampleState& state, SampleDetail detail, StepKind kind,
+            bool is_favoured) const noexcept;
 
   void charge_level(SampleState& state, SampleDetail detail, StepKind kind, size_t level,
                     uint64_t timed_ticks) noexcept;

@@ -8,8 +8,9 @@
 namespace pertoken {
 
 // Bits of ThreadBuffer::open_detail. 0 outside steps.
-inline constexpr uint32_t kDetailLayers = 1u << 0;       // spans of the layers
-inline constexpr uint32_t kDetailAll = 1u << 1;          // spans of all wrapped modules
+inline constexpr uint32_t kDetailLayers = 1u << 0;  // spans of the layers
+inline constexpr uint32_t kDetailAll = 1u << 1;     // spans of all wrapped modules
+inline constexpr uint32_t kDetailSpans = kDetailLayers | kDetailAll;
 inline constexpr uint32_t kDetailActivations = 1u << 2;  // what observed sites put out
 inline constexpr uint32_t kDetailLogits = 1u << 3;       // what the logits say of the tokens
 

@@ -34,8 +34,8 @@ struct ThreadBuffer {
   ThreadBuffer(size_t capacity, int32_t track_number, int64_t system_tid, std::string thread_name,
                WakeSignal* waking = nullptr, std::unique_ptr<MappedFile> file = nullptr)
       : collector(waking),
+        ring(capacity, file == nullptr ? nullptr : file->data() + kRingFileHeaderBytes),
         ring_file(std::move(file)),
-        ring(capacity, ring_file == nullptr ? nullptr : ring_file->data() + kRingFileHeaderBytes),
         track(track_number),
         tid(system_tid),
         name(std::move(thread_name)) {}
@@ -60,22 +60,23 @@ struct ThreadBuffer {
   };
   Progress progress;
 
-  WakeSignal* const collector;
-  const std::unique_ptr<MappedFile> ring_file;
+  // What each call looks at, on one cache line; what each step does besides, on the next three.
+  alignas(64) WakeSignal* const collector;
   SpscRing<Record> ring;
 
   // The owning thread only.
   uint32_t open_seq = 0;  // innermost open span, 0 when none
   uint32_t open_step = kNone32;
-  DeviceThread* device_thread = nullptr;  // the device source's; null until the first span of one
-  uint32_t open_detail = 0;               // of the open step, see step_detail.h
-  ObservedStep observed;                  // the open step, where kDetailActivations says so
-  SampleState sampling;
-  UnrecordedCalls unrecorded;  // of the open step
+  uint32_t open_detail = 0;  // of the open step, see step_detail.h
   // By kind of step, what the root's wrapper has taken for itself since the last end of such a step
   // told of it, in ticks; and what logits took of that so far, which is told apart.
-  std::array<uint64_t, kStepKinds> root_ticks{};
+  alignas(64) std::array<uint64_t, kStepKinds> root_ticks{};
+  UnrecordedCalls unrecorded;  // of the open step
   uint64_t logits_ticks = 0;
+  ObservedStep observed;  // the open step, where kDetailActivations says so
+  SampleState sampling;
+  DeviceThread* device_thread = nullptr;  // the device source's; null until the first span of one
+  const std::unique_ptr<MappedFile> ring_file;
 
   // Written by the owning thread, read by the collector; a statistic, so relaxed on both sides.
   std::atomic<uint64_t> dropped{0};

@@ -68,7 +68,8 @@ class World {
 
   // What detail really adds, times the model's idea of it.
   double true_ratio = 1;
-  bool wrappers_stay = false;  // where they are, in steps without spans
+  bool wrappers_stay = false;   // where they are, in steps without spans
+  bool are_taken_ahead = true;  // steps that were decided on ahead; else each has its own coin
   std::function<double()> noise_ns = [] { return 0.0; };
   // What observing a step takes, and what it does to it besides.
   std::function<double()> observe_ns = [] { return 0.0; };
@@ -88,15 +89,29 @@ class World {
     observed = read = {};
     double timed_ns = 0;
     double read_ns = 0;
+    const bool is_ahead =
+        are_taken_ahead && !is_favoured && state_.ahead.plain != 0 && state_.ahead.kind == kind;
+    if (is_ahead) --state_.ahead.plain;
+    PackedChoices choices = is_ahead ? state_.ahead.choices : PackedChoices();
+    const auto decide = [&](SampleDetail detail) {
+      if (is_ahead) return SampleChoice{-1, 0, choices.probability(detail)};
+      const SampleChoice choice = sampler_.decide(state_, detail, kind, is_favoured);
+      choices.add(detail, choice);
+      return choice;
+    };
     if (have_logits && sampler_.samples(kLogits)) {
-      read = sampler_.decide(state_, kLogits, kind, is_favoured);
+      read = decide(kLogits);
       read_ns = read.level < 0 ? 0 : logits_ns();
     }
     if (sampler_.observes()) {
-      observed = sampler_.decide(state_, kObservations, kind, is_favoured);
+      observed = decide(kObservations);
       timed_ns = observed.level < 0 ? 0 : observe_ns();
     }
-    const SampleChoice choice = sampler_.decide(state_, kSpans, kind, is_favoured);
+    const SampleChoice choice = decide(kSpans);
+    const bool is_plain = choice.level < 0 && observed.level < 0 && read.level < 0;
+    if (are_taken_ahead && !is_ahead && is_plain && !is_favoured) {
+      sampler_.decide_ahead(state_, kind, choices);
+    }
     const double calls = choice.level < 0 ? 0 : levels_[static_cast<size_t>(choice.level)].calls;
     const double detail_ns = calls * cost_.span_ns * true_ratio;
     const double besides_ns = observe_besides * timed_ns;
@@ -109,7 +124,11 @@ class World {
     const double late_ns = std::exchange(late_ns_, logits_besides * read_ns);
     const double dur_ns =
         std::max(1.0, work_ns + detail_ns + besides_ns + passed_on_ns + late_ns + noise_ns());
-    sampler_.end_step(state_, kind, choice.level, static_cast<uint64_t>(dur_ns), unrecorded);
+    if (is_ahead) {
+      sampler_.end_plain_step(state_, kind, static_cast<uint64_t>(dur_ns), unrecorded);
+    } else {
+      sampler_.end_step(state_, kind, choice.level, static_cast<uint64_t>(dur_ns), unrecorded);
+    }
     sampler_.charge(state_, kObservations, kind, observed.level, static_cast<uint64_t>(timed_ns));
     sampler_.charge(state_, kLogits, kind, read.level,
                     static_cast<uint64_t>((1 - told_part) * read_ns));

@@ -68,7 +68,7 @@ TEST(what_logits_cost_is_taken_from_where_they_are_read_and_corrected_by_the_ste
     world.logits_ns = [] { return 40'000.0; };
     world.logits_besides = 2;  // as much again, twice, in the step behind
     const auto work = [] { return 2 * kMillisecond; };
-    world.share(8000, StepKind::kDecode, work);
+    world.share(20'000, StepKind::kDecode, work);
     CHECK(world.share(4000, StepKind::kDecode, work) <= 0.055);
     const DetailReport row = world.logits(StepKind::kDecode);
     CHECK(row.is_measured);

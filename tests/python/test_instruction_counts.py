@@ -23,8 +23,8 @@ ADDED = {
     "wrapped, weakly": 180,  # 174: by a wrapper that does not hold the module
     "wrapped, stopped": 60,  # 53: its wrapper when the recording has stopped
     "wrapped, left out": 99,  # 95: passed on and counted, in a step that was sampled without detail
-    "root": 940,  # 900: a step, timed
-    "root, sampled": 1160,  # 1124: a step whose detail is sampled
+    "root": 780,  # 745: a step, timed
+    "root, sampled": 1070,  # 1029: a step whose detail is sampled
 }
 # Instructions of a whole `with`, the interpreter's own (Python 3.11) among them.
 WHOLE = {

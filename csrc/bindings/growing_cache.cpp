@@ -1,0 +1,51 @@
+#include "bindings/growing_cache.h"
+
+#include "bindings/cache_length.h"
+#include "bindings/owned.h"
+#include "bindings/step_inputs.h"
+#include "bindings/weak_method.h"
+
+namespace pertoken::bindings {
+
+namespace {
+
+// The object is alive, and so cannot be another one in the place of that which it was.
+bool refers_to(PyObject* ref, PyObject* object) noexcept {
+  PyObject* const found = referent(ref);
+  Py_XDECREF(found);
+  return found == object;
+}
+
+}  // namespace
+
+void GrowingCache::note_step(PyObject* cache, int64_t past, int64_t query_len) {
+  if (cache == nullptr || past < 0 || query_len < 0) return clear();
+  expected_ = past + query_len;
+  if (cache_ != nullptr && refers_to(cache_, cache)) return;
+  clear();
+  const Owned layer(growing_layer(cache));
+  if (!layer) return;
+  cache_ = PyWeakref_NewRef(cache, nullptr);
+  layer_ = cache_ == nullptr ? nullptr : PyWeakref_NewRef(layer.get(), nullptr);
+  if (layer_ != nullptr) return;
+  PyErr_Clear();
+  clear();
+}
+
+int64_t GrowingCache::length(PyObject* cache) const {
+  if (cache_ == nullptr || !refers_to(cache_, cache)) return -1;
+  PyObject* const layer = referent(layer_);
+  if (layer == nullptr) return -1;
+  const int64_t length = kept_layer_length(layer);
+  Py_DECREF(layer);
+  if (length == expected_) return length;
+  discard_error();
+  return -1;
+}
+
+void GrowingCache::clear() {
+  Py_CLEAR(cache_);
+  Py_CLEAR(layer_);
+}
+
+}  // namespace pertoken::bindings
