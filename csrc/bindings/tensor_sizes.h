@@ -5,6 +5,8 @@
 
 #include <Python.h>
 
+#include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -24,9 +26,9 @@ extern SizePlaces size_places;
 
 template <typename Word>
 Word word_at(const void* memory, size_t offset) noexcept {
-  Word word;
-  std::memcpy(&word, static_cast<const char*>(memory) + offset, sizeof(word));
-  return word;
+  std::array<std::byte, sizeof(Word)> bytes;
+  std::memcpy(bytes.data(), static_cast<const char*>(memory) + offset, sizeof(Word));
+  return std::bit_cast<Word>(bytes);
 }
 
 // Whether all of a list of tensors, which have sizes that no other number in them is likely to be,
