@@ -93,14 +93,7 @@ int64_t kept_layer_length(PyObject* layer) {
   return dims == kKeyDimensions ? sizes[2] : -1;
 }
 
-PyObject* growing_layer(PyObject* cache) {
-  bool is_empty = false;
-  PyObject* const layer = known_layer(cache, is_empty);
-  discard_error();
-  return layer;
-}
-
-int64_t cache_length(PyObject* cache, bool& failed) {
+int64_t cache_length(PyObject* cache, bool& failed, PyObject** layer) {
   if (PyTuple_Check(cache)) {  // the older form: a tuple a layer of (rows, heads, length, width)
     PyObject* value = cache;
     while (PyTuple_Check(value) && PyTuple_GET_SIZE(value) > 0) value = PyTuple_GET_ITEM(value, 0);
@@ -110,10 +103,13 @@ int64_t cache_length(PyObject* cache, bool& failed) {
   // What the known functions return, without a call into Python: these, in the interpreter's cold
   // code, are most of what a step costs.
   bool is_empty = false;
-  const Owned layer(known_layer(cache, is_empty));
+  const Owned first(known_layer(cache, is_empty));
   if (is_empty) return 0;
-  if (layer) {
-    if (const int64_t length = layer_length(layer.get()); length >= 0) return length;
+  if (first) {
+    if (const int64_t length = layer_length(first.get()); length >= 0) {
+      if (layer != nullptr) *layer = Py_NewRef(first.get());
+      return length;
+    }
   }
   discard_error();
   const Owned method(PyObject_GetAttr(cache, cache_names().get_seq_length));

@@ -8,14 +8,12 @@
 
 namespace pertoken::bindings {
 
-// -1 unknown; `failed` is set when the cache raised. Never leaves an exception set.
-int64_t cache_length(PyObject* cache, bool& failed);
+// -1 unknown; `failed` is set when the cache raised. `layer`, where it is given, becomes a new
+// reference to the layer whose keys told the length, if one did. Never leaves an exception set.
+int64_t cache_length(PyObject* cache, bool& failed, PyObject** layer = nullptr);
 
-// The first layer of a cache that both are of a kind whose length is that of the layer's keys, by a
-// new reference; else null. Never leaves an exception set.
-PyObject* growing_layer(PyObject* cache);
-// How many tokens that holds, where it holds any and its keys' sizes are known to stand in place;
-// else -1, perhaps with an exception set.
+// How many tokens such a layer holds, where it holds any and its keys' sizes are known to stand in
+// place; else -1, perhaps with an exception set.
 int64_t kept_layer_length(PyObject* layer);
 
 // Where a cache's get_seq_length is `cache_function` and that of its first layer `layer_function`,

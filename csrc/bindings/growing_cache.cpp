@@ -18,18 +18,19 @@ bool refers_to(PyObject* ref, PyObject* object) noexcept {
 
 }  // namespace
 
-void GrowingCache::note_step(PyObject* cache, int64_t past, int64_t query_len) {
-  if (cache == nullptr || past < 0 || query_len < 0) return clear();
-  expected_ = past + query_len;
-  if (cache_ != nullptr && refers_to(cache_, cache)) return;
+int64_t GrowingCache::ask(PyObject* cache, bool& failed) {
   clear();
-  const Owned layer(growing_layer(cache));
-  if (!layer) return;
+  PyObject* found = nullptr;
+  const int64_t length = cache_length(cache, failed, &found);
+  if (found == nullptr) return length;
+  const Owned layer(found);
   cache_ = PyWeakref_NewRef(cache, nullptr);
   layer_ = cache_ == nullptr ? nullptr : PyWeakref_NewRef(layer.get(), nullptr);
-  if (layer_ != nullptr) return;
-  PyErr_Clear();
-  clear();
+  if (layer_ == nullptr) {
+    PyErr_Clear();
+    clear();
+  }
+  return length;
 }
 
 int64_t GrowingCache::length(PyObject* cache) const {

@@ -15,9 +15,10 @@ class GrowingCache {
  public:
   // How many tokens the cache holds; -1 where that is not as expected, and it has to be asked.
   int64_t length(PyObject* cache) const;
-  // It is about to be fed a token more, or so many behind `past` of them; `cache` may be null.
-  void note_token() noexcept { ++expected_; }
-  void note_step(PyObject* cache, int64_t past, int64_t query_len);
+  // Asks it, and goes by what told that from now on; as cache_length().
+  int64_t ask(PyObject* cache, bool& failed);
+  // So many tokens will it hold at the next step, if nothing else becomes of it.
+  void expect(int64_t length) noexcept { expected_ = length; }
   void clear();
 
  private:

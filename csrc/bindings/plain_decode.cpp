@@ -30,7 +30,7 @@ bool plan_plain_decode(RootCall& call, const GenerationState* state, const Threa
     if (of(ArgumentRole::kMask) != nullptr) return false;
     plan.past = call.cache.length(plan.cache);
     if (plan.past <= 0) return false;
-    call.cache.note_token();
+    call.cache.expect(plan.past + 1);
   } else {
     // Where nothing but the length is new since a step before.
     if (state->depth != 0 || state->commits == 0 || state->steps < kFavouredSteps ||

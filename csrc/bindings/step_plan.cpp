@@ -61,12 +61,12 @@ StepPlan plan_step(const ForwardSignature& signature, GrowingCache& growing, Rec
   } else {
     if (plan.cache != nullptr) {
       plan.past = growing.length(plan.cache);
-      if (plan.past < 0) plan.past = cache_length(plan.cache, failed);
+      if (plan.past < 0) plan.past = growing.ask(plan.cache, failed);
+      growing.expect(plan.past + plan.query_len);
     } else if (!signature.takes_first_positional) {
       plan.past = 0;
     }
     plan.kind = kind_by_cache(plan);
-    growing.note_step(plan.cache, plan.past, plan.query_len);
   }
   if (failed) recorder.count_fault();
   return plan;
