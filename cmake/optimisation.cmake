@@ -12,7 +12,7 @@ endif()
 set_source_files_properties(
   csrc/bindings/bound_call.cpp
   csrc/bindings/device_calls.cpp
-  csrc/bindings/growing_cache.cpp
+  csrc/bindings/last_cache.cpp
   csrc/bindings/plain_decode.cpp
   csrc/bindings/root_call.cpp
   csrc/bindings/sampled_forward.cpp

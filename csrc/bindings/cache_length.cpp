@@ -84,6 +84,15 @@ int64_t layer_length(PyObject* layer) {
 
 }  // namespace
 
+bool is_first_layer(PyObject* cache, PyObject* layer) {
+  PyObject* const layers = PyObject_GetAttr(cache, known_names.layers);
+  if (layers == nullptr) return false;
+  const bool is_first =
+      PyList_Check(layers) && PyList_GET_SIZE(layers) > 0 && PyList_GET_ITEM(layers, 0) == layer;
+  Py_DECREF(layers);
+  return is_first;
+}
+
 int64_t kept_layer_length(PyObject* layer) {
   PyObject* const keys = PyObject_GetAttr(layer, known_names.keys);
   if (keys == nullptr) return -1;

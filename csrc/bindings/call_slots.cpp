@@ -117,6 +117,8 @@ bool CallSlots::leave(bindings::SpanCall& call, const ThreadBuffer& buffer) {
   }
   call.is_aside = true;
   ++known.out;
+  // Another thread's step may have been the last for which they were moved.
+  if (buffer.open_detail != arranged_for_) arranged_for_ = kNone32;
   return true;
 }
 

@@ -41,9 +41,11 @@ class ForwardSignature {
   }
 
   // Whether the first positional tensor is what the model works on, for want of a known name.
-  bool takes_first_positional;
+  bool takes_first_positional() const noexcept { return takes_first_positional_; }
+  void take_first_positional(bool takes) noexcept { takes_first_positional_ = takes; }
 
  private:
+  bool takes_first_positional_;
   uint8_t known_;  // a bit a role
   uint8_t count_;
   std::array<ArgumentPlace, kMostPlaces> places_;

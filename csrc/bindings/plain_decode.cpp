@@ -28,9 +28,8 @@ bool plan_plain_decode(RootCall& call, const GenerationState* state, const Threa
   }
   if (state == nullptr) {
     if (of(ArgumentRole::kMask) != nullptr) return false;
-    plan.past = call.cache.length(plan.cache);
+    plan.past = call.last_cache.length(plan.cache);
     if (plan.past <= 0) return false;
-    call.cache.expect(plan.past + 1);
   } else {
     // Where nothing but the length is new since a step before.
     if (state->depth != 0 || state->commits == 0 || state->steps < kFavouredSteps ||
@@ -53,7 +52,7 @@ PyObject* call_plain_decode(RootCall& call, GenerationState* state, const StepPl
                             RootTime& time) {
   Recorder& recorder = *call.base.recorder;
   const PackedChoices choices = buffer.sampling.ahead.choices;
-  --buffer.sampling.ahead.plain;
+  Sampler::take_place(buffer.sampling, StepKind::kDecode, false);
   const uint32_t step = recorder.next_step();
   if (state != nullptr) note_step(*state, plan, call.signature.knows(ArgumentRole::kKeep), step);
   const uint32_t outer_detail = buffer.open_detail;

@@ -2,7 +2,7 @@
 // which it was decided ahead that they get no detail. Beside a model's work what a step costs is
 // the lines of memory and of code that it touches, each of which is a wait. So this way is short,
 // and looks only at what such a step can differ by; what is anything else goes through call_step()
-// of root_call.cpp, which writes the same records. Under the GIL, on the model's thread; hot.
+// of step_call.cpp, which writes the same records. Under the GIL, on the model's thread; hot.
 #pragma once
 
 #include <Python.h>

@@ -82,7 +82,7 @@ int root_init(PyObject* self, PyObject* args, PyObject*) {
   call.generation_var = Py_NewRef(generation_var);
   call.is_span_when_nested = is_span_when_nested != 0;
   call.only_generate_of = only_generate_of;
-  call.signature.takes_first_positional = takes_first_positional != 0;
+  call.signature.take_first_positional(takes_first_positional != 0);
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(places); ++i) {
     int role = 0;
     int position = -1;
@@ -116,7 +116,7 @@ void root_dealloc(PyObject* self) {
   if (call.base.weakrefs != nullptr) PyObject_ClearWeakRefs(self);
   span_call_release(&call.base);
   Py_CLEAR(call.generation_var);
-  call.cache.clear();
+  call.last_cache.clear();
   call.signature.clear();
   PyTypeObject* type = Py_TYPE(self);
   type->tp_free(self);

@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "bindings/forward_signature.h"
-#include "bindings/growing_cache.h"
+#include "bindings/last_cache.h"
 #include "bindings/span_call.h"
 
 namespace pertoken::bindings {
@@ -16,7 +16,7 @@ struct RootCall {
   PyObject* generation_var;
   uint64_t only_generate_of;  // steps only in this model's generate() or in none; 0: in any
   bool is_span_when_nested;   // in another root's step; else such a call is not recorded
-  GrowingCache cache;         // of the last step outside generate()
+  LastCache last_cache;       // of the last step outside generate()
   ForwardSignature signature;
 };
 

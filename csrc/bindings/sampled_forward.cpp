@@ -6,8 +6,10 @@
 namespace pertoken::bindings {
 
 SampledForward SampledForward::sampled(Sampler& sampler, ThreadBuffer& buffer, StepKind kind,
-                                       bool is_first, PackedChoices before) noexcept {
-  const SampleChoice choice = sampler.decide(buffer.sampling, SampleDetail::kSpans, kind, is_first);
+                                       bool is_first, StepPlace place,
+                                       PackedChoices before) noexcept {
+  const SampleChoice choice =
+      sampler.decide(buffer.sampling, SampleDetail::kSpans, kind, is_first, place);
   before.add(SampleDetail::kSpans, choice);
   return {&sampler, kind, choice.level, before, choice.weight};
 }
@@ -20,9 +22,9 @@ void SampledForward::push_level(ThreadBuffer& buffer, uint32_t step) const noexc
 }
 
 ObservedStep sampled_observation(Sampler& sampler, ThreadBuffer& buffer, StepKind kind,
-                                 bool is_first, PackedChoices& choices) noexcept {
+                                 bool is_first, StepPlace place, PackedChoices& choices) noexcept {
   const SampleChoice choice =
-      sampler.decide(buffer.sampling, SampleDetail::kObservations, kind, is_first);
+      sampler.decide(buffer.sampling, SampleDetail::kObservations, kind, is_first, place);
   choices.add(SampleDetail::kObservations, choice);
   return {.weight = choice.weight, .kind = static_cast<uint8_t>(kind)};
 }

@@ -14,16 +14,17 @@
 namespace pertoken::bindings {
 
 ObservedStep sampled_observation(Sampler& sampler, ThreadBuffer& buffer, StepKind kind,
-                                 bool is_first, PackedChoices& choices) noexcept;
+                                 bool is_first, StepPlace place, PackedChoices& choices) noexcept;
 
 // Whether a step that begins is observed: its weight, 0 when it is not. By the sampler, which notes
 // it in `choices`, or at the recorder's fixed rate.
 inline ObservedStep choose_observation(Recorder& recorder, ThreadBuffer& buffer, StepKind kind,
-                                       bool is_first, PackedChoices& choices) noexcept {
+                                       bool is_first, StepPlace place,
+                                       PackedChoices& choices) noexcept {
   const auto number = static_cast<uint8_t>(kind);
   if (Sampler* sampler = recorder.sampler()) {
     if (!sampler->observes()) return {.weight = 0, .kind = number};
-    return sampled_observation(*sampler, buffer, kind, is_first, choices);
+    return sampled_observation(*sampler, buffer, kind, is_first, place, choices);
   }
   return {.weight = recorder.observation_weight(number), .kind = number};
 }
@@ -53,18 +54,19 @@ class SampledForward {
   // Of a step that is only this forward; is_first: of its request, or nearly so. `before`: what was
   // chosen for the step already.
   static SampledForward choose(Recorder& recorder, ThreadBuffer& buffer, StepKind kind,
-                               bool is_first, PackedChoices before) noexcept {
+                               bool is_first, StepPlace place, PackedChoices before) noexcept {
     Sampler* sampler = recorder.sampler();
     if (sampler == nullptr) return {nullptr, kind, -1, before, 0};
     if (!sampler->samples(SampleDetail::kSpans)) return {sampler, kind, -1, before, 0};
-    return sampled(*sampler, buffer, kind, is_first, before);
+    return sampled(*sampler, buffer, kind, is_first, place, before);
   }
   // Of a forward in a step that the user or an engine declares: chosen with the first, which counts
   // already, and noted for the others.
   static SampledForward in_region(Recorder& recorder, ThreadBuffer& buffer, StepKind kind,
                                   uint32_t step, ScopeEntry& entry) noexcept {
     if (entry.forwards != 1) return {recorder.sampler(), kind, entry.level, entry.choices, 0};
-    const SampledForward first = choose(recorder, buffer, kind, false, entry.choices);
+    const SampledForward first =
+        choose(recorder, buffer, kind, false, StepPlace::kOwn, entry.choices);
     first.push_detail(buffer, step);
     entry.level = first.level_;
     entry.choices = first.choices_;
@@ -92,7 +94,7 @@ class SampledForward {
 
  private:
   static SampledForward sampled(Sampler& sampler, ThreadBuffer& buffer, StepKind kind,
-                                bool is_first, PackedChoices before) noexcept;
+                                bool is_first, StepPlace place, PackedChoices before) noexcept;
 
   SampledForward(Sampler* sampler, StepKind kind, int level, PackedChoices choices,
                  double weight) noexcept

@@ -111,7 +111,7 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
                     ThreadBuffer& buffer, RootTime& time) {
   Recorder& recorder = *call.base.recorder;
   Scope* scope = current_scope();
-  StepPlan plan = plan_step(call.signature, call.cache, recorder, state, args, kwargs);
+  StepPlan plan = plan_step(call.signature, call.last_cache, recorder, state, args, kwargs);
   const bool keep_known = call.signature.knows(ArgumentRole::kKeep);
   Scope* request = scope == nullptr ? nullptr : scope->nearest_open(&Scope::request);
   if (state == nullptr && request != nullptr) {
@@ -134,6 +134,7 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
   PyObject* mask = state == nullptr || state->commits == 0 ? mask_of(call, args, kwargs) : nullptr;
   if (mask != nullptr && plan.rows > 0) push_padding(plan, mask, buffer, step);
   const bool is_favoured = state != nullptr && state->steps < kFavouredSteps;
+  const StepPlace place = Sampler::take_place(buffer.sampling, plan.kind, is_favoured);
   PackedChoices choices;
   LogitReader* const logits = state == nullptr ? nullptr : recorder.logit_reader();
   const bool reads_logits =
@@ -144,9 +145,9 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
 
   if (samples_spans(recorder)) plan.flags |= kStepSampled;
   const ObservedStep observed =
-      choose_observation(recorder, buffer, plan.kind, is_favoured, choices);
+      choose_observation(recorder, buffer, plan.kind, is_favoured, place, choices);
   const SampledForward sampled =
-      SampledForward::choose(recorder, buffer, plan.kind, is_favoured, choices);
+      SampledForward::choose(recorder, buffer, plan.kind, is_favoured, place, choices);
   Sampler* const sampler = recorder.sampler();
   if (sampler != nullptr && plan.kind == StepKind::kDecode && !is_favoured &&
       may_go_on(sampled.choices())) {

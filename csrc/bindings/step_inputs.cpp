@@ -191,7 +191,7 @@ InputShape input_shape(const ForwardSignature& signature, PyObject* args, PyObje
     failed = true;
     return result;
   }
-  if (!signature.takes_first_positional) return result;
+  if (!signature.takes_first_positional()) return result;
   PyObject* first = nullptr;
   if (PyTuple_GET_SIZE(args) > 0) {
     first = PyTuple_GET_ITEM(args, 0);

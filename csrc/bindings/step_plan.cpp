@@ -40,7 +40,7 @@ int64_t past_in_generation(const GenerationState& state, const StepPlan& plan, b
 
 }  // namespace
 
-StepPlan plan_step(const ForwardSignature& signature, GrowingCache& growing, Recorder& recorder,
+StepPlan plan_step(const ForwardSignature& signature, LastCache& last_cache, Recorder& recorder,
                    const GenerationState* state, PyObject* args, PyObject* kwargs) {
   StepPlan plan;
   bool failed = false;
@@ -60,10 +60,9 @@ StepPlan plan_step(const ForwardSignature& signature, GrowingCache& growing, Rec
     plan.kind = kind_in_generation(*state, plan, signature.knows(ArgumentRole::kKeep));
   } else {
     if (plan.cache != nullptr) {
-      plan.past = growing.length(plan.cache);
-      if (plan.past < 0) plan.past = growing.ask(plan.cache, failed);
-      growing.expect(plan.past + plan.query_len);
-    } else if (!signature.takes_first_positional) {
+      plan.past = last_cache.length(plan.cache);
+      if (plan.past < 0) plan.past = last_cache.ask(plan.cache, failed);
+    } else if (!signature.takes_first_positional()) {
       plan.past = 0;
     }
     plan.kind = kind_by_cache(plan);

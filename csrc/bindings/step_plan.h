@@ -7,7 +7,7 @@
 #include <cstdint>
 
 #include "bindings/generation_state.h"
-#include "bindings/growing_cache.h"
+#include "bindings/last_cache.h"
 #include "bindings/step_inputs.h"
 #include "core/recorder.h"
 
@@ -32,9 +32,9 @@ inline uint32_t narrow(int64_t value) {
                                                              : static_cast<uint32_t>(value);
 }
 
-// `state` is that of the generate() it runs in, or null; `growing` is of the last step outside any,
-// and becomes that of this one. What fails is counted as a fault.
-StepPlan plan_step(const ForwardSignature& signature, GrowingCache& growing, Recorder& recorder,
+// `state` is that of the generate() it runs in, or null; `last_cache` is that of the last step
+// outside any, and becomes that of this one. What fails is counted as a fault.
+StepPlan plan_step(const ForwardSignature& signature, LastCache& last_cache, Recorder& recorder,
                    const GenerationState* state, PyObject* args, PyObject* kwargs);
 
 // What the padding mask says of each row. Inside generate() only the prefill is asked: padding

@@ -233,7 +233,8 @@ uint32_t begin_step_region(Scope* step, Recorder& recorder, ThreadBuffer& buffer
     entry.forwards = 0;
     entry.level = -1;
     entry.choices = {};
-    entry.observed = choose_observation(recorder, buffer, step->step_kind, false, entry.choices);
+    entry.observed = choose_observation(recorder, buffer, step->step_kind, false, StepPlace::kOwn,
+                                        entry.choices);
     const bool has_rows = step->step_rows != kNone32;
     const uint32_t rows = has_rows ? step->step_rows : lengths.rows;
     const StepRows* told = step_opener(step).rows;

@@ -11,7 +11,7 @@
 namespace pertoken {
 
 // What is decided apart. A further one is a further name here, a decide() and a charge() in the
-// root's wrapper, and its costs in SamplerOptions; nothing else knows them by name.
+// root's wrapper, and its costs in SamplerOptions.
 enum class SampleDetail : uint8_t { kSpans, kObservations, kLogits };
 inline constexpr size_t kSampleDetails = 3;
 
@@ -58,8 +58,13 @@ class PackedChoices {
 struct StepsAhead {
   uint32_t plain = 0;  // so many, next, get no detail
   StepKind kind = StepKind::kOther;
-  uint8_t decided = 0;    // a bit a detail that was decided on for the step after these, too
+  uint8_t decided = 0;    // a bit a detail that was decided on
+  bool has_next = false;  // so was the step behind the plain ones, which gets some
   PackedChoices choices;  // of each of the plain ones
 };
+
+// How a step is decided on: by coins of its own, or as it was ahead, among the plain ones or behind
+// them.
+enum class StepPlace : uint8_t { kOwn, kPlain, kNext };
 
 }  // namespace pertoken

@@ -119,16 +119,11 @@ void Sampler::begin(SampleState& state) noexcept {
 }
 
 SampleChoice Sampler::decide(SampleState& state, SampleDetail detail, StepKind kind,
-                             bool is_favoured) noexcept {
-  StepsAhead& ahead = state.ahead;
-  if (ahead.kind == kind && !is_favoured) {
-    const auto bit = static_cast<uint8_t>(1u << static_cast<unsigned>(detail));
-    if (ahead.plain == 0 && (ahead.decided & bit) != 0) {
-      ahead.decided &= static_cast<uint8_t>(~bit);
-      return state.next[static_cast<size_t>(detail)];
-    }
-    if (ahead.plain != 0) ahead = {};
-  }
+                             bool is_favoured, StepPlace place) noexcept {
+  const auto at = static_cast<size_t>(detail);
+  const bool is_ahead = place != StepPlace::kOwn && (state.ahead.decided >> at & 1) != 0;
+  if (is_ahead && place == StepPlace::kNext) return state.next[at];
+  if (is_ahead) return {-1, 0.0, state.ahead.choices.probability(detail)};
   if (state.random == 0) [[unlikely]]
     begin(state);
   settle(state);
@@ -136,14 +131,20 @@ SampleChoice Sampler::decide(SampleState& state, SampleDetail detail, StepKind k
 }
 
 void Sampler::decide_ahead(SampleState& state, StepKind kind, PackedChoices decided) noexcept {
-  state.ahead = {.kind = kind, .choices = decided};
+  if (state.ahead.plain != 0 || state.ahead.has_next) return;
+  settle(state);
+  state.ahead = {};
+  state.ahead.kind = kind;
   ByDetail<Odds> odds_of{};
   ByDetail<double> any{};  // the probability of any level
   for (size_t at = 0; at < kSampleDetails; ++at) {
     const auto detail = static_cast<SampleDetail>(at);
     if (decided.probability(detail) == 0) continue;
     odds_of[at] = odds(state, detail, kind, false);
-    any[at] = odds_of[at].choice(1).probability;
+    const SampleChoice none = odds_of[at].choice(1);
+    any[at] = none.probability;
+    state.ahead.choices.add(detail, none);
+    state.ahead.decided |= static_cast<uint8_t>(1u << at);
   }
   for (; state.ahead.plain < kMostAhead; ++state.ahead.plain) {
     ByDetail<double> numbers{};
@@ -155,10 +156,9 @@ void Sampler::decide_ahead(SampleState& state, StepKind kind, PackedChoices deci
     }
     if (!gets_any) continue;
     for (size_t at = 0; at < kSampleDetails; ++at) {
-      if (any[at] == 0) continue;
-      state.next[at] = odds_of[at].choice(numbers[at]);
-      state.ahead.decided |= static_cast<uint8_t>(1u << at);
+      if (any[at] != 0) state.next[at] = odds_of[at].choice(numbers[at]);
     }
+    state.ahead.has_next = true;
     return;
   }
 }

@@ -20,6 +20,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "core/paired_cost.h"
@@ -183,13 +184,25 @@ class Sampler {
     ended.unrecorded.moved += unrecorded.moved;
     ended.unrecorded.move_ticks += unrecorded.move_ticks;
   }
-  // Hot. A favoured step, one of the first of its request, has a higher probability.
-  SampleChoice decide(SampleState& state, SampleDetail detail, StepKind kind,
-                      bool is_favoured) noexcept;
+  // Hot. A favoured step, one of the first of its request, has a higher probability. `place`: as
+  // take_place() gave it to the step; a detail that was not decided on ahead has its own coin.
+  SampleChoice decide(SampleState& state, SampleDetail detail, StepKind kind, bool is_favoured,
+                      StepPlace place = StepPlace::kOwn) noexcept;
+  // Hot: takes what was decided ahead of a step that begins, if anything was. Once a step, whatever
+  // it turns out to be: a coin that was thrown is that of the next step of its kind, seen or not.
+  static StepPlace take_place(SampleState& state, StepKind kind, bool is_favoured) noexcept {
+    StepsAhead& ahead = state.ahead;
+    if (ahead.kind != kind || is_favoured) return StepPlace::kOwn;
+    if (ahead.plain != 0) {
+      --ahead.plain;
+      return StepPlace::kPlain;
+    }
+    return std::exchange(ahead.has_next, false) ? StepPlace::kNext : StepPlace::kOwn;
+  }
   // Hot: of a step that was not favoured and got no detail, given what was decided of it: decides
-  // likewise of those of its kind that come next, up to the first that gets any. Each has the
-  // probability that it had, in coins of its own, so that a step which is then asked for by
-  // decide() after all may be decided anew. What a long run of plain steps looks at is `ahead`.
+  // on the same details of those of its kind that come next, up to the first that gets any, each by
+  // coins of its own and with the probabilities of now. Nothing where steps are ahead already. What
+  // a long run of plain steps looks at is `ahead`.
   void decide_ahead(SampleState& state, StepKind kind, PackedChoices decided) noexcept;
   // Hot: takes out what a level of another detail cost a step. `timed_ticks`: what of it was
   // measured.

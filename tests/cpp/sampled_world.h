@@ -68,8 +68,10 @@ class World {
 
   // What detail really adds, times the model's idea of it.
   double true_ratio = 1;
-  bool wrappers_stay = false;   // where they are, in steps without spans
-  bool are_taken_ahead = true;  // steps that were decided on ahead; else each has its own coin
+  bool wrappers_stay = false;  // where they are, in steps without spans
+  bool decides_ahead = true;   // else each step has its own coins
+  // Whether a step that was decided on ahead to be plain takes the short way of those.
+  std::function<bool()> goes_short = [] { return true; };
   std::function<double()> noise_ns = [] { return 0.0; };
   // What observing a step takes, and what it does to it besides.
   std::function<double()> observe_ns = [] { return 0.0; };
@@ -89,13 +91,13 @@ class World {
     observed = read = {};
     double timed_ns = 0;
     double read_ns = 0;
-    const bool is_ahead =
-        are_taken_ahead && !is_favoured && state_.ahead.plain != 0 && state_.ahead.kind == kind;
-    if (is_ahead) --state_.ahead.plain;
-    PackedChoices choices = is_ahead ? state_.ahead.choices : PackedChoices();
+    const StepPlace place =
+        decides_ahead ? Sampler::take_place(state_, kind, is_favoured) : StepPlace::kOwn;
+    const bool is_short = place == StepPlace::kPlain && goes_short();
+    PackedChoices choices = is_short ? state_.ahead.choices : PackedChoices();
     const auto decide = [&](SampleDetail detail) {
-      if (is_ahead) return SampleChoice{-1, 0, choices.probability(detail)};
-      const SampleChoice choice = sampler_.decide(state_, detail, kind, is_favoured);
+      if (is_short) return SampleChoice{-1, 0, choices.probability(detail)};
+      const SampleChoice choice = sampler_.decide(state_, detail, kind, is_favoured, place);
       choices.add(detail, choice);
       return choice;
     };
@@ -108,8 +110,7 @@ class World {
       timed_ns = observed.level < 0 ? 0 : observe_ns();
     }
     const SampleChoice choice = decide(kSpans);
-    const bool is_plain = choice.level < 0 && observed.level < 0 && read.level < 0;
-    if (are_taken_ahead && !is_ahead && is_plain && !is_favoured) {
+    if (decides_ahead && !is_short && !is_favoured && !choices.got_any()) {
       sampler_.decide_ahead(state_, kind, choices);
     }
     const double calls = choice.level < 0 ? 0 : levels_[static_cast<size_t>(choice.level)].calls;
@@ -124,7 +125,7 @@ class World {
     const double late_ns = std::exchange(late_ns_, logits_besides * read_ns);
     const double dur_ns =
         std::max(1.0, work_ns + detail_ns + besides_ns + passed_on_ns + late_ns + noise_ns());
-    if (is_ahead) {
+    if (is_short) {
       sampler_.end_plain_step(state_, kind, static_cast<uint64_t>(dur_ns), unrecorded);
     } else {
       sampler_.end_step(state_, kind, choice.level, static_cast<uint64_t>(dur_ns), unrecorded);

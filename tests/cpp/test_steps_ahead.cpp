@@ -1,6 +1,8 @@
 // Steps that the sampler decides on before they begin: they get what they would have got one by
 // one.
 #include <cmath>
+#include <cstdint>
+#include <functional>
 
 #include "check.h"
 #include "sampled_world.h"
@@ -8,22 +10,57 @@
 namespace pertoken {
 namespace {
 
-TEST(steps_decided_ahead_get_detail_as_often_as_those_decided_one_by_one) {
-  double with_detail[2] = {};
-  for (const bool are_taken_ahead : {false, true}) {
-    for (uint64_t seed = 1; seed <= 20; ++seed) {
-      World world(0.02, layers(100), {}, seed);
-      world.are_taken_ahead = are_taken_ahead;
-      world.share(500, StepKind::kDecode, [] { return kMillisecond; });
-      for (int i = 0; i < 5000; ++i) {
-        // Others come between, and take nothing of what was decided.
-        if (i % 50 == 0) world.step(StepKind::kPrefill, kMillisecond);
-        with_detail[are_taken_ahead] += world.step(StepKind::kDecode, kMillisecond).level >= 0;
-      }
+// Of so many decode steps, those with detail, over seeds; a world is prepared by `prepare`.
+double with_detail(const std::function<void(World&)>& prepare) {
+  double found = 0;
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    World world(0.02, layers(100), {}, seed);
+    prepare(world);
+    world.share(500, StepKind::kDecode, [] { return kMillisecond; });
+    for (int i = 0; i < 5000; ++i) {
+      // Others come between, and take nothing of what was decided.
+      if (i % 50 == 0) world.step(StepKind::kPrefill, kMillisecond);
+      found += world.step(StepKind::kDecode, kMillisecond).level >= 0;
     }
   }
-  CHECK(with_detail[0] > 2000);
-  CHECK(std::abs(with_detail[1] / with_detail[0] - 1) < 0.1);
+  return found;
+}
+
+TEST(steps_decided_ahead_get_detail_as_often_as_those_decided_one_by_one) {
+  const double one_by_one = with_detail([](World& world) { world.decides_ahead = false; });
+  CHECK(one_by_one > 2000);
+  CHECK(std::abs(with_detail([](World&) {}) / one_by_one - 1) < 0.05);
+}
+
+// Where allowances do not even it out: of a probability that stays what it is.
+double share_at_the_floor(const std::function<bool()>& goes_short, double& weighted) {
+  World world(options(0.0001, layers(1000), {}, 11), {});
+  world.goes_short = goes_short;
+  world.share(2000, StepKind::kDecode, [] { return kMillisecond; });
+  constexpr int kSteps = 400'000;
+  double found = 0;
+  weighted = 0;
+  for (int i = 0; i < kSteps; ++i) {
+    const SampleChoice choice = world.step(StepKind::kDecode, kMillisecond);
+    found += choice.level >= 0;
+    weighted += choice.level >= 0 ? choice.weight : 0;
+  }
+  weighted /= kSteps;
+  return found / kSteps;
+}
+
+TEST(which_way_a_step_takes_changes_no_probability) {
+  int step = 0;
+  const std::function<bool()> ways[] = {[] { return true; }, [] { return false; },
+                                        [&] { return ++step % 2 == 0; },
+                                        [&] { return ++step % 7 != 0; }};
+  for (const auto& way : ways) {
+    double weighted = 0;
+    const double share = share_at_the_floor(way, weighted);
+    CHECK(share > 0.5 / 4096);
+    // The weights of the steps that got detail add up to all of them.
+    CHECK(std::abs(weighted - 1) < 4 / std::sqrt(share * 400'000));
+  }
 }
 
 TEST(behind_the_plain_steps_ahead_comes_the_one_with_detail_that_ended_them) {
@@ -37,31 +74,27 @@ TEST(behind_the_plain_steps_ahead_comes_the_one_with_detail_that_ended_them) {
     PackedChoices choices;
     choices.add(kSpans, choice);
     sampler.decide_ahead(state, StepKind::kDecode, choices);
-    if (state.ahead.decided == 0) continue;  // so many plain ones that no more were looked at
-    state.ahead.plain = 0;
-    // A step of another kind, or a favoured one, has odds of its own.
-    sampler.decide(state, kSpans, StepKind::kPrefill, false);
-    sampler.decide(state, kSpans, StepKind::kDecode, true);
-    const SampleChoice next = sampler.decide(state, kSpans, StepKind::kDecode, false);
+    const bool has_next = state.ahead.has_next;
+    for (uint32_t left = state.ahead.plain; left > 0; --left) {
+      // A step of another kind, or a favoured one, has coins of its own.
+      CHECK(Sampler::take_place(state, StepKind::kPrefill, false) == StepPlace::kOwn);
+      CHECK(Sampler::take_place(state, StepKind::kDecode, true) == StepPlace::kOwn);
+      const StepPlace place = Sampler::take_place(state, StepKind::kDecode, false);
+      CHECK(place == StepPlace::kPlain);
+      const SampleChoice plain = sampler.decide(state, kSpans, StepKind::kDecode, false, place);
+      CHECK_EQ(plain.level, -1);
+      CHECK_EQ(plain.probability, choices.probability(kSpans));
+    }
+    const StepPlace place = Sampler::take_place(state, StepKind::kDecode, false);
+    CHECK(place == (has_next ? StepPlace::kNext : StepPlace::kOwn));
+    if (!has_next) continue;
+    const SampleChoice next = sampler.decide(state, kSpans, StepKind::kDecode, false, place);
     CHECK_EQ(next.level, 0);
     CHECK(std::abs(next.probability - choices.probability(kSpans)) < 0.01);
     CHECK(std::abs(next.weight * next.probability - 1) < 1e-9);
     ++found;
   }
   CHECK_EQ(found, 100);
-}
-
-TEST(steps_ahead_are_given_up_where_one_of_them_is_decided_after_all) {
-  Sampler sampler(options(0.0005, layers(100), {}, 3));
-  SampleState state;
-  for (int i = 0; i < 200; ++i) {
-    PackedChoices choices;
-    choices.add(kSpans, sampler.decide(state, kSpans, StepKind::kDecode, false));
-    CHECK_EQ(state.ahead.plain, 0u);
-    if (choices.got_any()) continue;
-    sampler.decide_ahead(state, StepKind::kDecode, choices);
-    CHECK(state.ahead.plain <= 32);
-  }
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-#include "bindings/growing_cache.h"
+#include "bindings/last_cache.h"
 
 #include "bindings/cache_length.h"
 #include "bindings/owned.h"
@@ -18,7 +18,7 @@ bool refers_to(PyObject* ref, PyObject* object) noexcept {
 
 }  // namespace
 
-int64_t GrowingCache::ask(PyObject* cache, bool& failed) {
+int64_t LastCache::ask(PyObject* cache, bool& failed) {
   clear();
   PyObject* found = nullptr;
   const int64_t length = cache_length(cache, failed, &found);
@@ -33,18 +33,17 @@ int64_t GrowingCache::ask(PyObject* cache, bool& failed) {
   return length;
 }
 
-int64_t GrowingCache::length(PyObject* cache) const {
+int64_t LastCache::length(PyObject* cache) const {
   if (cache_ == nullptr || !refers_to(cache_, cache)) return -1;
   PyObject* const layer = referent(layer_);
   if (layer == nullptr) return -1;
-  const int64_t length = kept_layer_length(layer);
+  const int64_t length = is_first_layer(cache, layer) ? kept_layer_length(layer) : -1;
   Py_DECREF(layer);
-  if (length == expected_) return length;
-  discard_error();
-  return -1;
+  if (length < 0) discard_error();
+  return length;
 }
 
-void GrowingCache::clear() {
+void LastCache::clear() {
   Py_CLEAR(cache_);
   Py_CLEAR(layer_);
 }
