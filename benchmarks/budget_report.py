@@ -48,7 +48,18 @@ def section(budgets: dict[str, Any]) -> str:
         + "\n\nBy experiment (`measure_overhead(sampled=True)`, all modules), what the mean step "
         "takes longer, valid at every look:\n\n"
         + table(("budget", "verdict", "pairs of blocks", "added, 95 %"), proofs)
+        + _calibrated_text(budgets)
         + "\n\nTo prove a budget of 0.2 % takes some 30,000 pairs."
+    )
+
+
+def _calibrated_text(budgets: dict[str, Any]) -> str:
+    """What is to be known of results from before the root was timed in its steps."""
+    if budgets.get("root_is_timed"):
+        return ""
+    return (
+        "\n\nIn this run a step without detail was accounted as calibrated. Since then it is timed "
+        "in each step, and takes longer:\n[what it takes](internals.md#in-the-caches)."
     )
 
 

@@ -46,7 +46,12 @@ def measure(smoke: bool, advance: Advance) -> dict[str, Any]:
     """Accounts for each budget and selection, then tests by experiment."""
     steps = 8 if smoke else 200
     model, prompt = tiny_llama(), prompt_ids()
-    result: dict[str, Any] = {"steps": steps, "accounted": {}, "proved": {}}
+    result: dict[str, Any] = {
+        "steps": steps,
+        "root_is_timed": True,
+        "accounted": {},
+        "proved": {},
+    }
     cases = [(selection, budget) for selection in SELECTIONS for budget in BUDGETS]
     for number, (selection, budget) in enumerate(cases):
         shares = accounted(model, prompt, SELECTIONS[selection], budget, steps)
