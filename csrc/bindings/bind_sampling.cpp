@@ -90,6 +90,8 @@ py::object sampling(Recorder& recorder) {
     stratum["steps"] = row.steps;
     stratum["step_ns"] = row.step_ns;
     stratum["plain_ns"] = row.plain_ns;
+    stratum["undetailed_steps"] = row.undetailed_steps;
+    stratum["undetailed_ns"] = row.undetailed_ns;
     stratum["passed_on"] = row.passed_on;
     stratum["moved"] = row.moved;
     stratum["moved_ns"] = row.moved_ns;

@@ -12,9 +12,8 @@ namespace pertoken {
 
 namespace {
 
-// Where somebody waits for what was recorded: devices for their events to come back, of which there
-// are few, and a sampler that learns what steps cost.
-constexpr std::chrono::milliseconds kAwaitedWait{20};
+// Where devices wait for their events to come back, of which there are few.
+constexpr std::chrono::milliseconds kDeviceWait{20};
 
 }  // namespace
 
@@ -117,10 +116,9 @@ void Recorder::sleep_locked(std::unique_lock<std::mutex>& lock, std::chrono::nan
 }
 
 std::chrono::milliseconds Recorder::longest_wait_locked() {
-  const bool is_awaited = !device_sources_.empty() || device_observations_ != nullptr ||
-                          device_logits_ != nullptr ||
-                          (sampler_ != nullptr && sampler_->is_learning());
-  return is_awaited ? std::min(kAwaitedWait, options_.longest_wait) : options_.longest_wait;
+  const bool is_awaited =
+      !device_sources_.empty() || device_observations_ != nullptr || device_logits_ != nullptr;
+  return is_awaited ? std::min(kDeviceWait, options_.longest_wait) : options_.longest_wait;
 }
 
 void Recorder::drain() {

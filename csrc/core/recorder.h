@@ -41,7 +41,7 @@ struct RecorderOptions {
   size_t store_limit_bytes = size_t{256} << 20;
   size_t ring_capacity = size_t{1} << 16;  // records a thread
   // For how long the drain thread sleeps where next to nothing is recorded.
-  std::chrono::milliseconds longest_wait{250};
+  std::chrono::milliseconds longest_wait{500};
   uint64_t keep_ns = 0;         // the store holds no more than the last ones; 0: any
   uint32_t observe_every = 16;  // steps of a kind, of which one is observed
   uint64_t observe_seed = 0;    // chooses which

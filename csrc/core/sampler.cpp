@@ -62,6 +62,7 @@ Sampler::Sampler(const SamplerOptions& options)
       store(published.share, has_cost(detail) ? 1.0 / static_cast<double>(costly) : 0.0);
     }
     publish(kind, costs, costs);
+    store(published_[kind].allowed, kAim);
   }
 }
 
@@ -85,16 +86,23 @@ SampleChoice Sampler::Odds::choice(double number) const noexcept {
   return {-1, 0.0, above};
 }
 
+double Sampler::pace(const SampleState& state, StepKind kind) const noexcept {
+  const double recent_ns = state.recent_ns[static_cast<size_t>(kind)];
+  const double mean_ns = load(published_[static_cast<size_t>(kind)].mean_ns);
+  return recent_ns > 0 && recent_ns < mean_ns ? recent_ns / mean_ns : 1.0;
+}
+
 Sampler::Odds Sampler::odds(const SampleState& state, SampleDetail detail, StepKind kind,
                             bool is_favoured) const noexcept {
   const auto at = static_cast<size_t>(detail);
   const DetailOptions& options = options_[at];
   const PublishedDetail& published = published_[static_cast<size_t>(kind)].details[at];
   double fill = state.allowance_ns[static_cast<size_t>(kind)][at] * load(published.fill_per_ns);
-  fill = std::clamp(fill, 0.0, 1.0);
+  // What the spans of a step cost is known before any was seen: one of the first has them.
+  const bool is_first = at == kSpansAt && !state.had_spans[static_cast<size_t>(kind)];
+  fill = is_first ? 1.0 : std::clamp(fill, 0.0, 1.0);
   // It is meant by the second and known by the step.
-  const double floor =
-      std::max(load(published.floor) * state.pace[static_cast<size_t>(kind)], kLeastProbability);
+  const double floor = std::max(load(published.floor) * pace(state, kind), kLeastProbability);
   double most = options.most;
   if (is_favoured) {
     fill *= kFavour;
@@ -103,17 +111,16 @@ Sampler::Odds Sampler::odds(const SampleState& state, SampleDetail detail, StepK
   return {&published, options.levels, fill, floor, most};
 }
 
-// Spans may begin with what they will have: what they cost is known. Observations and logits may
-// cost anything, and one of them more than a few hundred steps pay: they begin with the price of
-// one to pay first.
+// Spans begin with nothing, but for the first ones; see odds(). Observations and logits may
+// cost anything, and one of them more than a few hundred steps pay: they begin with the price
+// of one to pay first.
 void Sampler::begin(SampleState& state) noexcept {
   uint64_t seed = next_seed_.fetch_add(1, std::memory_order_relaxed);
   state.random = next_random(seed) | 1;
-  state.pace.fill(1);
   for (size_t i = 0; i < published_.size(); ++i) {
     for (size_t each = 0; each < kSampleDetails; ++each) {
-      const double capacity_ns = load(published_[i].details[each].capacity_ns);
-      state.allowance_ns[i][each] = each == kSpansAt ? capacity_ns / 2 : -capacity_ns / kBurst;
+      const double price_ns = load(published_[i].details[each].capacity_ns) / kBurst;
+      state.allowance_ns[i][each] = each == kSpansAt ? 0.0 : -price_ns;
     }
   }
 }
@@ -197,18 +204,20 @@ void Sampler::settle_ended(SampleState& state) noexcept {
   const auto steps = std::exchange(state.ended.steps, 0);
   const UnrecordedCalls& unrecorded = ended.unrecorded;
   if (ended.level >= 0) {
+    state.had_spans[static_cast<size_t>(ended.kind)] = true;
     charge_level(state, SampleDetail::kSpans, ended.kind, static_cast<size_t>(ended.level), 0);
   }
   const auto at = static_cast<size_t>(ended.kind);
   const Published& published = published_[at];
   const double dur_ns = static_cast<double>(ended.dur_ticks) * load(ns_per_tick_);
-  const double left_ns = dur_ns * kAllowed * budget_ - steps * load(published.plain_ns) -
-                         unrecorded.passed_on * costs_.skip_ns;
+  const double left_ns = dur_ns * load(published.allowed) * budget_ -
+                         steps * load(published.plain_ns) - unrecorded.passed_on * costs_.skip_ns;
   // By longer steps, details may be known to cost more than they do in those of late.
   double& recent_ns = state.recent_ns[at];
-  for (uint32_t i = 0; i < steps; ++i) recent_ns += (dur_ns / steps - recent_ns) / kRecentSteps;
-  const double mean_ns = load(published.mean_ns);
-  const double pace = state.pace[at] = recent_ns < mean_ns ? recent_ns / mean_ns : 1.0;
+  const double step_ns = dur_ns / steps;
+  const double remembered = step_ns < recent_ns ? kRecentLonger : kRecentSteps;
+  for (uint32_t i = 0; i < steps; ++i) recent_ns += (step_ns - recent_ns) / remembered;
+  const double paced = pace(state, ended.kind);
   if (unrecorded.moved != 0) {
     const double moved_ns = static_cast<double>(unrecorded.move_ticks) * load(ns_per_tick_);
     take_out(state.allowance_ns[at][kSpansAt], moved_ns,
@@ -222,7 +231,7 @@ void Sampler::settle_ended(SampleState& state) noexcept {
     const double paid_ns = left_ns * share;
     // What longer steps have paid is not for these, but for the price of one.
     const double most_ns =
-        std::min(capacity_ns, std::max(pace * capacity_ns / kBurst, kHeldSteps / steps * paid_ns));
+        std::min(capacity_ns, std::max(paced * capacity_ns / kBurst, kHeldSteps / steps * paid_ns));
     double& allowance_ns = state.allowance_ns[at][detail];
     // Steps that leave nothing make no debt beyond that.
     allowance_ns =
@@ -260,7 +269,8 @@ Sampler::StepCosts Sampler::costs_of(const Stratum& stratum) const {
     }
   }
   costs.records_ns = always * costs_.span_ns + (always + kOwnRecords) * costs_.drain_ns;
-  const double root_ns = stratum.root_a_step_ns > 0 ? stratum.root_a_step_ns : costs_.step_ns;
+  const double root_ns =
+      stratum.root_a_step_ns > 0 ? stratum.root_a_step_ns : kUnseenRoot * costs_.step_ns;
   costs.plain_ns = root_ns + costs.records_ns;
   return costs;
 }
@@ -320,10 +330,6 @@ void Sampler::control(double now_ns, double drain_ns) {
   }
 }
 
-bool Sampler::is_learning() const noexcept {
-  return std::ranges::none_of(strata_, &Stratum::is_controlled);
-}
-
 void Sampler::control_stratum(size_t kind, double now_ns) {
   Stratum& stratum = strata_[kind];
   const auto steps = static_cast<double>(stratum.window.steps);
@@ -378,6 +384,7 @@ void Sampler::control_stratum(size_t kind, double now_ns) {
   for (size_t detail = 0; all_ns > 0 && detail < kSampleDetails; ++detail) {
     store(published_[kind].details[detail].share, spent_ns[detail] / all_ns);
   }
+  store(published_[kind].allowed, kAllowed);
   stratum.is_controlled = true;
   stratum.is_settled = drain_renewed_ >= 2;
   stratum.controlled_ns = now_ns;

@@ -87,10 +87,8 @@ struct SampleState {
   Ended ended{};
   uint64_t random = 0;  // 0: not yet begun
   std::array<ByDetail<double>, kStepKinds> allowance_ns{};
-  // How long steps of a kind were of late, and as a part of those by which costs are known: up
-  // to 1.
-  std::array<double, kStepKinds> recent_ns{};
-  std::array<double, kStepKinds> pace{};
+  std::array<double, kStepKinds> recent_ns{};  // how long steps of a kind were of late; 0: none
+  std::array<bool, kStepKinds> had_spans{};
   ByDetail<SampleChoice> next;  // of the step behind those ahead
 };
 
@@ -145,7 +143,10 @@ struct DetailReport {
 struct StratumReport {
   uint64_t steps = 0;
   double step_ns = 0;
-  double plain_ns = 0;     // cost of the steps, without any detail
+  double plain_ns = 0;  // cost of the steps, without that of any detail
+  // Of those steps that got no detail at all, how many and what they cost.
+  uint64_t undetailed_steps = 0;
+  double undetailed_ns = 0;
   uint64_t passed_on = 0;  // as UnrecordedCalls has them
   uint64_t moved = 0;
   double moved_ns = 0;  // part of detail_ns of spans
@@ -244,8 +245,6 @@ class Sampler {
   // Moves the probabilities, where the period is over. `now_ns` by any clock that does not go back.
   void control(double now_ns, double drain_ns);
   SamplerReport report() const;
-  // Whether control() knows nothing yet of what steps and the drain thread take here.
-  bool is_learning() const noexcept;
 
   static constexpr double kDeadBand = 1.25;
   static constexpr double kLargestChange = 1.4142135623730951;
@@ -266,15 +265,21 @@ class Sampler {
   // code and data do to the model's caches, and so that an experiment can tell it from the budget
   // in time.
   static constexpr double kAim = 0.5;
-  static constexpr double kAllowed = 0.9;    // of it, that allowances get
+  // Of it, that allowances get. Until steps of the kind were seen they get what is aimed at: what
+  // the drain thread takes is not known before.
+  static constexpr double kAllowed = 0.9;
   static constexpr double kFavour = 4;       // of the first steps of a request
   static constexpr double kBurst = 4;        // full steps that an allowance can hold
   static constexpr double kHeldSteps = 100;  // and steps whose pay it can; but the price of one
   static constexpr double kRecentSteps = 16;
+  static constexpr double kRecentLonger = 4;  // than this one: what they could pay is not for it
   static constexpr double kFloorShare = 0.1;  // of the budget, at most, for the floor
   static constexpr double kFloorNs = 1e9;     // one detailed step in so long
   // Of spans, until steps of the kind were seen.
-  static constexpr double kFirstFloor = 1.0 / 64;
+  static constexpr double kFirstFloor = 1.0 / 512;
+  // What a root takes in a model, whose weights go through the caches, as a multiple of what it
+  // takes in a loop of calls alone: until it was timed in steps.
+  static constexpr double kUnseenRoot = 4;
   static constexpr uint64_t kOwnRecords = 4;  // of a step
   static constexpr uint64_t kFirstSteps = 8;
   // In which what is published, and what is paid in, changes little.
@@ -294,6 +299,7 @@ class Sampler {
   };
   struct alignas(64) Published {
     ByDetail<PublishedDetail> details;
+    std::atomic<double> allowed;  // of the budget, that allowances get
     std::atomic<double> plain_ns;
     std::atomic<double> mean_ns;  // of the steps by which all this is known
   };
@@ -313,6 +319,8 @@ class Sampler {
   };
 
   void begin(SampleState& state) noexcept;
+  // How long steps were of late, as a part of those by which costs are known: up to 1.
+  double pace(const SampleState& state, StepKind kind) const noexcept;
   Odds odds(const SampleState& state, SampleDetail detail, StepKind kind,
             bool is_favoured) const noexcept;
 
@@ -355,6 +363,9 @@ class Sampler {
     std::array<uint64_t, kMaxSampleLevels> records{};  // in the steps with each level of spans
     uint64_t plain_steps = 0;                          // without spans
     uint64_t plain_records = 0;
+    uint64_t undetailed_steps = 0;  // without any detail
+    double undetailed_root_ns = 0;
+    uint64_t undetailed_passed_on = 0;
     uint64_t drained = 0;        // observations that came from them
     uint64_t logit_records = 0;  // that told of their logits
     uint64_t passed_on = 0;

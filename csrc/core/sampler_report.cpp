@@ -22,8 +22,14 @@ SamplerReport Sampler::report() const {
     StratumReport& row = report.strata[kind];
     row.steps = stratum.steps;
     row.step_ns = stratum.step_ns;
-    row.plain_ns = stratum.root_ns + static_cast<double>(stratum.steps) * costs.records_ns +
-                   static_cast<double>(stratum.passed_on) * costs_.skip_ns;
+    const auto plain_ns = [&](double root_ns, uint64_t steps, uint64_t passed_on) {
+      return root_ns + static_cast<double>(steps) * costs.records_ns +
+             static_cast<double>(passed_on) * costs_.skip_ns;
+    };
+    row.plain_ns = plain_ns(stratum.root_ns, stratum.steps, stratum.passed_on);
+    row.undetailed_steps = stratum.undetailed_steps;
+    row.undetailed_ns = plain_ns(stratum.undetailed_root_ns, stratum.undetailed_steps,
+                                 stratum.undetailed_passed_on);
     row.passed_on = stratum.passed_on;
     row.moved = stratum.moved;
     row.moved_ns = stratum.moved_ns;

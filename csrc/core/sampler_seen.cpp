@@ -31,6 +31,11 @@ void Sampler::see(SamplePairs& pairs, const SeenStep& step) {
   } else {
     stratum.records[static_cast<size_t>(spans)] += step.records;
   }
+  if (std::ranges::all_of(step.details, [](const auto& own) { return own.level < 0; })) {
+    ++stratum.undetailed_steps;
+    stratum.undetailed_root_ns += root_ns;
+    stratum.undetailed_passed_on += step.unrecorded.passed_on;
+  }
   for (size_t detail = 0; detail < kSampleDetails; ++detail) {
     const SeenStep::Detail& seen = step.details[detail];
     stratum.details[detail].decided += seen.probability > 0 ? 1 : 0;

@@ -23,7 +23,8 @@ struct Cost {
   double span_ns = 100;
   double skip_ns = 60;
   double move_ns = 20;
-  double drain_round_ns = 5'000;  // of the drain thread, each 20 ms
+  double drain_round_ns = 5'000;  // of the drain thread
+  double drain_period_ns = 20e6;  // from one round to the next
   double drain_record_ns = 50;
   double drain_observed_ns = 0;  // of an observed step
 };
@@ -164,8 +165,8 @@ class World {
     spent_ns += plain_ns + detail_ns + timed_ns + besides_ns + read_ns + late_ns + drained_ns;
     work_done_ns += work_ns;
     now_ns_ += dur_ns + idle_ns;
-    while (now_ns_ - drained_at_ns_ >= 20 * kMillisecond) {
-      drained_at_ns_ += 20 * kMillisecond;
+    while (now_ns_ - drained_at_ns_ >= cost_.drain_period_ns) {
+      drained_at_ns_ += cost_.drain_period_ns;
       drain_ns_ += cost_.drain_round_ns;
       spent_ns += cost_.drain_round_ns;
       sampler_.control(now_ns_, drain_ns_);

@@ -43,7 +43,7 @@ TEST(logits_get_their_part_of_the_budget_and_only_in_steps_that_can_be_read) {
   world.observe_spent_ns = world.read_spent_ns = 0;
   const double share = world.share(10'000, StepKind::kDecode, work);
   CHECK(share <= 0.015 && share > 0.006);
-  CHECK_EQ(world.rate(StepKind::kDecode), Sampler::kMostProbability);
+  CHECK(world.rate(StepKind::kDecode) * Sampler::kDeadBand > Sampler::kMostProbability);
   CHECK(world.observe_spent_ns > 0.2 * world.spent_ns);
   CHECK(world.read_spent_ns > 0.2 * world.spent_ns);
   // Where nobody can read them, the others have it all.
@@ -119,7 +119,7 @@ TEST(first_steps_of_a_request_are_read_with_a_higher_probability_which_they_carr
 // step how long it works, and its value.
 void check_read_unbiased(
     const std::function<std::pair<double, double>(int step, const World& world)>& work) {
-  constexpr int kSeeds = 200;
+  constexpr int kSeeds = 500;
   EstimateErrors<3> errors;
   for (uint64_t seed = 0; seed < kSeeds; ++seed) {
     World world = reading(0.03, 40'000, 15'485'863 * seed, 10'000);

@@ -57,6 +57,25 @@ TEST(what_the_root_takes_is_as_measured_and_not_as_calibrated) {
   CHECK(row.details[kSpansAt].detailed[0] > 1000);
 }
 
+TEST(a_root_that_takes_most_of_a_small_budget_leaves_spans_little_from_the_first_step_on) {
+  const Cost cost{.step_ns = 600,
+                  .root_ns = 2400,
+                  .span_ns = 250,
+                  .move_ns = 100,
+                  .drain_round_ns = 80'000,
+                  .drain_period_ns = 200 * kMillisecond};
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    World world(0.002, layers(59), cost, seed);
+    CHECK(world.share(200, StepKind::kDecode, lognormal(2.1 * kMillisecond, 0.1, seed)) <= 0.002);
+    const StratumReport row =
+        world.sampler().report().strata[static_cast<size_t>(StepKind::kDecode)];
+    CHECK(row.details[kSpansAt].detailed[0] > 0);
+    CHECK_EQ(row.undetailed_steps + row.details[kSpansAt].detailed[0], row.steps);
+    const double undetailed_ns = row.undetailed_ns / static_cast<double>(row.undetailed_steps);
+    CHECK(undetailed_ns >= 2400 && undetailed_ns < 2700);
+  }
+}
+
 TEST(wrappers_that_move_are_the_price_of_spans) {
   World world(0.01, layers(100), {.move_ns = 200});
   const auto usual = lognormal(1.1 * kMillisecond, 0.1, 1);
