@@ -84,13 +84,14 @@ int64_t layer_length(PyObject* layer) {
 
 }  // namespace
 
-bool is_first_layer(PyObject* cache, PyObject* layer) {
+PyObject* first_layer(PyObject* cache) {
   PyObject* const layers = PyObject_GetAttr(cache, known_names.layers);
-  if (layers == nullptr) return false;
-  const bool is_first =
-      PyList_Check(layers) && PyList_GET_SIZE(layers) > 0 && PyList_GET_ITEM(layers, 0) == layer;
+  if (layers == nullptr) return nullptr;
+  PyObject* const layer = PyList_Check(layers) && PyList_GET_SIZE(layers) > 0
+                              ? Py_NewRef(PyList_GET_ITEM(layers, 0))
+                              : nullptr;
   Py_DECREF(layers);
-  return is_first;
+  return layer;
 }
 
 int64_t kept_layer_length(PyObject* layer) {

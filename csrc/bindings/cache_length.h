@@ -12,8 +12,9 @@ namespace pertoken::bindings {
 // reference to the layer whose keys told the length, if one did. Never leaves an exception set.
 int64_t cache_length(PyObject* cache, bool& failed, PyObject** layer = nullptr);
 
-// Whether it is the first one of a cache that has such layers; perhaps with an exception set.
-bool is_first_layer(PyObject* cache, PyObject* layer);
+// The first layer of a cache that had such layers when it was asked, as a new reference; null where
+// it has none now, perhaps with an exception set.
+PyObject* first_layer(PyObject* cache);
 // How many tokens such a layer holds, where it holds any and its keys' sizes are known to stand in
 // place; else -1, perhaps with an exception set.
 int64_t kept_layer_length(PyObject* layer);

@@ -20,16 +20,24 @@ PyObject* module_of(const bindings::InnerCallable& inner) {
   return bindings::referent(reinterpret_cast<bindings::WeakMethod*>(inner.callable)->ref);
 }
 
+struct CompilerNames {
+  PyObject* module = PyUnicode_InternFromString("torch._dynamo.utils");
+  PyObject* counters = PyUnicode_InternFromString("counters");
+  PyObject* frames = PyUnicode_InternFromString("frames");
+  PyObject* ok = PyUnicode_InternFromString("ok");
+};
+
 // Whether torch's compiler has compiled anything in this process, by its own count. Nothing is
-// imported for that, and no entry made.
+// imported for that, and no entry made. Each wrapper that leaves its slot for the first time asks.
 bool has_compiled() {
-  PyObject* dynamo = PyDict_GetItemString(PyImport_GetModuleDict(), "torch._dynamo.utils");
-  if (dynamo == nullptr) return false;
-  const bindings::Owned counters(PyObject_GetAttrString(dynamo, "counters"));
-  const auto entry = [](PyObject* dict, const char* key) {
-    return dict != nullptr && PyDict_Check(dict) ? PyDict_GetItemString(dict, key) : nullptr;
+  static const auto& names = *new CompilerNames;
+  const auto entry = [](PyObject* dict, PyObject* key) {
+    return dict != nullptr && PyDict_Check(dict) ? PyDict_GetItemWithError(dict, key) : nullptr;
   };
-  PyObject* compiled = entry(entry(counters.get(), "frames"), "ok");
+  PyObject* dynamo = entry(PyImport_GetModuleDict(), names.module);
+  if (dynamo == nullptr) return false;
+  const bindings::Owned counters(PyObject_GetAttr(dynamo, names.counters));
+  PyObject* compiled = entry(entry(counters.get(), names.frames), names.ok);
   PyErr_Clear();
   return compiled != nullptr && PyObject_IsTrue(compiled) == 1;
 }

@@ -3,20 +3,8 @@
 #include "bindings/cache_length.h"
 #include "bindings/owned.h"
 #include "bindings/step_inputs.h"
-#include "bindings/weak_method.h"
 
 namespace pertoken::bindings {
-
-namespace {
-
-// The object is alive, and so cannot be another one in the place of that which it was.
-bool refers_to(PyObject* ref, PyObject* object) noexcept {
-  PyObject* const found = referent(ref);
-  Py_XDECREF(found);
-  return found == object;
-}
-
-}  // namespace
 
 int64_t LastCache::ask(PyObject* cache, bool& failed) {
   clear();
@@ -24,28 +12,36 @@ int64_t LastCache::ask(PyObject* cache, bool& failed) {
   const int64_t length = cache_length(cache, failed, &found);
   if (found == nullptr) return length;
   const Owned layer(found);
-  cache_ = PyWeakref_NewRef(cache, nullptr);
-  layer_ = cache_ == nullptr ? nullptr : PyWeakref_NewRef(layer.get(), nullptr);
-  if (layer_ == nullptr) {
-    PyErr_Clear();
-    clear();
-  }
+  const auto met = [](PyObject* object) {
+    PyTypeObject* const type = Py_TYPE(object);
+    Py_INCREF(type);
+    return Met{object, type};
+  };
+  cache_ = met(cache);
+  layer_ = met(found);
   return length;
 }
 
 int64_t LastCache::length(PyObject* cache) const {
-  if (cache_ == nullptr || !refers_to(cache_, cache)) return -1;
-  PyObject* const layer = referent(layer_);
-  if (layer == nullptr) return -1;
-  const int64_t length = is_first_layer(cache, layer) ? kept_layer_length(layer) : -1;
-  Py_DECREF(layer);
+  if (!cache_.is(cache)) return -1;
+  PyObject* const layer = first_layer(cache);
+  const int64_t length =
+      layer != nullptr && layer_.is(layer) ? kept_layer_length(layer) : int64_t{-1};
+  Py_XDECREF(layer);
   if (length < 0) discard_error();
   return length;
 }
 
+int LastCache::traverse(visitproc visit, void* arg) const {
+  Py_VISIT(cache_.type);
+  Py_VISIT(layer_.type);
+  return 0;
+}
+
 void LastCache::clear() {
-  Py_CLEAR(cache_);
-  Py_CLEAR(layer_);
+  Py_CLEAR(cache_.type);
+  Py_CLEAR(layer_.type);
+  cache_ = layer_ = {};
 }
 
 }  // namespace pertoken::bindings

@@ -18,11 +18,23 @@ class LastCache {
   // Asks it, and remembers it; as cache_length().
   int64_t ask(PyObject* cache, bool& failed);
   void clear();
+  // As tp_traverse.
+  int traverse(visitproc visit, void* arg) const;
 
  private:
-  // Weak references, strong: nobody's cache lives longer for them.
-  PyObject* cache_;
-  PyObject* layer_;
+  // By its address, which is only compared: nobody's cache lives longer for this, and a weak
+  // reference would be one more thing that has left the near caches. Another object of the class
+  // may have come to lie there, which is asked in the same way. The class is held.
+  struct Met {
+    const PyObject* object;
+    PyTypeObject* type;
+    bool is(const PyObject* other) const noexcept {
+      return other == object && Py_TYPE(other) == type;
+    }
+  };
+
+  Met cache_;
+  Met layer_;
 };
 
 }  // namespace pertoken::bindings

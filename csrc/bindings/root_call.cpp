@@ -105,10 +105,14 @@ int root_init(PyObject* self, PyObject* args, PyObject*) {
 int root_traverse(PyObject* self, visitproc visit, void* arg) {
   auto& call = *reinterpret_cast<RootCall*>(self);
   Py_VISIT(call.generation_var);
+  if (const int found = call.last_cache.traverse(visit, arg); found != 0) return found;
   return span_call_traverse(self, visit, arg);
 }
 
-int root_clear(PyObject* self) { return span_call_clear(self); }
+int root_clear(PyObject* self) {
+  reinterpret_cast<RootCall*>(self)->last_cache.clear();
+  return span_call_clear(self);
+}
 
 void root_dealloc(PyObject* self) {
   PyObject_GC_UnTrack(self);
