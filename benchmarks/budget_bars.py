@@ -9,13 +9,17 @@ from typing import Any
 from bar import Bar, exact
 from figure_text import ns_text, share_text
 
+_SMALLEST = 0.002
+
 
 def _accounted(budget: float) -> Callable[[Any], dict[str, float]]:
     """The largest share of any selection under any load."""
 
     def read(budgets: Any) -> dict[str, float]:
-        loads = [by_budget[f"{budget:g}"] for by_budget in budgets["accounted"].values()]
-        return exact(max(load["share"] for own in loads for load in own))
+        cases = [by_budget[f"{budget:g}"] for by_budget in budgets["accounted"].values()]
+        shares = (load["share"] for own in cases for load in own)
+        largest: dict[str, float] = max(shares, key=lambda share: share["median"])
+        return largest
 
     return read
 
@@ -30,22 +34,23 @@ def _proved(budget: float) -> Callable[[Any], dict[str, float]]:
     return read
 
 
-def _plain_step(budgets: Any) -> dict[str, float]:
-    """The largest cost of a step without detail."""
-    cases = [own for by_budget in budgets["accounted"].values() for own in by_budget.values()]
-    return exact(max(load["plain_ns"] for own in cases for load in own))
+def _undetailed_step(budgets: Any) -> dict[str, float]:
+    """The largest mean cost of a step without detail under any load, where nearly all are such."""
+    cases = [by_budget[f"{_SMALLEST:g}"] for by_budget in budgets["accounted"].values()]
+    loads = [load for own in cases for load in own if load["undetailed_steps"]]
+    return exact(max(load["undetailed_ns"] for load in loads))
 
 
 BUDGET_BARS = (
     *(
         Bar(
-            f"accounted under a budget of {share_text(budget)}, the worst 200 steps",
+            f"accounted under a budget of {share_text(budget)}, 200 steps under the worst load",
             "sampler_budget",
             _accounted(budget),
             budget,
             share_text,
         )
-        for budget in (0.002, 0.01, 0.05)
+        for budget in (_SMALLEST, 0.01, 0.05)
     ),
     *(
         Bar(
@@ -60,7 +65,7 @@ BUDGET_BARS = (
     Bar(
         "a step without detail, every module wrapped",
         "sampler_budget",
-        _plain_step,
+        _undetailed_step,
         1000,
         ns_text,
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from figure_text import ns_text, share_text
-from page_parts import table
+from page_parts import estimate_text, table
 
 
 def section(budgets: dict[str, Any]) -> str:
@@ -14,8 +14,8 @@ def section(budgets: dict[str, Any]) -> str:
         (
             selection,
             share_text(float(budget)),
-            *(share_text(load["share"]) for load in loads),
-            ns_text(loads[-1]["plain_ns"]),
+            *(estimate_text(load["share"], share_text) for load in loads),
+            " / ".join(_undetailed_text(load) for load in loads),
         )
         for selection, by_budget in budgets["accounted"].items()
         for budget, loads in by_budget.items()
@@ -28,7 +28,7 @@ def section(budgets: dict[str, Any]) -> str:
         f"from a cold start ({times[0]} a step)",
         f"then a larger load ({times[1]})",
         f"and the first again ({times[2]})",
-        "a step without detail",
+        "a step without detail, under each",
     )
     proofs = [
         (
@@ -43,24 +43,19 @@ def section(budgets: dict[str, Any]) -> str:
         "## Budgets\n\n"
         "What recording the same model in a decode loop by hand is accounted at, "
         f"{budgets['steps']} steps under each load,\nby themselves; `observed` means that the "
-        "outputs of the layers are observed as well.\n\n"
+        "outputs of the layers are observed as well. Each is the median of\n"
+        f"{budgets['repeats']} cold starts: of a small budget, one step that is observed takes as "
+        "much as a third of what 200 may cost.\n\n"
         + table(columns, rows)
         + "\n\nBy experiment (`measure_overhead(sampled=True)`, all modules), what the mean step "
         "takes longer, valid at every look:\n\n"
         + table(("budget", "verdict", "pairs of blocks", "added, 95 %"), proofs)
-        + _calibrated_text(budgets)
         + "\n\nTo prove a budget of 0.2 % takes some 30,000 pairs."
     )
 
 
-def _calibrated_text(budgets: dict[str, Any]) -> str:
-    """What is to be known of results from before the root was timed in its steps."""
-    if budgets.get("root_is_timed"):
-        return ""
-    return (
-        "\n\nIn this run a step without detail was accounted as calibrated. Since then it is timed "
-        "in each step, and takes longer:\n[what it takes](internals.md#in-the-caches)."
-    )
+def _undetailed_text(load: dict[str, Any]) -> str:
+    return ns_text(load["undetailed_ns"]) if load["undetailed_steps"] else "none"
 
 
 def _block_text(calls: int | None) -> str:

@@ -131,6 +131,9 @@ def _machine(results: Results) -> str:
             f"{results['stolen_share'] * 100:.1f} % of the time given to other machines",
         ),
     ]
+    renewed = [f"{name} ({when[:16]})" for name, when in results.get("renewed", {}).items()]
+    if renewed:
+        rows.append(("measured again since", ", ".join(renewed)))
     return "## Machine\n\n" + table(("", ""), rows)
 
 

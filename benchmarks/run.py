@@ -2,8 +2,9 @@
 
 ``python benchmarks/run.py`` runs all and writes ``benchmarks/results/<date>-<cpu>.json``, of which
 ``report.py`` makes the performance page. Part of them, or a smoke run with tiny sizes, goes where
-``--output`` says, so that a committed file always is one whole run. ``--gpu`` runs those that need
-a GPU, into ``benchmarks/results/gpu/``.
+``--output`` says, so that a committed file always is one whole run. ``--renew FILE`` measures some
+of a whole run again on the same machine, after a change that concerns no other; the file and the
+page say which, and when. ``--gpu`` runs those that need a GPU, into ``benchmarks/results/gpu/``.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ def main() -> int:
     arguments = _arguments()
     known = GPU_BENCHMARKS if arguments.gpu else BENCHMARKS
     folder = RESULTS / "gpu" if arguments.gpu else RESULTS
-    output = arguments.output or folder / file_name(datetime.now(timezone.utc))
+    output = arguments.renew or arguments.output or folder / file_name(datetime.now(timezone.utc))
+    before = whole_run(output) if arguments.renew else None
     load_before, stolen_before, start = os.getloadavg()[0], stolen_ticks(), time.monotonic()
     results: dict[str, Any] = {}
     failed = []
@@ -84,16 +86,20 @@ def main() -> int:
     stolen, ticks = (
         after - before for after, before in zip(stolen_ticks(), stolen_before, strict=True)
     )
-    document = {
-        "schema": SCHEMA,
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "duration_s": round(time.monotonic() - start),
-        "smoke": arguments.smoke,
-        "load_before": load_before,
-        "stolen_share": stolen / max(ticks, 1),
-        "machine": describe_machine(),
-        "benchmarks": results,
-    }
+    finished = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    if before is not None:
+        document = renewed(before, results, finished)
+    else:
+        document = {
+            "schema": SCHEMA,
+            "finished": finished,
+            "duration_s": round(time.monotonic() - start),
+            "smoke": arguments.smoke,
+            "load_before": load_before,
+            "stolen_share": stolen / max(ticks, 1),
+            "machine": describe_machine(),
+            "benchmarks": results,
+        }
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(rounded(document), indent=1) + "\n")
     print_bars(document, GPU_BARS if arguments.gpu else BARS)
@@ -115,6 +121,33 @@ def run_benchmark(name: str, *, smoke: bool) -> dict[str, Any] | None:
             return None
         result: dict[str, Any] = json.loads(output.read_text())
         return result
+
+
+def whole_run(file: Path) -> dict[str, Any]:
+    """The results in a file, if they are of this machine as it is now.
+
+    Raises:
+        SystemExit: they are not, or are of a smoke run.
+    """
+    document: dict[str, Any] = json.loads(file.read_text())
+    was, now = (
+        {name: value for name, value in machine.items() if name != "clock_ticks_per_second"}
+        for machine in (document["machine"], rounded(describe_machine()))
+    )
+    differs = sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
+    if differs or document["smoke"]:
+        why = f"other {', '.join(differs)}" if differs else "a smoke run"
+        sys.exit(f"{file} cannot be renewed here: {why}. Run all benchmarks instead.")
+    return document
+
+
+def renewed(before: dict[str, Any], results: dict[str, Any], finished: str) -> dict[str, Any]:
+    """A whole run in which some benchmarks were measured again, and when."""
+    return {
+        **before,
+        "renewed": {**before.get("renewed", {}), **dict.fromkeys(results, finished)},
+        "benchmarks": {**before["benchmarks"], **results},
+    }
 
 
 def file_name(now: datetime) -> str:
@@ -146,12 +179,16 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--gpu", action="store_true", help=", ".join(GPU_BENCHMARKS) + " instead")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that all works")
     parser.add_argument("--output", type=Path, help="the file to write, instead of one in results/")
+    parser.add_argument("--renew", type=Path, metavar="FILE", help="measure NAMEs again into FILE")
     arguments = parser.parse_args()
     known = GPU_BENCHMARKS if arguments.gpu else BENCHMARKS
     unknown = set(arguments.benchmarks) - set(known)
     if unknown:
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    if (arguments.benchmarks or arguments.smoke) and arguments.output is None:
+    if arguments.renew:
+        if not arguments.benchmarks or arguments.smoke or arguments.output:
+            parser.error("--renew takes the names of benchmarks, and neither --smoke nor --output")
+    elif (arguments.benchmarks or arguments.smoke) and arguments.output is None:
         parser.error("results/ holds whole runs only: give --output for a part or a smoke run")
     return arguments
 

@@ -95,18 +95,24 @@ def test_the_page_shows_what_reading_logits_takes(measured: dict[str, Any], modu
 def test_the_page_shows_every_budget(module: Any) -> None:
     """Of figures that are made up: those of a run take minutes."""
     report = module("report")
-    loads = [{"share": share, "step_ns": 1e6, "plain_ns": 700.0} for share in (0.009, 0.01, 0.008)]
+    undetailed = {"undetailed_ns": 700.0, "undetailed_steps": 150}
+    shares = [{"median": share, "low": 0.007, "high": 0.011} for share in (0.009, 0.01, 0.008)]
+    loads = [{"share": share, "step_ns": 1e6, **undetailed} for share in shares]
+    loads[2].update(undetailed_ns=None, undetailed_steps=0)
     proof = {"verdict": "under", "pairs": 1200, "block_calls": 8, "low": None, "high": 0.0061}
     by_budget = dict.fromkeys(("0.002", "0.01", "0.05"), loads)
     budgets = {
         "steps": 200,
+        "repeats": 6,
         "accounted": {"all": by_budget, "layers": by_budget},
         "proved": {"0.01": proof, "0.05": {**proof, "high": None}},
     }
     document = {**newest_results(report), "benchmarks": {"sampler_budget": budgets}}
     page = report.render(document, "x.json")
+    within = "(0.7 % to 1.1 %)"
+    row = f"1 % | 0.9 % {within} | 1 % {within} | 0.8 % {within} | 700 ns / 700 ns / none"
     for selection in budgets["accounted"]:
-        assert f"\n| {selection} | 1 % | 0.9 % | 1 % | 0.8 % | 700 ns |" in page
+        assert f"\n| {selection} | {row} |" in page
     assert "\n| 1 % | under | 1,200 of 8 calls | any to 0.61 % |" in page
     outcomes = [verdict.outcome for verdict in module("bars").verdicts(document)]
     assert outcomes == ["FAIL", "pass", "pass", "pass", "FAIL", "pass"]
