@@ -57,12 +57,8 @@ bool counts_by(PyObject* object, PyObject* function) {
 PyObject* known_layer(PyObject* cache, bool& is_empty) {
   is_empty = false;
   if (known.of_cache == nullptr || !counts_by(cache, known.of_cache)) return nullptr;
-  const Owned layers(PyObject_GetAttr(cache, cache_names().layers));
-  if (!layers || !PyList_Check(layers.get())) return nullptr;
-  is_empty = PyList_GET_SIZE(layers.get()) == 0;
-  if (is_empty) return nullptr;
-  const Owned layer(Py_NewRef(PyList_GET_ITEM(layers.get(), 0)));
-  return counts_by(layer.get(), known.of_layer) ? Py_NewRef(layer.get()) : nullptr;
+  const Owned layer(first_layer(cache, is_empty));
+  return layer && counts_by(layer.get(), known.of_layer) ? Py_NewRef(layer.get()) : nullptr;
 }
 
 // How many tokens it holds; -1 where it cannot be told, perhaps with an exception set.
@@ -84,12 +80,15 @@ int64_t layer_length(PyObject* layer) {
 
 }  // namespace
 
-PyObject* first_layer(PyObject* cache) {
+PyObject* first_layer(PyObject* cache, bool& is_empty) {
+  is_empty = false;
   PyObject* const layers = PyObject_GetAttr(cache, known_names.layers);
   if (layers == nullptr) return nullptr;
-  PyObject* const layer = PyList_Check(layers) && PyList_GET_SIZE(layers) > 0
-                              ? Py_NewRef(PyList_GET_ITEM(layers, 0))
-                              : nullptr;
+  PyObject* layer = nullptr;
+  if (PyList_Check(layers)) {
+    is_empty = PyList_GET_SIZE(layers) == 0;
+    if (!is_empty) layer = Py_NewRef(PyList_GET_ITEM(layers, 0));
+  }
   Py_DECREF(layers);
   return layer;
 }

@@ -12,9 +12,9 @@ namespace pertoken::bindings {
 // reference to the layer whose keys told the length, if one did. Never leaves an exception set.
 int64_t cache_length(PyObject* cache, bool& failed, PyObject** layer = nullptr);
 
-// The first layer of a cache that had such layers when it was asked, as a new reference; null where
-// it has none now, perhaps with an exception set.
-PyObject* first_layer(PyObject* cache);
+// The first layer of a cache whose length was asked before, as a new reference. Null where it has
+// no list of layers, perhaps with an exception set, and where that `is_empty`.
+PyObject* first_layer(PyObject* cache, bool& is_empty);
 // How many tokens such a layer holds, where it holds any and its keys' sizes are known to stand in
 // place; else -1, perhaps with an exception set.
 int64_t kept_layer_length(PyObject* layer);

@@ -24,7 +24,8 @@ int64_t LastCache::ask(PyObject* cache, bool& failed) {
 
 int64_t LastCache::length(PyObject* cache) const {
   if (!cache_.is(cache)) return -1;
-  PyObject* const layer = first_layer(cache);
+  bool is_empty = false;
+  PyObject* const layer = first_layer(cache, is_empty);
   const int64_t length =
       layer != nullptr && layer_.is(layer) ? kept_layer_length(layer) : int64_t{-1};
   Py_XDECREF(layer);
