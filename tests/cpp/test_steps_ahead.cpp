@@ -66,9 +66,6 @@ TEST(which_way_a_step_takes_changes_no_probability) {
 TEST(behind_the_plain_steps_ahead_comes_the_one_with_detail_that_ended_them) {
   Sampler sampler(options(0.05, layers(20), {}, 3));
   SampleState state;
-  // The first step's pay is most of what its allowance can hold.
-  sampler.decide(state, kSpans, StepKind::kDecode, false);
-  sampler.end_step(state, StepKind::kDecode, -1, 1'000'000, {});
   int found = 0;
   for (int i = 0; i < 5000 && found < 100; ++i) {
     const SampleChoice choice = sampler.decide(state, kSpans, StepKind::kDecode, false);
