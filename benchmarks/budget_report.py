@@ -44,8 +44,8 @@ def section(budgets: dict[str, Any]) -> str:
         "What recording the same model in a decode loop by hand is accounted at, "
         f"{budgets['steps']} steps under each load,\nby themselves; `observed` means that the "
         "outputs of the layers are observed as well. Each is the median of\n"
-        f"{budgets['repeats']} cold starts: of a small budget, one step that is observed takes as "
-        "much as a third of what 200 may cost.\n\n"
+        f"{budgets['repeats']} cold starts: of a small budget, one step that is observed takes a "
+        "good part of what 200 may cost.\n\n"
         + table(columns, rows)
         + "\n\nBy experiment (`measure_overhead(sampled=True)`, all modules), what the mean step "
         "takes longer, valid at every look:\n\n"

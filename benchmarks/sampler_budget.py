@@ -2,8 +2,8 @@
 
 The tiny Llama decodes, 200 steps at a time: from a cold start; then with ten times the work in a
 step (a batch); then with the first load again. What is accounted is read after each, and what a
-step without detail costs. All that six times: of a small budget, one step that is observed is as
-much as a third of what 200 steps may cost, and whether there is one is chance.
+step without detail costs. All that six times: of a small budget, one step that is observed takes a
+good part of what 200 steps may cost, and whether there is one is chance.
 
 The experiment takes the same decode step by step: the calls that it compares are single steps, so
 that the machine has a few milliseconds to change in a pair, and not a quarter of a second. The
