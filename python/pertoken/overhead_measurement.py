@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pertoken.errors import ExperimentError
 from pertoken.experiment.comparison import variant_looks
 from pertoken.experiment.observations import Call, Clock, TimedCalls
-from pertoken.experiment.plan import Plan
+from pertoken.experiment.plan import Plan, checked_plan
 from pertoken.experiment.result import Result
 from pertoken.profile_function import profile
 from pertoken.random_state import RandomState
@@ -49,7 +49,8 @@ def measure_overhead(
             Its call is timed; or it returns `experiment.Measured` with nanoseconds, of each of its
             steps for instance. What else it returns is dropped.
         modules: as `profile` takes it.
-        budget: the margin, as a share of the time without a recording. A `plan` has its own.
+        budget: the margin, as a share of the time without a recording, below 1: 0.01 is 1 %. A
+            `plan` has its own.
         sampled: whether the recording keeps `budget`, as ``profile(budget=)`` does, so that it is
             proved that it does; else it records everything.
         plan: another plan than "the mean, within `budget`".
@@ -61,17 +62,25 @@ def measure_overhead(
         processor time of the thread that drains the rings counts to the calls that it drains.
 
     Raises:
-        ExperimentError: `PERTOKEN=0` switches recording off, or the plan cannot be followed.
+        ExperimentError: `PERTOKEN=0` switches recording off, the plan is none or cannot be
+            followed, or `budget` is 1 or more.
         SelectionError: `model` or `modules` is not what `profile` takes.
         RecordingStateError: as many recordings run as a process can hold.
     """
+    given: object = budget  # what is no number is for the plan to refuse
+    is_used = plan is None or sampled
+    if is_used and isinstance(given, (int, float)) and given >= 1:
+        raise ExperimentError(
+            f"budget={budget!r}: give a share of the time, below 1, such as 0.01; 0.01 is 1 %, "
+            "and 1 is 100 %"
+        )
     last = None
     for last in overhead_looks(
         model,
         run,
         modules=modules,
         recording_budget=budget if sampled else None,
-        plan=plan or Plan(margin=budget),
+        plan=checked_plan(Plan(margin=budget) if plan is None else plan),
         clock=clock,
     ):
         if on_look is not None:

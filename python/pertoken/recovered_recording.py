@@ -15,6 +15,7 @@ from pertoken.generate_call import Prompt
 from pertoken.identity import Ranks
 from pertoken.recovered_sequences import RecoveredSequence, RowCommits
 from pertoken.request_log import Generation, RequestEntry, RequestLog
+from pertoken.sampling import unknown_cost
 from pertoken.spool_notes import TRAITS
 from pertoken.spool_reader import SpoolDamage
 from pertoken.totals import Totals
@@ -80,8 +81,8 @@ class RecoveredRecording:
         return dict(self.meta)
 
     def cost_facts(self) -> dict[str, Any]:
-        """What was spooled of it at the start: what it cost died with the process."""
-        return _mapping(self.meta.get("cost", {}), "identity")
+        """The budget, spooled at the start: rates and costs died with the process."""
+        return unknown_cost(_mapping(self.meta.get("cost", {}), "identity").get("budget"))
 
     def thread_names(self) -> Mapping[int, str]:
         """The names of threads by their ids, where Python knows them."""

@@ -29,10 +29,16 @@ _DETAILS = ("spans", "activations", "logits")
 
 
 def checked_budget(budget: float | None) -> float | None:
-    """The budget, if it is one.
+    """The budget, if it is one; 1 is all of the steps' time, and so hardly a limit.
+
+    Args:
+        budget: as given to `profile`.
+
+    Returns:
+        The same as a float, or None.
 
     Raises:
-        SelectionError: it is no share between 0 and 1.
+        SelectionError: it is no share above 0, 1 at most.
     """
     if budget is None:
         return None
@@ -40,7 +46,8 @@ def checked_budget(budget: float | None) -> float | None:
     is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
     if not is_number or not 0 < budget <= 1:
         raise SelectionError(
-            f"budget={budget!r}: give a share of the steps' time, such as 0.01, or None"
+            f"budget={budget!r}: give a share of the steps' time, above 0 and 1 at most, or None; "
+            "0.01 is 1 %"
         )
     return float(budget)
 
@@ -100,12 +107,27 @@ def sample(
     return frozenset(modules) - layers
 
 
+def unknown_cost(budget: float | None) -> dict[str, Any]:
+    """What is stated of a cost of which nothing is known but the budget: each key that there is.
+
+    Args:
+        budget: of the recording.
+
+    Returns:
+        Plain data, of the form of `cost_facts`.
+    """
+    return {"budget": budget, "share": None, "low": None, "high": None, "pairs": 0, "kinds": {}}
+
+
 def cost_facts(recording: Recording, counts: dict[str, Any] | None = None) -> dict[str, Any]:
     """What a profile states of its cost, as plain data; see "cost" in the documentation of meta.
 
     Args:
         recording: what is asked about.
         counts: the native status, when the caller has it.
+
+    Returns:
+        The keys of `unknown_cost`, with what is known.
     """
     report = recording.recorder.sampling()
     if report is not None:
@@ -115,14 +137,7 @@ def cost_facts(recording: Recording, counts: dict[str, Any] | None = None) -> di
     share = None
     if costs is not None:
         share = record_costs.estimated_ns(counts, costs) / counts["step_ns"]
-    return {
-        "budget": recording.budget,
-        "share": share,
-        "low": None,
-        "high": None,
-        "pairs": 0,
-        "kinds": {},
-    }
+    return {**unknown_cost(recording.budget), "share": share}
 
 
 def _sampled_facts(report: dict[str, Any], detail: str, has_sites: bool) -> dict[str, Any]:
@@ -198,6 +213,18 @@ def _is_measured(row: dict[str, Any]) -> bool:
 
 
 def _cost_ns(of: str, row: dict[str, Any]) -> float:
-    """Of all steps of a kind; a detail that was not measured has what the model of costs says."""
-    costs_ns = (own[of if own["is_measured"] else "detail_ns"] for own in row["details"])
-    return float(row["plain_ns"] + sum(max(cost_ns, 0.0) for cost_ns in costs_ns))
+    """Of all steps of a kind."""
+    return float(row["plain_ns"] + sum(_detail_ns(of, own, row) for own in row["details"]))
+
+
+def _detail_ns(of: str, own: dict[str, Any], row: dict[str, Any]) -> float:
+    """What a detail has cost, or a bound of it.
+
+    While no pairs have shown that, it is between nothing and all the time of as many steps.
+    """
+    if of == "detail_ns" or own["is_measured"]:
+        return float(own[of])
+    if of == "low_ns" or not row["steps"]:
+        return 0.0
+    most_ns = row["step_ns"] * sum(own["detailed"]) / row["steps"]
+    return max(float(own["detail_ns"]), float(most_ns))

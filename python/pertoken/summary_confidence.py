@@ -28,7 +28,7 @@ def mean_confidence_block(data: Mapping[str, Any]) -> Block:
     )
     lines = []
     if any("?" in cell for row in rows for cell in row[2:]):
-        lines.append("± ?: too few steps were read to say.")
+        lines.append("± ?: too few steps were read, or a few outweigh the others.")
     unknown = sum(
         of_kind["tokens"] - of_kind["logprob"]["tokens"]
         for of_kind in means.values()

@@ -16,8 +16,9 @@ def stated_costs(profile: Profile) -> list[dict[str, Any]]:
 
     Returns:
         {process, budget, share, low, high, pairs, rates} for each: `budget`, `low` and `high` may
-        be None; `rates` is by kind of step and detail, empty where nothing was sampled. Shares are
-        of the time of the steps.
+        be None, the bounds until pairs have shown the cost of all that steps got; `rates` is by
+        kind of step and detail, empty where nothing was sampled. Shares are of the time of the
+        steps.
     """
     metas = profile.meta.get("processes") or [profile.meta]
     costs = []

@@ -221,7 +221,8 @@ def _hottest(data: Mapping[str, Any]) -> Block:
     columns = ("step", "site", "share of step", "own time", "calls")
     title = "Hottest sites (own time and calls a step, without the sites inside)"
     unsure = any("?" in share for _, _, share, *_ in rows)
-    lines = ("± ?: too few steps were sampled to say.",) if unsure else ()
+    told = "± ?: too few steps were sampled, or a few outweigh the others."
+    lines = (told,) if unsure else ()
     return Block(title, lines, columns, tuple(rows), frozenset(columns[2:]))
 
 

@@ -8,6 +8,7 @@ import json
 import pytest
 
 import pertoken
+from pertoken import experiment
 from pertoken.errors import ExperimentError
 from pertoken.experiment import Metric, Plan
 
@@ -103,6 +104,13 @@ def test_a_plan_that_cannot_be_followed_is_refused_by_field(fields):
 def test_what_is_not_a_plan_is_refused(data):
     with pytest.raises(ExperimentError, match="not a plan"):
         Plan.from_dict(data)
+
+
+@pytest.mark.parametrize("plan", [{"margin": 1}, {}, 0.01, 0, "mean", Plan])
+def test_what_is_no_plan_is_refused_where_a_plan_is_taken(plan):
+    for ask in (experiment.compare, experiment.looks):
+        with pytest.raises(ExperimentError, match=r"plan: give a pertoken\.experiment\.Plan"):
+            ask(lambda: None, lambda: None, plan)
 
 
 def test_errors_are_those_of_the_package():

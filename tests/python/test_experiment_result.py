@@ -76,5 +76,39 @@ def test_a_result_prints_on_a_rich_console(result):
 
 def test_an_unknown_metric_is_a_key_error(result):
     assert result["p99"] is result.estimates[1]
-    with pytest.raises(KeyError, match="p50"):
+    with pytest.raises(KeyError, match="no metric p50; this result has: mean, p99"):
         result["p50"]
+
+
+def test_a_key_error_lists_the_metrics_with_their_quantities():
+    plan = Plan([experiment.Metric("mean", 0.3, "latency_ns")], block_length=1, max_seconds=None)
+    values = [{"latency_ns": 1.0}] * 100
+    result = experiment.compare(iter(values), iter(values), plan)
+    with pytest.raises(KeyError, match="this result has: mean of latency_ns"):
+        result["mean"]
+
+
+def flat(result: Result) -> str:
+    return " ".join(str(result).split())
+
+
+def test_an_end_before_the_pairs_that_a_mean_takes_says_so_and_what_to_do():
+    """Instead of an interval from anything to anything."""
+    plan = Plan(block_length=1, max_seconds=None, warm_up_calls=0)
+    result = experiment.compare(iter([1.0] * 40), iter([1.0] * 40), plan)
+    assert (result.pairs, result.ending) == (20, "end of data")
+    few = "fewer than the 100 pairs that an interval of a mean takes"
+    assert "no interval before 100 pairs" in result.line and f"{few}: give more" in result.line
+    assert f"{few}: give more values" in flat(result) and "none yet" in flat(result)
+    assert f"{few}: give it more time" in flat(result.ended_by("max_seconds"))
+    assert "no interval before 100 pairs" in result.progress_line
+    for text in (result.line, result.progress_line, flat(result)):
+        assert "anything" not in text
+
+
+def test_a_quantile_needs_no_such_pairs(result):
+    """And no word of them is said where there are enough."""
+    assert "pairs that an interval" not in str(result) + result.line
+    plan = Plan(["p99"], margin=0.3, block_length=8, max_seconds=None)
+    look = next(experiment.looks(measured_values(1, 1), measured_values(1, 2), plan))
+    assert "pairs that an interval" not in str(look) + look.line

@@ -337,7 +337,7 @@ def test_the_summary_shows_them_within_80_columns() -> None:
     assert list(means) == ["prefill", *(k for k in means if k != "prefill")] and len(means) == 3
     (block,) = [block for block in summary_blocks(data) if block.title.startswith("Confidence")]
     assert block.lines == (
-        "± ?: too few steps were read to say.",
+        "± ?: too few steps were read, or a few outweigh the others.",
         "The logprob of 1 token read is unknown; its mean is of the others.",
     )
     for row, (kind, of_kind) in zip(block.rows, means.items(), strict=True):

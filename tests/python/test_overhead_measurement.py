@@ -271,6 +271,14 @@ def test_what_cannot_be_measured_is_refused(monkeypatch):
         pertoken.measure_overhead(Regressor(), None)
     with pytest.raises(ExperimentError, match="margin"):
         pertoken.measure_overhead(Regressor(), lambda: None, budget="1%")
+    for plan in (0.01, {}, {"margin": 1}):
+        with pytest.raises(ExperimentError, match=r"give a pertoken\.experiment\.Plan"):
+            pertoken.measure_overhead(Regressor(), lambda: None, plan=plan)
+    for budget in (1, 1.0, 2.5):
+        with pytest.raises(ExperimentError, match=r"below 1.* 0\.01 is 1 %"):
+            pertoken.measure_overhead(Regressor(), lambda: None, budget=budget)
+    with pytest.raises(ExperimentError, match="below 1"):
+        pertoken.measure_overhead(Regressor(), lambda: None, budget=1, sampled=True, plan=Plan())
     monkeypatch.setenv("PERTOKEN", "0")
     with pytest.raises(ExperimentError, match="PERTOKEN=0"):
         pertoken.measure_overhead(Regressor(), lambda: None)
@@ -334,6 +342,15 @@ def test_an_undecided_end_has_a_code_of_its_own(told):
     assert result.stdout.splitlines()[-1].startswith("UNDECIDED: ")
 
 
+def test_an_end_by_time_before_there_is_an_interval_says_to_give_more(told):
+    told(0.01)
+    result = overhead("--max-seconds", "0.001")
+    assert result.exit_code == 4, result.output
+    last = result.stdout.splitlines()[-1]
+    assert "fewer than the 100 pairs" in last and "give it more time" in last
+    assert "anything" not in result.stdout
+
+
 def test_json_is_a_result_that_can_be_read_again(told):
     told(0.0)
     result = overhead("--budget", "50%", "--p99", "100%", "--alpha", "1%", "--json")
@@ -372,6 +389,15 @@ def test_wrong_usage_exits_with_2(arguments):
     assert overhead(*arguments).exit_code == 2
 
 
+@pytest.mark.parametrize("budget", ["1", "100%", "1.5", "3"])
+def test_a_budget_of_1_or_more_is_refused_as_it_is_a_share(budget):
+    """Whoever writes 1 means 1 %, and any cost would be under 100 %."""
+    result = overhead("--budget", budget)
+    assert result.exit_code == 2
+    told = " ".join(result.output.replace("│", " ").split())
+    assert "% of the time" in told and "0.01 is 1 %" in told
+
+
 def test_a_model_that_is_not_there_is_one_line(tmp_path):
     result = overhead("--model", str(tmp_path))
     assert result.exit_code == 1
@@ -387,7 +413,7 @@ def test_switched_off_is_one_line(monkeypatch):
 
 def test_the_demo_is_compared_for_real():
     """Only the form of what comes out: its times are those of the machine."""
-    arguments = ("--tokens", "2", "--prompt-tokens", "4", "--budget", "300%", "--max-pairs", "100")
+    arguments = ("--tokens", "2", "--prompt-tokens", "4", "--budget", "99%", "--max-pairs", "100")
     result = overhead(*arguments, "--p99", "300%", "--max-seconds", "15", "--json")
     assert result.exit_code in (0, 3, 4), result.output
     again = experiment.Result.from_dict(json.loads(result.stdout))

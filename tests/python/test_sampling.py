@@ -10,6 +10,7 @@ import math
 import re
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from odd_modules import Stack, Unhurried, numbers, seeded
 from pertoken import _native, record_costs
 from pertoken.analysis.site_times import hottest_sites
 from pertoken.errors import SelectionError
-from pertoken.sampling import cost_facts
+from pertoken.sampling import cost_facts, unknown_cost
+from pertoken.schema import STEP_KINDS
 from synthetic import columns_of, synthetic_profile, with_columns
 
 MODULES_OF_STACK = 1 + 2 * 3 + 1  # with layers: root, two blocks with two parts each, head
@@ -130,7 +132,7 @@ def test_a_recording_goes_on_sampling_after_a_pause() -> None:
 
 @pytest.mark.parametrize("budget", [0, -0.1, 1.01, math.nan, math.inf, "1%", True])
 def test_a_budget_that_is_none_is_refused(budget: Any) -> None:
-    with pytest.raises(SelectionError, match="budget"):
+    with pytest.raises(SelectionError, match=r"budget.* 0\.01 is 1 %"):
         pertoken.profile(seeded(Stack), budget=budget)
 
 
@@ -166,10 +168,94 @@ def test_the_cost_is_stated_in_meta_summary_and_status(tmp_path: Path) -> None:
     )
 
 
+def detail(steps: int, own_ns: tuple[float, float, float], *, is_measured: bool) -> dict[str, Any]:
+    """What the native side tells of a detail: its cost, and the interval if it is measured."""
+    cost_ns, low_ns, high_ns = own_ns
+    return {
+        "decided": 100,
+        "detailed": [steps],
+        "rates": [0.5],
+        "floor": 0.1,
+        "pairs": 20 if is_measured else 4,
+        "is_measured": is_measured,
+        "detail_ns": cost_ns,
+        "low_ns": low_ns if is_measured else cost_ns,
+        "high_ns": high_ns if is_measured else cost_ns,
+    }
+
+
+def stated(**kinds: list[dict[str, Any]]) -> dict[str, Any]:
+    """`meta["cost"]` by these details of kinds, whose steps take 1000 ns and cost 10 without."""
+    strata = {
+        STEP_KINDS.index(kind): {"steps": 9, "step_ns": 1000.0, "plain_ns": 10.0, "details": rows}
+        for kind, rows in kinds.items()
+    }
+    report = {"budget": 0.1, "drain_ns": 0.0, "strata": strata}
+    recording: Any = SimpleNamespace(
+        recorder=SimpleNamespace(sampling=lambda: report),
+        detail="layers",
+        observing=SimpleNamespace(has_sites=True),
+    )
+    return cost_facts(recording)
+
+
+def test_a_detail_whose_cost_was_not_measured_may_have_taken_all_the_time_of_its_steps() -> None:
+    """Else it would count as if what the model of costs says of it were exact."""
+    measured = detail(3, (20.0, 10.0, 40.0), is_measured=True)
+    open_still = detail(3, (300.0, 0.0, 0.0), is_measured=False)
+    not_got = detail(0, (0.0, 0.0, 0.0), is_measured=False)
+    cost = stated(decode=[open_still, measured, not_got])
+    kind = cost["kinds"]["decode"]
+    assert cost["share"] == kind["share"] == pytest.approx(0.33)
+    assert cost["low"] == kind["low"] == pytest.approx((10 + 10) / 1000)
+    assert cost["high"] == kind["high"] == pytest.approx((10 + 40 + 1000 * 3 / 9) / 1000)
+    assert kind["details"]["activations"]["low"] == pytest.approx(0.01)
+    assert kind["details"]["spans"]["low"] is None
+    # A detail that no step got has cost nothing: it does not count.
+    kind = stated(decode=[not_got, measured, not_got])["kinds"]["decode"]
+    assert (kind["low"], kind["high"]) == (pytest.approx(0.02), pytest.approx(0.05))
+
+
+def test_a_kind_of_which_no_pair_has_shown_anything_widens_the_whole() -> None:
+    measured = detail(3, (20.0, 10.0, 40.0), is_measured=True)
+    open_still = detail(1, (20.0, 0.0, 0.0), is_measured=False)
+    not_got = detail(0, (0.0, 0.0, 0.0), is_measured=False)
+    cost = stated(prefill=[open_still, not_got, not_got], decode=[measured, not_got, not_got])
+    assert cost["low"] == pytest.approx((10 + 10 + 10) / 2000)
+    assert cost["high"] == pytest.approx((10 + 1000 / 9 + 10 + 40) / 2000)
+    assert cost["kinds"]["prefill"]["low"] is None
+    assert cost["kinds"]["decode"]["high"] == pytest.approx(0.05)
+    assert stated(decode=[not_got] * 3)["low"] is None
+
+
+def test_a_bound_below_0_is_stated_as_it_is() -> None:
+    """It is an estimate from differences: of a detail, of its kind and of the whole."""
+    measured = detail(3, (20.0, -60.0, 40.0), is_measured=True)
+    not_got = detail(0, (0.0, 0.0, 0.0), is_measured=False)
+    cost = stated(decode=[measured, not_got, not_got])
+    kind = cost["kinds"]["decode"]
+    assert kind["details"]["spans"]["low"] == pytest.approx(-0.06)
+    assert cost["low"] == kind["low"] == pytest.approx(-0.05)
+
+
+def test_the_summary_tells_of_pairs_only_with_an_interval() -> None:
+    profile = synthetic_profile(requests=1, tokens=3)
+    for low, high in ((None, None), (0.01, 0.05)):
+        cost = {**unknown_cost(0.1), "share": 0.02, "low": low, "high": high, "pairs": 40}
+        changed = pertoken.Profile.from_columns(
+            columns_of(profile),
+            profile.steps.strings,
+            {**profile.meta, "cost": cost},
+            profile.losses,
+        )
+        assert ("40 pairs" in str(changed.summary())) == (low is not None)
+
+
 @pytest.mark.parametrize(
     "cost",
     [
         None,
+        unknown_cost(0.01),
         3,
         {"share": "x"},
         {"share": math.nan},
@@ -267,5 +353,22 @@ def test_a_sampled_recording_is_recovered_with_its_weights(tmp_path: Path) -> No
     recovered = pertoken.recover(tmp_path)
     for column in ("detail", "sample_weight"):
         assert recovered.steps[column].tolist() == profile.steps[column].tolist()
-    assert recovered.meta["cost"] == {"budget": 1.0}
+    cost = recovered.meta["cost"]
+    assert cost.keys() == profile.meta["cost"].keys()
+    assert cost == unknown_cost(1.0)
+    assert "cost about" not in str(recovered.summary()) and "cost about" in str(profile.summary())
+    recovered.save(tmp_path / "recovered.pertoken")
+    assert pertoken.load(tmp_path / "recovered.pertoken").meta["cost"] == cost
+    recovered.export_chrome_trace(tmp_path / "trace.json")
+    assert recovered.totals is not None and recovered.totals.to_dict()
+    merged = pertoken.merge([recovered, sampled(model, 20)])
+    assert cost in [meta["cost"] for meta in merged.meta["processes"]]
+    assert str(merged.summary()).count("cost about") == 1
     invariants.check(recovered)
+
+
+def test_a_recovered_cost_has_the_keys_of_one_without_a_budget(tmp_path: Path) -> None:
+    profile = sampled(seeded(Stack), 5, budget=None, spool=tmp_path)
+    recovered = pertoken.recover(tmp_path)
+    assert recovered.meta["cost"].keys() == profile.meta["cost"].keys()
+    assert recovered.meta["cost"]["budget"] is None

@@ -106,7 +106,8 @@ def test_shares_of_too_few_sampled_steps_have_no_interval(count: int) -> None:
     if count < 10:
         assert {(hot.share_low, hot.share_high) for hot in found["decode"]} == {(None, None)}
         assert all(share.endswith(" % ± ?") for share in shown)
-        assert block.lines == ("± ?: too few steps were sampled to say.",)
+        told = "± ?: too few steps were sampled, or a few outweigh the others."
+        assert block.lines == (told,)
         assert "too few steps were sampled" in str(summary)
         assert "too few steps were sampled" in summary._repr_html_()
         assert '"share_low": null' in json.dumps(summary.as_dict(), allow_nan=False)

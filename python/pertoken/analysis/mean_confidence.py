@@ -36,7 +36,8 @@ class SignalMean:
         tokens: of how many it is known.
         mean: the sum of weight times value over the sum of the weights (Hájek).
         low: the true mean lies between `low` and `high` in about 95 % of cases; both are the mean
-            where no step was left out by sampling, and None where too few were read to say.
+            where no step was left out by sampling, and None where too few were read, or a few
+            outweigh the others.
         high: see `low`.
     """
 
@@ -99,7 +100,7 @@ class _Sample:
         return SignalMean(len(values), mean, low, high)
 
     def _half_width(self, known: Array, weighted_residual: Array) -> float | None:
-        """Half of the interval of 95 % of a mean; None where too few steps were read.
+        """Half of the interval of 95 % of a mean; None where too few steps count.
 
         A step's residual is the sum of those of its tokens. At a fixed rate, one step of each block
         is read, and where a block's residuals cancel out the usual variance is too little.

@@ -7,12 +7,15 @@ import numpy as np
 from pertoken.table import Array
 
 _Z = 1.959963984540054  # 97.5 % of a normal distribution lie below
-# Intervals of fewer steps, counted as degrees of freedom, would hold the truth too seldom.
+# Intervals of fewer effective steps would hold the truth too seldom. These are the degrees of
+# freedom: as many as the steps where all have the same part, fewer where some outweigh the others.
 _FEWEST_STEPS = 10
 
 
 def half_width(part: Array, residual: Array, left_out: Array) -> float | None:
-    """Half of the interval of 95 % of a ratio; None where too few steps were sampled to say.
+    """Half of the interval of 95 % of a ratio; None with fewer than ten effective steps.
+
+    Of 1,000 steps there may be fewer, where a few have large weights, or most of the denominator.
 
     The variance is that of the ratio estimator under sampling of steps (Särndal, Swensson and
     Wretman, *Model Assisted Survey Sampling*, 5.6): the sum of `weight (weight - 1)` times the
@@ -26,6 +29,9 @@ def half_width(part: Array, residual: Array, left_out: Array) -> float | None:
         left_out: the probability with which it was not in the sample, 1 - 1/weight; 0 where it
             was certain. Where of each block one is sampled and residuals may cancel out within it,
             that is too little, and 1 is an upper bound.
+
+    Returns:
+        0 where no step was left out.
     """
     sampled = left_out > 0
     if not sampled.any():

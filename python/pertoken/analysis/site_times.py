@@ -55,7 +55,7 @@ class HotSite:
 
     Where steps were sampled these are estimates for all of them, and the share's true value lies
     between `share_low` and `share_high` in 95 % of cases. Where none was left out they are equal,
-    and where too few were sampled to say they are None.
+    and with too few effective steps to say they are None.
     """
 
     kind: str

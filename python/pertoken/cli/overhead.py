@@ -39,6 +39,17 @@ def _share(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     return share
 
 
+def _budget(ctx: click.Context, parameter: click.Parameter, value: str) -> float | None:
+    """A share below 1: who writes ``1`` means 1 %, and any cost would be under 100 %."""
+    share = _share(ctx, parameter, value)
+    if share is not None and share >= 1.0:
+        raise click.BadParameter(
+            f"{value!r} is {share * 100:.3g} % of the time: give a share below 1, such as 0.01 or "
+            "1%; 0.01 is 1 %"
+        )
+    return share
+
+
 @click.command()
 @click.option(
     "--model",
@@ -53,10 +64,10 @@ def _share(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 )
 @click.option(
     "--budget",
-    callback=_share,
+    callback=_budget,
     default="1%",
     show_default=True,
-    help="Margin of the mean.",
+    help="Margin of the mean, a share below 1: 0.01 is 1%.",
 )
 @click.option(
     "--sampled", is_flag=True, help="Record within that budget, as profile(budget=) does."

@@ -13,7 +13,7 @@ from pertoken.errors import ExperimentError
 from pertoken.experiment.estimate import Gathering, MeanGathering, QuantileGathering
 from pertoken.experiment.observations import Call, Clock, Exhausted, Variant, variant_of
 from pertoken.experiment.pilot import Pilot, require_quantities, run_pilot, values_of
-from pertoken.experiment.plan import Plan
+from pertoken.experiment.plan import Plan, checked_plan
 from pertoken.experiment.result import Ending, Result
 
 Floats = NDArray[np.float64]
@@ -48,7 +48,8 @@ def compare(
         of an interrupted experiment, use `looks`.
 
     Raises:
-        ExperimentError: a or b is not of these forms, or measures what cannot be compared.
+        ExperimentError: a or b is not of these forms, or measures what cannot be compared; or the
+            plan is no `Plan`.
     """
     last = None
     for last in looks(a, b, plan, names=names, clock=clock):
@@ -73,7 +74,7 @@ def looks(
     if len(set(names)) != 2:
         raise ExperimentError(f"names={names!r}: give two different names")
     variants = (variant_of(a, str(names[0]), clock), variant_of(b, str(names[1]), clock))
-    return variant_looks(variants, plan or Plan(), names=names, clock=clock)
+    return variant_looks(variants, checked_plan(plan), names=names, clock=clock)
 
 
 def variant_looks(

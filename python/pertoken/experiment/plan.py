@@ -189,6 +189,29 @@ def _metrics(given: Sequence[Metric | str], margin: float) -> tuple[Metric, ...]
     return made
 
 
+def checked_plan(plan: Plan | None) -> Plan:
+    """The plan; that of no arguments for None.
+
+    Args:
+        plan: as given.
+
+    Returns:
+        A plan that can be followed.
+
+    Raises:
+        ExperimentError: it is neither.
+    """
+    given: object = plan
+    if given is None:
+        return Plan()
+    if not isinstance(given, Plan):
+        raise ExperimentError(
+            "plan: give a pertoken.experiment.Plan, such as Plan(margin=0.01), "
+            f"not {type(given).__name__}"
+        )
+    return given
+
+
 def require_format(data: object, written: str, noun: str) -> None:
     """Raises `ExperimentError` when `data` is not a mapping that says it is of this format."""
     if not isinstance(data, Mapping) or data.get("format") != written:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pertoken.errors import ExperimentError
+from pertoken.experiment.confidence_sequence import MIN_PAIRS
 from pertoken.experiment.estimate import Estimate
 from pertoken.experiment.plan import Metric, Plan, Verdict, require_format
 from pertoken.quantity import count_text, plural_text
@@ -25,6 +26,10 @@ _ENDINGS = {
     "max_seconds": "ended at max_seconds",
     "end of data": "ended with the data",
     None: "not ended",
+}
+_MORE = {
+    "max_seconds": ": give it more time (max_seconds)",
+    "end of data": ": give more values",
 }
 
 
@@ -69,11 +74,22 @@ class Result:
         return self.plan.hash
 
     def __getitem__(self, metric: str) -> Estimate:
-        """The estimate of a metric by its name, such as ``"mean"``; KeyError if there is none."""
+        """The estimate of a metric by its name.
+
+        Args:
+            metric: such as ``"mean"``; where its quantity has a name, ``"mean of latency_ns"``.
+
+        Returns:
+            What is known of it.
+
+        Raises:
+            KeyError: there is no such metric; the message lists those that there are.
+        """
         for estimate in self.estimates:
             if estimate.metric.name == metric:
                 return estimate
-        raise KeyError(metric)
+        names = ", ".join(estimate.metric.name for estimate in self.estimates)
+        raise KeyError(f"no metric {metric}; this result has: {names}")
 
     def ended_by(self, ending: Ending | None) -> Result:
         """The same with why it ended."""
@@ -139,14 +155,18 @@ class Result:
     @property
     def line(self) -> str:
         """One line for a person: verdict, intervals, and how they were obtained."""
-        told = "; ".join(_estimate_text(estimate, *self.names) for estimate in self.estimates)
-        return f"{self.verdict.upper()}: {told}. {self._pairs_text()}."
+        told = "; ".join(
+            _estimate_text(estimate, self._interval_text(estimate), *self.names)
+            for estimate in self.estimates
+        )
+        pairs = ", ".join([self._pairs_text(), *self._shortfall()])
+        return f"{self.verdict.upper()}: {told}. {pairs}."
 
     @property
     def progress_line(self) -> str:
         """The intervals so far, in a few words."""
         told = ", ".join(
-            f"{estimate.metric.of} {_interval(estimate)}" for estimate in self.estimates
+            f"{estimate.metric.of} {self._interval_text(estimate)}" for estimate in self.estimates
         )
         return f"{plural_text(self.pairs, 'pair')}: {told}"
 
@@ -170,6 +190,7 @@ class Result:
             f"change of {b} against {a}; all intervals hold together, at every look, "
             f"with {confidence}",
             self._pairs_text(),
+            *self._shortfall(),
             *self.notes,
             *(
                 f"{estimate.metric.name}: intervals of different times contradict each other; "
@@ -183,7 +204,7 @@ class Result:
             (
                 estimate.metric.name,
                 _change(estimate.change),
-                _interval(estimate),
+                "none yet" if self._is_early(estimate) else _interval(estimate),
                 _percent(estimate.metric.margin),
                 estimate.verdict,
             )
@@ -196,6 +217,22 @@ class Result:
             rows,
             frozenset({"change", "margin"}),
         )
+
+    def _is_early(self, estimate: Estimate) -> bool:
+        """Whether it has no interval because that of a mean takes more pairs."""
+        return estimate.metric.level is None and self.pairs < MIN_PAIRS
+
+    def _interval_text(self, estimate: Estimate) -> str:
+        if self._is_early(estimate):
+            return f"no interval before {MIN_PAIRS} pairs"
+        return _interval(estimate)
+
+    def _shortfall(self) -> tuple[str, ...]:
+        """What to do where there are too few pairs for a mean; empty where there are enough."""
+        if not any(map(self._is_early, self.estimates)):
+            return ()
+        advice = _MORE.get(self.ending or "", "")
+        return (f"fewer than the {MIN_PAIRS} pairs that an interval of a mean takes{advice}",)
 
     def _pairs_text(self) -> str:
         length = plural_text(self.block_length, "call")
@@ -213,7 +250,7 @@ class Result:
 _VERDICTS = {"under": "under the margin", "over": "over the margin", "undecided": "undecided"}
 
 
-def _estimate_text(estimate: Estimate, a: str, b: str) -> str:
+def _estimate_text(estimate: Estimate, interval: str, a: str, b: str) -> str:
     change = estimate.change
     if change is None:
         told = f"{estimate.metric.name} of {b} against {a} not known"
@@ -221,7 +258,7 @@ def _estimate_text(estimate: Estimate, a: str, b: str) -> str:
         direction = "above" if change >= 0 else "below"
         told = f"{estimate.metric.name} of {b} {_percent(abs(change))} {direction} {a}"
     margin = _percent(estimate.metric.margin)
-    return f"{told} ({_interval(estimate)}; margin {margin}: {estimate.verdict})"
+    return f"{told} ({interval}; margin {margin}: {estimate.verdict})"
 
 
 def _interval(estimate: Estimate) -> str:
