@@ -70,6 +70,7 @@ set_source_files_properties(
   csrc/core/clock_fit.cpp
   csrc/core/clock_map.cpp
   csrc/core/clock_samples.cpp
+  csrc/core/collector_sampling.cpp
   csrc/core/committed_logits.cpp
   csrc/core/exp_boundaries.cpp
   csrc/core/generation_times.cpp
@@ -80,7 +81,6 @@ set_source_files_properties(
   csrc/core/recorder_devices.cpp
   csrc/core/recorder_observations.cpp
   csrc/core/recorder_registry.cpp
-  csrc/core/recorder_sampling.cpp
   csrc/core/recorder_snapshot.cpp
   csrc/core/recorder_spool.cpp
   csrc/core/recorder_triggers.cpp
@@ -94,6 +94,7 @@ set_source_files_properties(
   csrc/core/step_triggers.cpp
   csrc/core/string_table.cpp
   csrc/core/trace_store.cpp
+  csrc/core/tracks.cpp
   csrc/cuda/device_clock.cpp
   csrc/cuda/driver_api.cpp
   csrc/cuda/event_pool.cpp

@@ -18,13 +18,16 @@ namespace {
 
 using Learned = std::vector<std::tuple<uint32_t, double, double, uint64_t>>;
 
-void arm(Recorder& recorder, const StepTriggers::Times& fixed_ns, const Learned& learned, bool nans,
-         bool infinities) {
+uint64_t arm(Recorder& recorder, const StepTriggers::Times& fixed_ns, const Learned& learned,
+             bool nans, bool infinities) {
   std::vector<LearnedTime> times;
   for (const auto& [kind, quantile, factor, min_steps] : learned) {
     times.push_back({step_kind(kind), quantile, factor, min_steps});
   }
-  without_gil([&] { recorder.arm_triggers(fixed_ns, std::move(times), {nans, infinities}); });
+  uint64_t armed = 0;
+  without_gil(
+      [&] { armed = recorder.arm_triggers(fixed_ns, std::move(times), {nans, infinities}); });
+  return armed;
 }
 
 void tell_values(NamedValues& told, const FiredTrigger& trigger) {
@@ -59,9 +62,10 @@ py::dict fired(const FiredTrigger& trigger) {
   return told;
 }
 
-py::list wait(Recorder& recorder, double timeout_s) {
+py::list wait(Recorder& recorder, double timeout_s, uint64_t armed) {
   std::vector<FiredTrigger> taken;
-  without_gil([&] { taken = recorder.wait_for_trigger(std::chrono::duration<double>(timeout_s)); });
+  const std::chrono::duration<double> timeout(timeout_s);
+  without_gil([&] { taken = recorder.wait_for_trigger(timeout, armed); });
   py::list told;
   for (const FiredTrigger& trigger : taken) told.append(fired(trigger));
   return told;
@@ -76,7 +80,7 @@ void bind_triggers(py::class_<Recorder, std::shared_ptr<Recorder>>& recorder_cla
       .def("disarm_triggers",
            [](Recorder& recorder) { without_gil([&] { recorder.disarm_triggers(); }); })
       .def("fire_trigger", &Recorder::fire_trigger, py::arg("signal"))
-      .def("wait_for_trigger", &wait, py::arg("timeout_s"));
+      .def("wait_for_trigger", &wait, py::arg("timeout_s"), py::arg("armed"));
 }
 
 }  // namespace pertoken::bindings

@@ -161,7 +161,7 @@ PyObject* replay_in_region(const GraphReplayCall& call, PyObject* args, PyObject
   PyObject* result = (buffer.open_detail & call.base.left_out) != 0
                          ? replay(call, args, kwargs, buffer)
                          : timed_replay(call, args, kwargs, buffer, calls, handle, step);
-  sampled.settle(buffer, now_ticks() - start_ticks, {});
+  sampled.settle(buffer, now_ticks() - start_ticks, 0, {});
   buffer.open_detail = outer_detail;
   return result;
 }

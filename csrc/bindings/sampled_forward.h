@@ -85,11 +85,12 @@ class SampledForward {
     const uint32_t detail = sampler_->bits(SampleDetail::kSpans, level_);
     return detail | left_out(kDetailSpans & ~detail);
   }
-  // `dur_ticks` without what was measured of other detail.
-  void settle(ThreadBuffer& buffer, uint64_t dur_ticks,
+  // `observed_ticks`: of `dur_ticks`, what observing took; of values in values it is told twice.
+  void settle(ThreadBuffer& buffer, uint64_t dur_ticks, uint64_t observed_ticks,
               const UnrecordedCalls& unrecorded) const noexcept {
     if (sampler_ == nullptr) return;
-    sampler_->end_step(buffer.sampling, kind_, level_, dur_ticks, unrecorded);
+    const uint64_t own_ticks = dur_ticks > observed_ticks ? dur_ticks - observed_ticks : 0;
+    sampler_->end_step(buffer.sampling, kind_, level_, own_ticks, unrecorded);
   }
 
  private:

@@ -96,7 +96,7 @@ PyObject* call_in_region(RootCall& call, const StepPlan& plan, PyObject* args, P
   time.end_forward(buffer, end_ticks);
   end_slots(recorder);
   if (recorder.active() && buffer.unrecorded) push_unrecorded(buffer, step);
-  sampled.settle(buffer, dur_ticks - (buffer.observed.ticks - observed_before), buffer.unrecorded);
+  sampled.settle(buffer, dur_ticks, buffer.observed.ticks - observed_before, buffer.unrecorded);
   close_observed(call, buffer, step, result);
   // NOLINTNEXTLINE(clang-analyzer-core.NonNullParamChecker): declared only where there are logits
   if (declared != nullptr) end_declared_logits(*logits, *declared, recorder, buffer, result);
@@ -174,7 +174,7 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
   const uint64_t end_ticks = now_ticks();
   time.end_forward(buffer, end_ticks);
   end_slots(recorder);
-  sampled.settle(buffer, end_ticks - start_ticks - buffer.observed.ticks, buffer.unrecorded);
+  sampled.settle(buffer, end_ticks - start_ticks, buffer.observed.ticks, buffer.unrecorded);
   close_observed(call, buffer, step, result);
   charge_observation(recorder, buffer, plan.kind, buffer.observed);
   if (reads_logits) end_logits(*logits, *state, result);

@@ -1,5 +1,5 @@
 // A recorder: the native side of one recording. Producers (model threads) push records through
-// their thread buffers; one drain thread moves them into the trace store and the aggregates.
+// their thread buffers; one drain thread hands them to the collector.
 // Everything here but `active`, `next_step` and `buffer()` is cold.
 #pragma once
 
@@ -16,20 +16,15 @@
 #include <unordered_map>
 #include <vector>
 
-#include "core/activity.h"
-#include "core/aggregates.h"
 #include "core/clock_calibrator.h"
+#include "core/collector.h"
 #include "core/device_results.h"
 #include "core/device_source.h"
-#include "core/device_tracks.h"
 #include "core/observation_intake.h"
 #include "core/observation_rate.h"
-#include "core/request_tracker.h"
 #include "core/sampler.h"
 #include "core/spool.h"
-#include "core/step_triggers.h"
 #include "core/thread_buffer.h"
-#include "core/trace_store.h"
 #include "core/wake_signal.h"
 
 namespace pertoken {
@@ -104,7 +99,10 @@ class Recorder {
   }
 
   // Records no more than its budget allows. Before the first start().
-  void sample(const SamplerOptions& options) { sampler_ = std::make_unique<Sampler>(options); }
+  void sample(const SamplerOptions& options) {
+    sampler_ = std::make_unique<Sampler>(options);
+    collector_.set_sampler(sampler_.get());
+  }
   // Hot: nullptr where every step gets all that was selected.
   Sampler* sampler() noexcept { return sampler_.get(); }
   SamplerReport sampling();
@@ -158,7 +156,7 @@ class Recorder {
   // Processor time of the drain threads up to the end of their last round. Drains nothing.
   uint64_t drain_cpu_ns();
   // Tells the collector of requests: from any thread, never waiting for it.
-  RequestEvents& request_events() noexcept { return tracker_.events(); }
+  RequestEvents& request_events() noexcept { return collector_.requests().events(); }
   int64_t first_step();
   // Of what ended before this, no step is held; 0 while none was evicted. Looks at all steps.
   uint64_t oldest_step_ticks();
@@ -166,12 +164,14 @@ class Recorder {
   size_t attached_threads();
 
   // Has slow steps, watched values and fire_trigger() wake the thread that waits, until disarmed.
-  void arm_triggers(const StepTriggers::Times& fixed_ns, std::vector<LearnedTime> learned,
-                    WatchedValues values);
+  // Returns how often it was armed.
+  uint64_t arm_triggers(const StepTriggers::Times& fixed_ns, std::vector<LearnedTime> learned,
+                        WatchedValues values);
   void disarm_triggers();
   void fire_trigger(int signal);
-  // What has fired: none when the time is up, or when nothing is armed.
-  std::vector<FiredTrigger> wait_for_trigger(std::chrono::duration<double> timeout);
+  // What has fired: none when the time is up, or when it is no longer armed as it was at the time
+  // of which `armed` was returned. What led to it is then held until the next call.
+  std::vector<FiredTrigger> wait_for_trigger(std::chrono::duration<double> timeout, uint64_t armed);
 
   // For a recorder that never starts: what another one has spooled, in the same order.
   void replay_clock(std::span<const ClockSample> samples);
@@ -199,7 +199,6 @@ class Recorder {
   friend struct ForkHandlers;
 
   static constexpr uint64_t kExitsTogether = 16;
-  static constexpr size_t kFewTracks = 1024;
   static constexpr std::chrono::milliseconds kShortestWait{1};
   // For how long after stop() devices may still come to what was recorded.
   static constexpr int kRoundsForDevices = 1000;  // of kShortestWait
@@ -215,21 +214,12 @@ class Recorder {
   void sleep_locked(std::unique_lock<std::mutex>& lock, std::chrono::nanoseconds longest);
   std::chrono::milliseconds longest_wait_locked();
   void refresh_rate_locked();
-  void control_sampler_locked();
   size_t drain_locked();
   size_t drain_buffer_locked(ThreadBuffer& buffer);
   size_t collect_observations();
   size_t collect_logits() noexcept;
   size_t as_records(double fullness) const noexcept;
-  void collect_observation(int64_t step, const Observation& observation);
-  void collect(const Record& record, ThreadBuffer::Progress& progress, int32_t track);
-  double root_time_ns(const StepCost& cost, uint64_t dur_ticks) const noexcept;
-  void see_step(const Record& end, const StepRow& row, double root_ns,
-                ThreadBuffer::Progress& progress);
-  void see_logits(const Record& record, int64_t step, ThreadBuffer::Progress& progress);
   void collect_devices_locked();
-  void collect_device_span(const DeviceSpan& span);
-  void collect_device_step(const DeviceSpan& span);
   bool devices_are_pending_locked();
   void give_up_devices_locked() noexcept;
   void settle_locked(std::unique_lock<std::mutex>& lock);
@@ -240,7 +230,6 @@ class Recorder {
   void forget_tracks_locked();
   RecorderLosses record_losses_locked() const;
   RecorderLosses losses_locked();
-  void evict_locked();
 
   // What every call reads, on one cache line.
   alignas(kCacheLineBytes) const uint64_t uid_;
@@ -251,10 +240,10 @@ class Recorder {
   std::unique_ptr<Sampler> sampler_;
   std::shared_ptr<CallSlots> call_slots_;
   std::atomic<uint32_t> next_step_{0};
+  WakeSignal wake_;  // of the drain thread
   std::atomic<uint64_t> run_uid_{0};
   const RecorderOptions options_;
   ObservationRate observation_rate_;
-  WakeSignal wake_;              // of the drain thread
   uint64_t threads_exited_ = 0;  // under the registry's mutex
   ObservationIntake observations_{&wake_};
   std::atomic<uint64_t> faults_{0};      // a statistic
@@ -262,13 +251,7 @@ class Recorder {
 
   std::mutex mutex_;  // guards everything below; never taken on the hot path
   std::vector<std::unique_ptr<ThreadBuffer>> buffers_;
-  // Of the threads that live and of those that the store holds something of; of others until there
-  // are as many again.
-  std::vector<TrackInfo> tracks_;
-  size_t forget_tracks_at_ = kFewTracks;
-  int64_t last_step_ = 0;      // the reference for widening step numbers
-  int64_t newest_step_ = -1;   // of those collected
-  uint64_t newest_ticks_ = 0;  // when the last of them ended
+  Collector collector_;
   uint64_t dropped_by_gone_threads_ = 0;
   uint64_t collector_faults_ = 0;
   std::vector<std::shared_ptr<DeviceSource>> device_sources_;
@@ -276,16 +259,9 @@ class Recorder {
   std::shared_ptr<LogitSource> device_logits_;              // likewise
   ThreadBuffer* logits_buffer_ = nullptr;  // what that one tells; the drain's on both sides
   std::vector<DeviceSpan> device_spans_;   // of one round
-  DeviceTracks device_tracks_;
-  TraceStore store_;
-  Aggregates aggregates_;
-  RequestTracker tracker_{aggregates_};
-  Activity activity_;
-  uint64_t drain_cpu_ns_ = 0;  // up to the last round of the last drain thread
+  uint64_t drain_cpu_ns_ = 0;              // up to the last round of the last drain thread
   ClockCalibrator clock_;
-  double ns_per_tick_ = 1.0;
-  uint64_t rate_ticks_ = 0;  // when ns_per_tick_ was read
-  StepTriggers triggers_;
+  uint64_t rate_ticks_ = 0;  // when the rate of ticks was read
   std::condition_variable trigger_wake_;
   std::unique_ptr<Spool> spool_;
   uint64_t samples_spooled_ = 0;  // by the count of the calibrator
@@ -294,8 +270,8 @@ class Recorder {
   std::unordered_map<int32_t, ThreadBuffer::Progress> replayed_;
   RecorderLosses replayed_losses_;
 
-  int32_t next_track_ = 0;
   bool in_forked_child_ = false;  // not so: written by the child's only thread
+  bool shares_rings_ = false;     // likewise; the rings are its parent's
   bool stopping_ = false;
   bool leaving_ = false;  // the thread is not to wait for devices any longer
   std::thread thread_;

@@ -1,4 +1,4 @@
-// How a recorder takes in what its devices have timed, and the tracks of it.
+// How a recorder takes in what its devices have timed.
 #include <algorithm>
 #include <limits>
 #include <string>
@@ -67,11 +67,18 @@ void Recorder::settle_locked(std::unique_lock<std::mutex>& lock) {
 void Recorder::collect_devices_locked() {
   if (device_sources_.empty() || in_forked_child_) return;
   device_spans_.clear();
-  for (const auto& source : device_sources_) source->collect(ns_per_tick_, device_spans_);
+  for (const auto& source : device_sources_)
+    source->collect(collector_.ns_per_tick(), device_spans_);
+  const auto last_seq_of = [this](int32_t track) {
+    const auto at = std::ranges::find(buffers_, track, [](const auto& own) { return own->track; });
+    return at == buffers_.end() ? int64_t{-1} : (*at)->progress.last_seq;
+  };
   size_t done = 0;
   while (done < device_spans_.size()) {
     try {
-      for (; done < device_spans_.size(); ++done) collect_device_span(device_spans_[done]);
+      for (; done < device_spans_.size(); ++done) {
+        collector_.collect(device_spans_[done], last_seq_of);
+      }
     } catch (...) {
       ++collector_faults_;
       ++done;
@@ -79,50 +86,12 @@ void Recorder::collect_devices_locked() {
   }
 }
 
-void Recorder::collect_device_span(const DeviceSpan& span) {
-  if (span.is_step) collect_device_step(span);
-  if (span.site == kNoSite) return;
-  const auto [entry, is_new] =
-      device_tracks_.try_emplace({span.track, span.device, span.stream}, DeviceTrack{});
-  DeviceTrack& track = entry->second;
-  if (is_new) {
-    track = {next_track_, int64_t{span.seq}};
-    for (const auto& buffer : buffers_) {
-      if (buffer->track == span.track) track.last_seq = buffer->progress.last_seq;
-    }
-    tracks_.push_back({track.track, static_cast<int64_t>(span.stream),
-                       "stream " + std::to_string(span.stream), span.device});
-    next_track_ = next_track_ == std::numeric_limits<int32_t>::max() ? 0 : next_track_ + 1;
-  }
-  track.last_seq = widen(track.last_seq, span.seq);
-  const int64_t seq = track.last_seq;
-  const int64_t parent_seq =
-      span.parent_seq == 0 ? 0 : seq - static_cast<uint32_t>(span.seq - span.parent_seq);
-  const int64_t step = span.step == kNone32 ? kNoStep : widen(last_step_, span.step);
-  store_.add_span({span.start_ticks, span.end_ticks - span.start_ticks, seq, parent_seq, step,
-                   span.site, track.track});
-}
-
-void Recorder::collect_device_step(const DeviceSpan& span) {
-  if (span.step == kNone32) return;
-  StepRow* row = store_.step(widen(last_step_, span.step));
-  if (row == nullptr || !row->begun) return;
-  const bool is_first = row->gpu_end_ticks == 0;
-  row->gpu_start_ticks =
-      is_first ? span.start_ticks : std::min(row->gpu_start_ticks, span.start_ticks);
-  row->gpu_end_ticks = std::max(row->gpu_end_ticks, span.end_ticks);
-  row->gpu_idle_ticks = std::max(row->gpu_idle_ticks, span.idle_ticks);
-}
-
 // A server may take a thread for each request: those of which nothing is left are let go. Looks at
 // the whole store, so only when there are twice as many tracks as it had to keep the last time.
 void Recorder::forget_tracks_locked() {
-  std::unordered_set<int32_t> used = store_.tracks();
+  std::unordered_set<int32_t> used;
   for (const auto& buffer : buffers_) used.insert(buffer->track);
-  std::erase_if(tracks_, [&](const TrackInfo& track) { return !used.contains(track.track); });
-  std::erase_if(device_tracks_,
-                [&](const auto& entry) { return !used.contains(entry.second.track); });
-  forget_tracks_at_ = std::max(2 * tracks_.size(), kFewTracks);
+  collector_.forget_tracks(std::move(used));
 }
 
 }  // namespace pertoken

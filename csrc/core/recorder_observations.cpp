@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <limits>
 #include <memory>
 #include <numeric>
 #include <utility>
@@ -19,17 +18,17 @@ void Recorder::set_observation_source(std::shared_ptr<ObservationSource> source)
 
 void Recorder::set_logit_reader(std::shared_ptr<LogitReader> reader) {
   const std::lock_guard lock(mutex_);
-  aggregates_.logits().follow();
+  collector_.aggregates().logits().follow();
   logit_reader_ = std::move(reader);
 }
 
 void Recorder::set_logit_source(std::shared_ptr<LogitSource> source) {
   const std::lock_guard lock(mutex_);
   // Of no thread: the drain pushes what it takes again right after.
-  auto buffer = std::make_unique<ThreadBuffer>(std::bit_ceil(options_.ring_capacity), next_track_,
-                                               kNoThread, "logits on GPUs");
+  auto buffer =
+      std::make_unique<ThreadBuffer>(std::bit_ceil(options_.ring_capacity),
+                                     collector_.tracks().add(), kNoThread, "logits on GPUs");
   buffers_.push_back(std::move(buffer));
-  next_track_ = next_track_ == std::numeric_limits<int32_t>::max() ? 0 : next_track_ + 1;
   logits_buffer_ = buffers_.back().get();
   device_logits_ = std::move(source);
 }
@@ -43,18 +42,11 @@ size_t Recorder::as_records(double fullness) const noexcept {
 size_t Recorder::collect_logits() noexcept {
   if (device_logits_ == nullptr || in_forked_child_) return 0;
   try {
-    device_logits_->collect(ns_per_tick_, *logits_buffer_);
+    device_logits_->collect(collector_.ns_per_tick(), *logits_buffer_);
   } catch (...) {
     ++collector_faults_;
   }
   return as_records(device_logits_->fullness());
-}
-
-void Recorder::collect_observation(int64_t step, const Observation& observation) {
-  aggregates_.add_values(observation.site, observation.kind, observation.weight,
-                         observation.values);
-  store_.add_observation(step, last_step_, observation);
-  triggers_.see_values(step, observation);
 }
 
 // One that cannot be stored is lost and counted; the others are not. Returns how many records of a
@@ -63,13 +55,13 @@ size_t Recorder::collect_observations() {
   double fullness = 0;
   if (device_observations_ != nullptr && !in_forked_child_) {
     try {
-      device_observations_->collect(ns_per_tick_, observations_);
+      device_observations_->collect(collector_.ns_per_tick(), observations_);
     } catch (...) {
       ++collector_faults_;
     }
     fullness = device_observations_->fullness();
   }
-  const TakenObservations round = observations_.take(last_step_);
+  const TakenObservations round = observations_.take(collector_.last_step());
   const std::vector<Observation>& taken = round.observations;
   fullness =
       std::max(fullness, static_cast<double>(taken.size()) / ObservationIntake::kMostWaiting);
@@ -84,7 +76,7 @@ size_t Recorder::collect_observations() {
   for (const Observation& observation : taken) {
     if (observation.kind < kStepKinds) ++of_kind[observation.kind];
     try {
-      collect_observation(widened(observation, last_step_), observation);
+      collector_.collect(widened(observation, collector_.last_step()), observation);
     } catch (...) {
       ++collector_faults_;
     }

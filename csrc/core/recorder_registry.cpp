@@ -6,7 +6,6 @@
 #include <array>
 #include <atomic>
 #include <bit>
-#include <limits>
 
 #include "core/recorder.h"
 
@@ -37,7 +36,7 @@ struct ForkHandlers {
     registry().mutex.lock();
     for (Recorder* recorder : registry().recorders) {
       recorder->mutex_.lock();
-      recorder->tracker_.events().lock();
+      recorder->request_events().lock();
       recorder->observations_.lock();
       if (recorder->spool_ != nullptr) recorder->spool_->lock();
     }
@@ -46,7 +45,7 @@ struct ForkHandlers {
     for (Recorder* recorder : registry().recorders) {
       recorder->observations_.unlock();
       if (recorder->spool_ != nullptr) recorder->spool_->unlock();
-      recorder->tracker_.events().unlock();
+      recorder->request_events().unlock();
       recorder->mutex_.unlock();
     }
     registry().mutex.unlock();
@@ -58,7 +57,7 @@ struct ForkHandlers {
       recorder->observations_.leave_file();
       recorder->observations_.unlock();
       recorder->leave_spool_in_child();
-      recorder->tracker_.events().unlock();
+      recorder->request_events().unlock();
       recorder->mutex_.unlock();
     }
     for (auto& running : registry().running) running.store(nullptr, std::memory_order_release);
@@ -97,7 +96,11 @@ void Recorder::leave_spool_in_child() noexcept {
   for (const auto& buffer : buffers_) {
     if (buffer->ring_file == nullptr) continue;
     const uint64_t pushed = buffer->ring.pushed();
-    if (buffer->ring_file->become_private()) buffer->ring.restart(pushed);
+    if (buffer->ring_file->become_private()) {
+      buffer->ring.restart(pushed);
+    } else {
+      shares_rings_ = true;
+    }
   }
 }
 
@@ -157,17 +160,17 @@ ThreadBuffer* Recorder::attach_thread() noexcept {
     const int64_t tid = system_thread_id();
     const std::string name = system_thread_name();
     const size_t capacity = std::bit_ceil(options_.ring_capacity);
+    const int32_t track = collector_.tracks().coming();
     std::unique_ptr<MappedFile> file;
     if (spool_ != nullptr) {
-      file = spool_->make_ring_file(next_track_, tid, name, capacity,
+      file = spool_->make_ring_file(track, tid, name, capacity,
                                     SpscRing<Record>::block_bytes(capacity));
     }
     auto buffer =
-        std::make_unique<ThreadBuffer>(capacity, next_track_, tid, name, &wake_, std::move(file));
+        std::make_unique<ThreadBuffer>(capacity, track, tid, name, &wake_, std::move(file));
     buffers_.reserve(buffers_.size() + 1);
-    tracks_.push_back({buffer->track, buffer->tid, buffer->name});
+    collector_.tracks().add_thread(tid, name);
     buffers_.push_back(std::move(buffer));
-    next_track_ = next_track_ == std::numeric_limits<int32_t>::max() ? 0 : next_track_ + 1;
     entry = {uid_, buffers_.back().get()};
     state->attached.push_back(entry);
     return entry.buffer;

@@ -10,8 +10,8 @@ RecorderSnapshot Recorder::snapshot() {
   settle_locked(lock);
   RecorderSnapshot snapshot;
   snapshot.clock = clock_map_locked();
-  snapshot.store = store_.snapshot();
-  snapshot.tracks = tracks_;
+  snapshot.store = collector_.store().snapshot();
+  snapshot.tracks = collector_.tracks().known();
   snapshot.losses = losses_locked();
   return snapshot;
 }
@@ -19,9 +19,9 @@ RecorderSnapshot Recorder::snapshot() {
 RecorderTotals Recorder::totals() {
   std::unique_lock lock(mutex_);
   settle_locked(lock);
-  RecorderTotals totals{aggregates_.snapshot(), losses_locked()};
-  totals.requests_uncounted = tracker_.requests_uncounted();
-  totals.tokens_uncounted = tracker_.tokens_uncounted();
+  RecorderTotals totals{collector_.aggregates().snapshot(), losses_locked()};
+  totals.requests_uncounted = collector_.requests().requests_uncounted();
+  totals.tokens_uncounted = collector_.requests().tokens_uncounted();
   return totals;
 }
 
@@ -42,10 +42,10 @@ RecorderLosses Recorder::record_losses_locked() const {
 
 RecorderLosses Recorder::losses_locked() {
   RecorderLosses losses = record_losses_locked();
-  losses.spans_evicted = store_.spans_evicted();
-  losses.steps_evicted = store_.steps_evicted();
+  losses.spans_evicted = collector_.store().spans_evicted();
+  losses.steps_evicted = collector_.store().steps_evicted();
   losses.observations_dropped += observations_.dropped();
-  losses.observations_evicted = store_.observations_evicted();
+  losses.observations_evicted = collector_.store().observations_evicted();
   for (const auto& source : device_sources_) losses.devices.add(source->losses());
   if (device_observations_ != nullptr) {
     losses.device_observations = device_observations_->losses();
@@ -57,10 +57,11 @@ RecorderLosses Recorder::losses_locked() {
 RecorderStatus Recorder::status() {
   const std::lock_guard lock(mutex_);
   drain_locked();
-  return {.activity = activity_,
-          .step_ns = to_ns(activity_.step_ticks, ns_per_tick_),
+  const Activity& activity = collector_.activity();
+  return {.activity = activity,
+          .step_ns = to_ns(activity.step_ticks, collector_.ns_per_tick()),
           .drain_cpu_ns = drain_cpu_ns_,
-          .store_bytes = store_.bytes(),
+          .store_bytes = collector_.store().bytes(),
           .losses = losses_locked()};
 }
 
@@ -77,14 +78,14 @@ SamplerReport Recorder::sampling() {
 
 int64_t Recorder::first_step() {
   const std::lock_guard lock(mutex_);
-  return store_.first_step();
+  return collector_.store().first_step();
 }
 
 uint64_t Recorder::oldest_step_ticks() {
   const uint64_t now = now_ticks();
   const std::lock_guard lock(mutex_);
   drain_locked();
-  return store_.steps_evicted() == 0 ? 0 : store_.oldest_step_ticks(now);
+  return collector_.store().steps_evicted() == 0 ? 0 : collector_.store().oldest_step_ticks(now);
 }
 
 size_t Recorder::attached_threads() {
@@ -94,7 +95,7 @@ size_t Recorder::attached_threads() {
 
 size_t Recorder::store_bytes() {
   const std::lock_guard lock(mutex_);
-  return store_.bytes();
+  return collector_.store().bytes();
 }
 
 }  // namespace pertoken

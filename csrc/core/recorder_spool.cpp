@@ -73,27 +73,26 @@ void Recorder::spool_losses_locked() {
 }
 
 void Recorder::spool_batch_locked(const ThreadBuffer& buffer, std::span<const Record> records) {
-  spool_->add(RecordBatch{buffer.track, buffer.tid, buffer.name, buffer.ring.taken(), last_step_,
-                          buffer.progress.last_seq, records});
+  spool_->add(RecordBatch{buffer.track, buffer.tid, buffer.name, buffer.ring.taken(),
+                          collector_.last_step(), buffer.progress.last_seq, records});
 }
 
 void Recorder::replay_clock(std::span<const ClockSample> samples) {
   const std::lock_guard lock(mutex_);
   replayed_clock_ = fit(samples);
-  ns_per_tick_ = replayed_clock_->ns_per_tick();
-  tracker_.set_rate(ns_per_tick_);
-  aggregates_.logits().follow();
+  collector_.set_rate(replayed_clock_->ns_per_tick());
+  collector_.aggregates().logits().follow();
 }
 
 void Recorder::replay_from(int64_t first_step) {
   const std::lock_guard lock(mutex_);
-  store_.begin_at(first_step);
+  collector_.store().begin_at(first_step);
 }
 
 void Recorder::replay_round() {
   const std::lock_guard lock(mutex_);
-  tracker_.end_round();
-  tracker_.begin_round();
+  collector_.requests().end_round();
+  collector_.requests().begin_round();
 }
 
 bool Recorder::replay(const RecordBatch& batch, bool goes_on) {
@@ -102,17 +101,17 @@ bool Recorder::replay(const RecordBatch& batch, bool goes_on) {
   if (!is_count(batch.last_step) || !is_count(batch.last_seq) || batch.track < 0) return false;
   auto [progress, is_new] = replayed_.try_emplace(batch.track);
   if (is_new && batch.tid != kNoThread) {
-    tracks_.push_back({batch.track, batch.tid, std::string(batch.thread_name)});
+    collector_.tracks().add_replayed(batch.track, batch.tid, std::string(batch.thread_name));
   }
   if (!goes_on) {
-    last_step_ = batch.last_step;
+    collector_.set_last_step(batch.last_step);
     progress->second.last_seq = batch.last_seq;
   }
   for (const Record& record : batch.records) {
     if (!is_record(record, sites)) return false;
-    collect(record, progress->second, batch.track);
+    collector_.collect(record, progress->second, batch.track);
   }
-  store_.evict();
+  collector_.store().evict();
   return true;
 }
 
@@ -121,8 +120,8 @@ bool Recorder::replay_observation(std::span<const std::byte> frame, uint32_t sit
   if (!read || !is_count(read->last_step) || site >= site_names().size()) return false;
   read->observation.site = site;
   const std::lock_guard lock(mutex_);
-  collect_observation(widened(read->observation, read->last_step), read->observation);
-  store_.evict();
+  collector_.collect(widened(read->observation, read->last_step), read->observation);
+  collector_.store().evict();
   return true;
 }
 

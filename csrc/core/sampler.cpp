@@ -67,7 +67,7 @@ Sampler::Sampler(const SamplerOptions& options)
 }
 
 double Sampler::Odds::probability(size_t level, double above) const noexcept {
-  const double p = std::max(load(published->rates[level]) * fill, floor);
+  const double p = std::max(rates[level] * fill, floor);
   return std::max(std::min(p, most), above);
 }
 
@@ -108,7 +108,11 @@ Sampler::Odds Sampler::odds(const SampleState& state, SampleDetail detail, StepK
     fill *= kFavour;
     most = std::min(most * kFavour, kMostProbability);
   }
-  return {&published, options.levels, fill, floor, most};
+  Odds odds{{}, options.levels, fill, floor, most};
+  for (size_t level = 0; level < options.levels; ++level) {
+    odds.rates[level] = load(published.rates[level]);
+  }
+  return odds;
 }
 
 // Spans begin with nothing, but for the first ones; see odds(). Observations and logits may

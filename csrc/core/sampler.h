@@ -306,7 +306,8 @@ class Sampler {
 
   // By what a step's coin of a detail is thrown.
   struct Odds {
-    const PublishedDetail* published;
+    // As they were when the coin was thrown; and the weights go by them.
+    std::array<double, kMaxSampleLevels> rates;
     size_t levels;
     double fill;
     double floor;

@@ -20,6 +20,7 @@ void copy_name(std::string_view name, char (&to)[kSize]) {
 
 Spool::Spool(const SpoolOptions& options)
     : folder_(options.folder),
+      most_note_bytes_(options.segment_bytes / kNotesShare),
       sites_(options.folder + "/sites"),
       segments_(options.folder, options.segment_bytes, options.segments),
       journal_(options.folder + "/journal", kJournalBytes) {
@@ -35,11 +36,15 @@ void Spool::note(NoteScope scope, uint64_t key, std::string_view json) noexcept 
     frame.add(FrameType::kNote, bytes_of(json), {});
     const std::lock_guard guard(mutex_);
     if (!journal_.append(frame.bytes())) count_lost();
-    if (scope == NoteScope::kCloses) open_notes_.erase(key);
-    if (scope == NoteScope::kOpens) {
-      const bool has_room = open_notes_.size() < kMostOpenNotes || open_notes_.contains(key);
-      if (has_room) open_notes_.insert_or_assign(key, std::string(json));
+    if (scope == NoteScope::kOnce) return;
+    if (const auto known = open_notes_.find(key); known != open_notes_.end()) {
+      open_note_bytes_ -= kNoteBytes + known->second.size();
+      open_notes_.erase(known);
     }
+    const size_t size = kNoteBytes + json.size();
+    if (scope == NoteScope::kCloses || open_note_bytes_ + size > most_note_bytes_) return;
+    open_notes_.emplace(key, json);
+    open_note_bytes_ += size;
   } catch (...) {
     count_lost();
   }

@@ -35,7 +35,7 @@ struct SpoolOptions {
 // What becomes of a note when the segment that it is in is deleted.
 enum class NoteScope : uint8_t {
   kOnce,    // it goes
-  kOpens,   // it is told again, until one with its key closes it
+  kOpens,   // it is told again, until one with its key closes it, where there is room for it
   kCloses,  // as kOnce
 };
 
@@ -89,7 +89,9 @@ class Spool : public SiteWatcher {
   void abandon() noexcept { is_abandoned_ = true; }
 
  private:
-  static constexpr size_t kMostOpenNotes = size_t{1} << 16;
+  // Of a segment, those that are told again at its beginning.
+  static constexpr size_t kNotesShare = 4;
+  static constexpr size_t kNoteBytes = 64;  // of one, besides its text: in memory or in a frame
   static constexpr size_t kSamplesRetold = 32;
   static constexpr size_t kObservationsTogether = 64;  // in one write
 
@@ -98,6 +100,7 @@ class Spool : public SiteWatcher {
   void count_lost() noexcept { lost_.fetch_add(1, std::memory_order_relaxed); }
 
   const std::string folder_;
+  const size_t most_note_bytes_;
   bool is_abandoned_ = false;      // written by a forked child's only thread
   std::atomic<uint64_t> lost_{0};  // frames; a statistic
   AppendedFile sites_;
@@ -111,6 +114,7 @@ class Spool : public SiteWatcher {
   std::mutex mutex_;  // guards what follows; held for no longer than a note takes to copy
   SpoolJournal journal_;
   std::map<uint64_t, std::string> open_notes_;
+  size_t open_note_bytes_ = 0;
 };
 
 }  // namespace pertoken

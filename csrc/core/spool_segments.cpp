@@ -49,20 +49,26 @@ bool AppendedFile::append(std::span<const std::byte> bytes) noexcept {
 }
 
 SpoolSegments::SpoolSegments(std::string folder, size_t segment_bytes, size_t most)
-    : folder_(std::move(folder)), segment_bytes_(segment_bytes), most_(most), file_(path(number_)) {
-  FrameText head;
-  head.add(FrameType::kSegment, SegmentFrame{kSpoolVersion, 0, number_, 0});
-  append(head.bytes());
-}
+    : folder_(std::move(folder)), segment_bytes_(segment_bytes), most_(most), file_(begin(0, 0)) {}
 
 void SpoolSegments::begin_next(int64_t first_step) {
-  AppendedFile next(path(number_ + 1));
-  ++number_;
-  file_ = std::move(next);
+  // First, so that a disk that is full has room for the next one.
+  const uint64_t next = number_ + 1;
+  if (next >= most_) unlink(path(next - most_).c_str());
+  file_ = begin(next, first_step);
+  number_ = next;
+}
+
+// None without its head, by which all in it is found.
+AppendedFile SpoolSegments::begin(uint64_t number, int64_t first_step) const {
+  AppendedFile file(path(number));
   FrameText head;
-  head.add(FrameType::kSegment, SegmentFrame{kSpoolVersion, 0, number_, first_step});
-  append(head.bytes());
-  if (number_ >= most_) unlink(path(number_ - most_).c_str());
+  head.add(FrameType::kSegment, SegmentFrame{kSpoolVersion, 0, number, first_step});
+  if (!file.append(head.bytes())) {
+    unlink(path(number).c_str());
+    throw std::system_error(ENOSPC, std::generic_category(), path(number));
+  }
+  return file;
 }
 
 std::string SpoolSegments::path(uint64_t number) const {

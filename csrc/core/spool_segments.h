@@ -36,12 +36,14 @@ class SpoolSegments {
 
   bool is_full() const noexcept { return file_.size_bytes() >= segment_bytes_; }
   // Goes on in a new segment, and deletes the oldest. `first_step`: no record of this step or a
-  // later one was appended yet. Throws std::system_error; then it goes on in the old one.
+  // later one was appended yet. Throws std::system_error; then it goes on in the old one, and the
+  // oldest is gone all the same.
   void begin_next(int64_t first_step);
   bool append(std::span<const std::byte> frames) noexcept { return file_.append(frames); }
 
  private:
   std::string path(uint64_t number) const;
+  AppendedFile begin(uint64_t number, int64_t first_step) const;
 
   const std::string folder_;
   const size_t segment_bytes_;

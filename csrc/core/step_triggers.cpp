@@ -8,12 +8,12 @@ namespace pertoken {
 void StepTriggers::arm(const Times& fixed_ns, std::vector<LearnedTime> learned,
                        WatchedValues values) {
   is_armed_ = true;
+  ++times_armed_;
   fixed_ns_ = fixed_ns;
   learned_ = std::move(learned);
   learned_ns_ = {};
   values_ = values;
   nonfinite_.forget();
-  fired_.clear();
 }
 
 void StepTriggers::learn(const Aggregates& totals, double ns_per_tick) {

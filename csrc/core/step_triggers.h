@@ -47,7 +47,9 @@ class StepTriggers {
  public:
   using Times = std::array<uint64_t, kStepKinds>;  // by kind, 0: none
 
+  // What has fired before and was not taken yet stays.
   void arm(const Times& fixed_ns, std::vector<LearnedTime> learned, WatchedValues values);
+  uint64_t times_armed() const noexcept { return times_armed_; }
   void disarm() noexcept { is_armed_ = false; }
   bool is_armed() const noexcept { return is_armed_; }
   // What was learned so far, and the present rate of the ticks; now and then.
@@ -72,6 +74,7 @@ class StepTriggers {
   void watch_values(int64_t step, const Observation& observation);
 
   bool is_armed_ = false;
+  uint64_t times_armed_ = 0;
   Times fixed_ns_{};
   Times learned_ns_{};
   Times over_ticks_ = no_times();

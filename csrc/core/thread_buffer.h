@@ -13,6 +13,7 @@
 
 #include "core/mapped_file.h"
 #include "core/observed_step.h"
+#include "core/open_steps.h"
 #include "core/own_time.h"
 #include "core/record.h"
 #include "core/sampler.h"
@@ -43,18 +44,8 @@ struct ThreadBuffer {
   // How far the collector is in this track. The collector only, so on a cache line of its own.
   struct alignas(64) Progress {
     int64_t last_seq = -1;  // -1: none yet, and the first is taken as it is
-    int64_t step = -1;      // the last one begun on this track, -1 none, and its kind
-    uint8_t kind = static_cast<uint8_t>(StepKind::kOther);
     OwnTime own_time;
-    // Of that step.
-    int level = -1;           // of its spans, where they are sampled
-    double exact_weight = 0;  // 1 / the probability of that level
-    double weight = 1;        // of its spans in what is added up
-    uint64_t records = 0;     // in it, besides its own
-    UnrecordedCalls unrecorded;
-    // What logits took so far: those of that step, and of any in its time.
-    double logits_ns = 0;
-    double logits_inside_ns = 0;
+    OpenSteps steps;
     int64_t step_before = -1;  // the last one that has ended; pairs.logits_before is of its logits
     SamplePairs pairs;
   };

@@ -1,26 +1,28 @@
 """Dumps what a recording holds when a trigger fires, from a thread of its own.
 
-The thread waits in the native recorder, which wakes it when something fired. What is dumped is a
-snapshot: the recording goes on, and loses nothing by it.
+What is dumped is a snapshot: the recording goes on, and loses nothing by it.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
+import numbers
 import os
-import signal
-import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pertoken.errors import RecordingStateError, SelectionError, system_errors
+from pertoken.dump_thread import DumpThread, wait_for_dumps
+from pertoken.errors import SelectionError, system_errors
+from pertoken.folder_argument import folder_name
 from pertoken.result import Profile
 from pertoken.schema import STEP_KINDS
+from pertoken.signal_handlers import fire_at
 from pertoken.triggers import NonFinite, Signal, SlowStep, StepTime, Trigger, When
 
 if TYPE_CHECKING:
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("pertoken")
 
 _HOUR_S = 3600.0
-_LONGEST_WAIT_S = 3600.0
+_MOST_AN_HOUR = 1_000_000
+
+_numbers = itertools.count(1)  # of the dumps of this process, whichever recording's they are
 
 
 def dump(recording: Recording, path: str | os.PathLike[str], trigger: dict[str, Any]) -> None:
@@ -37,6 +41,23 @@ def dump(recording: Recording, path: str | os.PathLike[str], trigger: dict[str, 
     held = recording.result()
     meta = {**held.meta, "trigger": {**trigger, "at_unix_ns": time.time_ns()}}
     Profile(held.tables, meta, held.losses, held.totals).save(path)
+
+
+def dumps_by(
+    triggers: Sequence[Trigger] | None, folder: str | os.PathLike[str], dumps_per_hour: int
+) -> Dumps | None:
+    """What `profile` is given of triggers and dumps, checked; None where nothing is to fire.
+
+    Args:
+        triggers: what fires.
+        folder: where the files go.
+        dumps_per_hour: how many there may be in any hour.
+
+    Raises:
+        SelectionError: one of them is not of its form, or out of its range.
+    """
+    dumps = Dumps(() if triggers is None else triggers, folder, dumps_per_hour)
+    return dumps if dumps.triggers else None
 
 
 class Dumps:
@@ -48,7 +69,8 @@ class Dumps:
         dumps_per_hour: how many there may be in any hour; what fires beyond is counted.
 
     Raises:
-        SelectionError: there is something else among the triggers, or a number is out of range.
+        SelectionError: there is something else among the triggers, `folder` is no path, or
+            `dumps_per_hour` no integer in its range.
     """
 
     def __init__(
@@ -56,20 +78,29 @@ class Dumps:
     ) -> None:
         if isinstance(triggers, Trigger):
             raise SelectionError(f"triggers: give a list of them: [{triggers!r}]")
-        triggers = tuple(triggers)
-        for trigger in triggers:
+        try:
+            self.triggers = tuple(triggers)
+        except TypeError:
+            raise SelectionError(
+                f"triggers={triggers!r}: give a list of those of pertoken.triggers"
+            ) from None
+        for trigger in self.triggers:
             if not isinstance(trigger, Trigger):
                 raise SelectionError(
                     f"triggers: {trigger!r} is none; give those of pertoken.triggers"
                 )
-        if dumps_per_hour < 1:
-            raise SelectionError(f"dumps_per_hour={dumps_per_hour}: give at least 1")
-        self._triggers = triggers
-        self._folder = Path(folder)
-        self._most = dumps_per_hour
-        self._times_s: deque[float] = deque(maxlen=dumps_per_hour)  # of the last dumps
-        self._number = 0
-        self._ending: list[Callable[[Recording | None], None]] = []
+        given: object = dumps_per_hour
+        is_integer = isinstance(given, numbers.Integral) and not isinstance(given, bool)
+        if not is_integer or not 1 <= dumps_per_hour <= _MOST_AN_HOUR:
+            raise SelectionError(
+                f"dumps_per_hour={given!r}: give an integer from 1 to {_MOST_AN_HOUR:,}"
+            )
+        self._folder = Path(folder_name("dump_folder", folder))
+        self._most = int(dumps_per_hour)
+        self._times_s: deque[float] = deque(maxlen=self._most)  # of the last dumps
+        self._signals: list[Callable[[], None]] = []  # what lets go of each
+        self._thread: DumpThread | None = None  # while the triggers are armed
+        self._has_warned = False
         self.paths: list[Path] = []
         self.suppressed = 0  # fired when the hour's dumps were used up
 
@@ -78,41 +109,58 @@ class Dumps:
 
         Raises:
             PertokenError: the folder cannot be made.
-            RecordingStateError: a signal is to be handled, and this is not the main thread.
+            RecordingStateError: a signal is to be handled, and this is not the main thread, or it
+                would no longer end the process.
         """
         with system_errors("dump into", str(self._folder)):
             self._folder.mkdir(parents=True, exist_ok=True)
         recorder = recording.recorder
         for number in {trigger.number for trigger in self._of(Signal)}:
-            self._ending.append(_handle(number, recorder))
+            self._signals.append(fire_at(number, recorder))
         watched = self._of(NonFinite)
-        recorder.arm_triggers(
+        if watched and not recording.observing.has_sites:
+            self._warn_that_nothing_is_observed()
+        armed = recorder.arm_triggers(
             fixed_ns=self._fixed_ns(),
             learned=self._learned(),
             nans=bool(watched),
             infinities=any(trigger.infinities for trigger in watched),
         )
-        ending = _Ending()
-        thread = threading.Thread(
-            target=_wait_and_dump,
-            args=(self, weakref.ref(recording), recorder, ending),
-            name="pertoken-dump",
-            daemon=True,
-        )
-        self._ending.append(partial(_end, ending, recorder))
-        thread.start()
+        self._thread = DumpThread(self, recording, armed)
+        self._thread.start()
 
     def end(self, recording: Recording | None) -> None:
-        """Disarms the triggers, and ends the thread when its last dump is done.
+        """Disarms the triggers; the thread ends behind when its last dump is done.
 
         Args:
             recording: what it may still have to dump; None when that is gone.
         """
-        while self._ending:
-            self._ending.pop()(recording)
+        thread, self._thread = self._thread, None
+        released, self._signals = self._signals, []
+        for release in released:
+            release()
+        if thread is not None:
+            thread.end(recording)
+
+    def written(self) -> tuple[Path, ...]:
+        """The files so far; when the triggers are not armed, all of them, as far as ten seconds do.
+
+        Not for the garbage collector, since it may wait.
+        """
+        if self._thread is None:
+            wait_for_dumps(self)
+        return tuple(self.paths)
 
     def _of(self, kind: type[Any]) -> list[Any]:
-        return [trigger for trigger in self._triggers if isinstance(trigger, kind)]
+        return [trigger for trigger in self.triggers if isinstance(trigger, kind)]
+
+    def _warn_that_nothing_is_observed(self) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "pertoken: NonFinite() sees only what pertoken.observe is given, since no outputs "
+                "of modules are observed; pass activations= to profile() to have them observed"
+            )
 
     def _fixed_ns(self) -> list[int]:
         """By kind, the time over which a step fires; 0: never."""
@@ -133,13 +181,13 @@ class Dumps:
 
     def next_wait_s(self) -> float:
         """How long the thread may sleep before a function is to be asked."""
-        return min((trigger.every_s for trigger in self._of(When)), default=_LONGEST_WAIT_S)
+        return min((trigger.every_s for trigger in self._of(When)), default=math.inf)
 
     def ask(self, recording: Recording, asked_s: dict[int, float]) -> None:
         """Asks the functions whose time has come; `asked_s` says when each was asked last."""
         now_s = time.monotonic()
         for place, trigger in enumerate(self._of(When)):
-            if now_s - asked_s.get(place, -_LONGEST_WAIT_S) < trigger.every_s:
+            if now_s - asked_s.get(place, -math.inf) < trigger.every_s:
                 continue
             asked_s[place] = now_s
             try:
@@ -168,70 +216,35 @@ class Dumps:
             )
             return
         self._times_s.append(now_s)
-        self._number += 1
-        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-        name = f"{stamp}-{os.getpid()}-{self._number:03}-{trigger['reason']}.pertoken"
         try:
-            dump(recording, self._folder / name, {**trigger, "suppressed": self.suppressed})
+            path = self._dump_to_new_file(recording, {**trigger, "suppressed": self.suppressed})
         except Exception as error:
             recording.faults.note("a dump", error)
             return
-        self.paths.append(self._folder / name)
-        logger.info("pertoken: dumped %s", self._folder / name)
+        self.paths.append(path)
+        logger.info("pertoken: dumped %s", path)
+
+    def _dump_to_new_file(self, recording: Recording, trigger: dict[str, Any]) -> Path:
+        """Dumps to a name that no file has, also where other containers share folder and pid."""
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+        while True:
+            name = f"{stamp}-{os.getpid()}-{next(_numbers):03}-{trigger['reason']}.pertoken"
+            path = self._folder / name
+            # Nobody else takes the name meanwhile. The file itself appears when it is whole.
+            taken = self._folder / f".{name}.taken"
+            with system_errors("write", str(path)):
+                try:
+                    os.close(os.open(taken, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+                except FileExistsError:
+                    continue
+            try:
+                if not os.path.lexists(path):
+                    dump(recording, path, trigger)
+                    return path
+            finally:
+                with suppress(OSError):
+                    os.unlink(taken)
 
 
 def _kinds(kind: str | None) -> list[int]:
     return list(range(len(STEP_KINDS))) if kind is None else [STEP_KINDS.index(kind)]
-
-
-class _Ending(threading.Event):
-    """Set when the thread is to end; it holds what is to be dumped until then."""
-
-    recording: Recording | None = None
-
-
-def _end(ending: _Ending, recorder: Any, recording: Recording | None) -> None:
-    ending.recording = recording
-    ending.set()
-    recorder.disarm_triggers()
-
-
-def _wait_and_dump(
-    dumps: Dumps, ref: weakref.ref[Recording], recorder: Any, ending: _Ending
-) -> None:
-    asked_s: dict[int, float] = {}
-    while True:
-        fired = recorder.wait_for_trigger(dumps.next_wait_s())
-        has_ended = ending.is_set()
-        recording = ending.recording or ref()
-        if recording is None:
-            return
-        dumps.take(recording, fired)
-        if has_ended:
-            ending.recording = None
-            return
-        dumps.ask(recording, asked_s)
-        del recording
-
-
-def _handle(number: int, recorder: Any) -> Callable[[Recording | None], None]:
-    """Has a signal fire, after whatever handled it before; gives what undoes that."""
-    if threading.current_thread() is not threading.main_thread():
-        raise RecordingStateError(
-            "a trigger by a signal needs the recording to be started in the main thread"
-        )
-    before = signal.getsignal(number)
-
-    def handler(received: int, frame: Any) -> None:
-        recorder.fire_trigger(received)
-        if callable(before):
-            before(received, frame)
-
-    signal.signal(number, handler)
-
-    def restore(recording: Recording | None) -> None:
-        is_main = threading.current_thread() is threading.main_thread()
-        if is_main and signal.getsignal(number) is handler:
-            signal.signal(number, signal.SIG_DFL if before is None else before)
-
-    return restore

@@ -72,7 +72,8 @@ def profile(
         keep: hold the last seconds, ``"5s"``, within `memory_limit_bytes`; or so many bytes,
             ``"64MB"``, in the place of `memory_limit_bytes`. None: as much as fits.
         triggers: of `pertoken.triggers`: when one fires, what is held is written to a file, from a
-            thread of pertoken's, and the recording goes on.
+            thread of pertoken's, and the recording goes on. The end of the process waits for what
+            has fired to be written, at most ten seconds.
         dump_folder: where these files go; made when the recording starts with a trigger.
         dumps_per_hour: how many there may be in any hour.
         spool: a folder where what is recorded is also left in files, so that `recover` finds it
@@ -83,8 +84,8 @@ def profile(
             call. What was compiled without is not compiled anew.
 
     Raises:
-        SelectionError: `model` is not a module, `modules` or `activations` selects nothing, or a
-            number is out of its range.
+        SelectionError: `model` is not a module, `modules` or `activations` selects nothing, or an
+            argument is not of its form, or out of its range.
     """
     return Recording(
         model,

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pertoken import _native, seeds
+from pertoken.abandoned import abandon
 from pertoken.assembly import assemble
 from pertoken.compiled_layers import CompiledLayers
 from pertoken.device_timing import DeviceChoice, DeviceTiming, check_choice
-from pertoken.dumps import Dumps, dump
+from pertoken.dumps import Dumps, dump, dumps_by
 from pertoken.errors import RecordingStateError
 from pertoken.fault_log import FaultLog
 from pertoken.generation import GenerateWatch, inner_roots
@@ -25,6 +26,7 @@ from pertoken.identity import Ranks, group_ranks
 from pertoken.instrument import Instrumentation, unwrap_compiled
 from pertoken.observing import NOTHING_OBSERVED, Observed, Observing
 from pertoken.patch import change_lock
+from pertoken.record_costs import record_costs
 from pertoken.recording_arguments import check_arguments
 from pertoken.recording_meta import lasting_meta, model_facts
 from pertoken.request_log import RequestLog
@@ -85,7 +87,7 @@ class Recording:
         kept = retention(keep)
         memory_limit_bytes = kept.memory_bytes or memory_limit_bytes
         self.memory_limit_bytes = memory_limit_bytes
-        self._dumps = Dumps(triggers, dump_folder, dumps_per_hour) if triggers else None
+        self._dumps: Dumps | None = dumps_by(triggers, dump_folder, dumps_per_hour)
         self.enabled = os.environ.get("PERTOKEN", "") != "0"
         if isinstance(modules, Iterable) and not isinstance(modules, str):
             modules = list(modules)  # selected from again at each start
@@ -130,7 +132,7 @@ class Recording:
         # Nothing in the model refers to the recording, so that it goes when its last holder does.
         weakref.finalize(
             self,
-            _abandon,
+            abandon,
             self.instrumentation,
             self.generate_watch,
             self.graph_captures,
@@ -147,7 +149,7 @@ class Recording:
         Raises:
             DeviceError: with ``device="cuda"``, where there is no GPU to time.
             RecordingStateError: as many recordings run as a process can hold, or the model is
-                gone, which a stopped recording does not hold.
+                gone, which a stopped recording does not hold; or a signal cannot be a trigger here.
             SelectionError: the model has changed, and `modules` selects nothing any longer.
             PertokenError: the folder of `spool` or of the dumps cannot be written.
         """
@@ -166,6 +168,10 @@ class Recording:
             if self._spool is not None:
                 self._begin_spool(self._spool, selected)
             self._sample(root, selected, observed)
+            if self._dumps is not None or self._log_interval_s is not None:
+                # Their threads tell of the cost. None of them may be the first to measure it: when
+                # the process ends inside torch's operators, a daemon thread there aborts it.
+                record_costs()
             _start(self.recorder)
             if not self.recorder.active:
                 return
@@ -338,15 +344,20 @@ class Recording:
 
     @property
     def dumps(self) -> tuple[Path, ...]:
-        """The files that triggers have given, oldest first."""
-        return () if self._dumps is None else tuple(self._dumps.paths)
+        """The files that triggers have given, oldest first.
+
+        Once the recording has stopped, this waits for what had fired to be written, at most ten
+        seconds.
+        """
+        return () if self._dumps is None else self._dumps.written()
 
     def status(self) -> str:
         """One line for a person: what runs, for how long, what it holds, lost and costs.
 
         The cost is an estimate: what one record of each type costs on this machine, times their
         number, and the processor time of the thread that drains them, over the time of the steps.
-        The first call in a process measures these costs, which takes some 10 ms.
+        The first call in a process measures these costs, which takes some 200 ms; with
+        triggers or `log_interval_s`, `start()` has.
         """
         return describe_status(self)
 
@@ -420,31 +431,3 @@ def _start(recorder: Any) -> None:
         recorder.start()
     except RuntimeError as error:
         raise RecordingStateError(str(error)) from None
-
-
-def _abandon(
-    instrumentation: Instrumentation,
-    watch: GenerateWatch,
-    captures: GraphCaptures,
-    recorder: Any,
-    status_log: list[StatusLog],
-    observing: Observing,
-    spool: SpoolFolder | None,
-    dumps: Dumps | None,
-) -> None:
-    """Stops what a recording that is gone, or the end of the process, has left running."""
-    recorder.stop()
-    observing.stop()
-    if spool is not None:
-        spool.leave()
-    if dumps is not None:
-        dumps.end(None)
-    for log in status_log:
-        log.end()
-
-    def remove() -> None:
-        instrumentation.remove()
-        watch.remove()
-        captures.remove()
-
-    change_lock.run_outside(remove)

@@ -30,6 +30,7 @@ from pertoken.spool_reader import (
     OBSERVATION,
     RECORDS,
     ROUND,
+    SEGMENT,
     Batch,
     Frame,
     Frames,
@@ -68,7 +69,8 @@ def recover(path: str | os.PathLike[str]) -> Profile:
             the folder of one recording in it.
 
     Raises:
-        SpoolError: there is no such recording, it still runs, or it is too damaged to be read.
+        SpoolError: there is no such recording, its process still holds it, or it is too damaged to
+            be read.
         PertokenError: the system refused to read it.
     """
     folder = _find(Path(path))
@@ -101,8 +103,8 @@ def _find(path: Path) -> Path:
     over = [each for each in candidates if not is_recorded_into(each)]
     if not over:
         raise SpoolError(
-            f"{str(candidates[0])!r} is still being recorded; ask that process for its result, or "
-            "wait until it has ended"
+            f"{str(candidates[0])!r} is still held by the process that made it, where it may start "
+            "again; ask that process for its result, or wait until it has ended or let go of it"
         )
     return over[0]
 
@@ -148,13 +150,16 @@ def _read(folder: Path) -> _Spooled:
         frames = take(path, Frames(content), grows=path == segments[-1])
         if not frames:  # the process was killed when it had just made it
             continue
+        if frames[0].type != SEGMENT:  # nothing in it says what it follows
+            spooled.unread[path.name] = len(content)
+            continue
         number, first_step = segment_head(frames[0])
         if path.name != f"segment-{number}":
             raise SpoolDamage(f"{path.name} is another segment than its name says")
         if expected is None:
             spooled.first_step = first_step if number else 0
         elif number != expected:
-            spooled.unread[f"segment-{expected}"] = 0
+            spooled.unread.setdefault(f"segment-{expected}", 0)
         expected = number + 1
         spooled.frames += frames[1:]
     for name in ("journal", "observations"):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pertoken.errors import system_errors
+from pertoken.folder_argument import folder_name
 from pertoken.whole_file import written_aside
 
 IDENTITY = "identity.json"
@@ -36,10 +37,13 @@ class SpoolFolder:
         parent: the user's folder; made when it is not there.
         memory_limit_bytes: of the recording; what it leaves takes up to 1.25 times that, and
             besides it a ring of 2 MiB for each thread that runs.
+
+    Raises:
+        SelectionError: `parent` is no path.
     """
 
     def __init__(self, parent: str | os.PathLike[str], memory_limit_bytes: int) -> None:
-        self._parent = os.fsdecode(parent)
+        self._parent = folder_name("spool", parent)
         self.segment_bytes = max(memory_limit_bytes // 8, _MIN_SEGMENT_BYTES)
         self.segments = _SEGMENTS
         self._pid = os.getpid()

@@ -6,6 +6,7 @@ Steps and values are seen by the thread that collects them, so a trigger costs t
 from __future__ import annotations
 
 import math
+import numbers
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,7 +54,8 @@ class SlowStep:
         min_steps: how many steps of the kind must have ended before.
 
     Raises:
-        SelectionError: a number is out of its range, or there is no such kind.
+        SelectionError: a number is out of its range, `min_steps` is no integer, or there is no
+            such kind.
     """
 
     factor: float = 2.0
@@ -65,7 +67,7 @@ class SlowStep:
         """Checks the arguments."""
         _check_number("factor", self.factor, 0, 1e6)
         _check_number("quantile", self.quantile, 0, 1)
-        _check_number("min_steps", self.min_steps, 0, 1 << 40)
+        _check_number("min_steps", self.min_steps, 0, 1 << 40, of=numbers.Integral)
         _check_kind(self.kind)
 
 
@@ -78,9 +80,17 @@ class NonFinite:
 
     Args:
         infinities: whether infinite values fire as well, not only NaN.
+
+    Raises:
+        SelectionError: `infinities` is neither True nor False.
     """
 
     infinities: bool = True
+
+    def __post_init__(self) -> None:
+        """Checks the argument."""
+        if type(self.infinities) is not bool:
+            raise SelectionError(f"infinities={self.infinities!r}: give True or False")
 
 
 @dataclass(frozen=True)
@@ -112,6 +122,9 @@ class Signal:
     """A signal arrives, by default ``SIGUSR2``; what handled it before still does.
 
     The recording must be started in the main thread, since Python sets handlers only there.
+    ``SIGINT``, ``SIGTERM`` and ``SIGQUIT`` need a handler of the program's own, so that they still
+    end the process. Other signals that would end it, such as ``SIGUSR1``, ``SIGUSR2`` and
+    ``SIGHUP``, do not while the recording runs.
 
     Args:
         number: which one.
@@ -125,16 +138,25 @@ class Signal:
     def __post_init__(self) -> None:
         """Checks the argument."""
         unhandled = (signal.SIGKILL, signal.SIGSTOP)
-        if self.number not in signal.valid_signals() or self.number in unhandled:
-            raise SelectionError(f"number={self.number}: give a signal that can be handled")
+        is_known = _is_number(self.number, numbers.Integral)
+        is_known = is_known and self.number in signal.valid_signals()
+        if not is_known or self.number in unhandled:
+            raise SelectionError(f"number={self.number!r}: give a signal that can be handled")
 
 
 Trigger = StepTime | SlowStep | NonFinite | When | Signal
 
 
-def _check_number(name: str, value: float, above: float, most: float) -> None:
-    if not (math.isfinite(value) and above < value <= most):
-        raise SelectionError(f"{name}={value}: give a number above {above}, at most {most:g}")
+def _is_number(value: object, of: type = numbers.Real) -> bool:
+    return isinstance(value, of) and not isinstance(value, bool)
+
+
+def _check_number(
+    name: str, value: float, above: float, most: float, of: type = numbers.Real
+) -> None:
+    if not (_is_number(value, of) and math.isfinite(value) and above < value <= most):
+        what = "an integer" if of is numbers.Integral else "a number"
+        raise SelectionError(f"{name}={value!r}: give {what} above {above}, at most {most:g}")
 
 
 def _check_kind(kind: str | None) -> None:

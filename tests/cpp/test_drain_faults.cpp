@@ -114,5 +114,19 @@ TEST(a_thread_without_memory_for_a_ring_is_counted_and_tries_again) {
   CHECK_EQ(snapshot.tracks.size(), size_t{1});
 }
 
+TEST(what_a_thread_that_ended_has_left_is_stored_or_counted) {
+  const auto recorder =
+      Recorder::create({.store_limit_bytes = size_t{1} << 30, .ring_capacity = 1 << 12});
+  // Not started: nobody else drains.
+  std::thread([&] { push_spans(*recorder, 4000); }).join();
+  no_large_blocks.store(true, std::memory_order_relaxed);
+  recorder->drain();
+  no_large_blocks.store(false, std::memory_order_relaxed);
+  const RecorderSnapshot snapshot = recorder->snapshot();
+  CHECK(snapshot.losses.collector_faults > 0);
+  CHECK_EQ(spans_held(snapshot) + snapshot.losses.collector_faults, uint64_t{4000});
+  CHECK_EQ(recorder->attached_threads(), size_t{0});
+}
+
 }  // namespace
 }  // namespace pertoken

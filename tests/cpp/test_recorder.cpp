@@ -203,6 +203,60 @@ TEST(numbers_wider_than_32_bits_come_out_whole) {
   }
 }
 
+TEST(steps_that_overlap_on_a_thread_each_keep_what_is_theirs) {
+  const auto recorder = Recorder::create({.store_limit_bytes = kUnlimited, .ring_capacity = 64});
+  ThreadBuffer* buffer = recorder->buffer();
+  const auto begin = [&](uint32_t step, StepKind kind) {
+    buffer->push({now_ticks(), 0, make_tag(RecordType::kStepBegin, static_cast<uint32_t>(kind)),
+                  kNone32, 0, step});
+  };
+  const auto end = [&](uint32_t step) {
+    buffer->push({now_ticks(), 0, make_tag(RecordType::kStepEnd, 0), 0, 0, step});
+  };
+  begin(0, StepKind::kPrefill);
+  push_span(*recorder, 1, 0);
+  begin(1, StepKind::kDecode);
+  push_span(*recorder, 1, 0);
+  begin(2, StepKind::kVerify);
+  end(1);
+  push_span(*recorder, 1, 0);
+  push_span(*recorder, 1, 2);
+  end(0);
+  end(2);
+  const AggregateSnapshot totals = recorder->totals();
+  CHECK_EQ(totals.sites.size(), size_t{2});
+  for (const SiteTotals& site : totals.sites) {
+    const bool is_prefill = site.kind == static_cast<uint8_t>(StepKind::kPrefill);
+    CHECK(is_prefill || site.kind == static_cast<uint8_t>(StepKind::kVerify));
+    CHECK_EQ(site.dur_ns.count(), is_prefill ? uint64_t{3} : uint64_t{1});
+  }
+}
+
+TEST(the_sampler_sees_each_of_the_steps_that_overlap) {
+  const auto recorder = Recorder::create({.store_limit_bytes = kUnlimited, .ring_capacity = 1024});
+  recorder->sample({});
+  ThreadBuffer* buffer = recorder->buffer();
+  const auto tag = make_tag(RecordType::kStepBegin, static_cast<uint32_t>(StepKind::kDecode));
+  for (uint32_t step = 0; step < 102; ++step) {
+    buffer->push({now_ticks(), 0, tag, kNone32, 0, step});
+    if (step >= 2) {
+      buffer->push({now_ticks(), 0, make_tag(RecordType::kStepEnd, 0), 0, 0, step - 2});
+    }
+  }
+  const SamplerReport report = recorder->sampling();
+  CHECK_EQ(report.strata[static_cast<size_t>(StepKind::kDecode)].steps, uint64_t{100});
+}
+
+TEST(ends_that_were_dropped_do_not_pile_up) {
+  OpenSteps steps;
+  for (int64_t step = 0; step < 10'000; ++step) steps.begin(step, StepKind::kDecode);
+  CHECK(steps.find(0) == nullptr);
+  CHECK(steps.find(9'999) != nullptr && steps.find(9'900) != nullptr);
+  steps.end(9'900);
+  CHECK(steps.find(9'900) == nullptr);
+  CHECK(steps.find_low(9'901) != nullptr && steps.find_low(9'901)->step == 9'901);
+}
+
 #if !defined(__SANITIZE_THREAD__)
 TEST(a_forked_child_records_nothing_and_exits) {
   const auto recorder = Recorder::create({.store_limit_bytes = kUnlimited, .ring_capacity = 1024});

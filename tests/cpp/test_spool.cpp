@@ -1,5 +1,7 @@
 // What a recorder leaves in its spool: checksums, bounds, and rings that lie in files.
+#include <signal.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -145,6 +147,100 @@ TEST(a_thread_that_ends_takes_its_ring_file_along) {
   CHECK(!fs::exists(folder.path() + "/ring-0"));
   CHECK(fs::exists(folder.path() + "/ring-1"));
   CHECK_EQ(recorder->snapshot().store.chunks.size(), size_t{2});
+}
+
+// While one lives, no file of this process can grow.
+class FullDisk {
+ public:
+  FullDisk() {
+    getrlimit(RLIMIT_FSIZE, &before_);
+    const rlimit none{0, before_.rlim_max};
+    signal(SIGXFSZ, SIG_IGN);
+    CHECK_EQ(setrlimit(RLIMIT_FSIZE, &none), 0);
+  }
+  ~FullDisk() { setrlimit(RLIMIT_FSIZE, &before_); }
+  FullDisk(const FullDisk&) = delete;
+  FullDisk& operator=(const FullDisk&) = delete;
+
+ private:
+  rlimit before_{};
+};
+
+TEST(each_segment_begins_like_one_though_the_disk_was_full) {
+  const TemporaryFolder folder;
+  Spool spool({folder.path(), /*segment_bytes=*/1, 4});
+  const ClockSample sample{1, 1, 1};
+  for (int i = 0; i < 13; ++i) {
+    if (i % 3 == 2) {
+      const FullDisk full;
+      const uint64_t lost = spool.frames_lost();
+      spool.add({&sample, 1});
+      CHECK(spool.frames_lost() > lost);
+    } else {
+      spool.add({&sample, 1});
+    }
+  }
+  size_t segments = 0;
+  for (const auto& entry : fs::directory_iterator(folder.path())) {
+    const std::string name = entry.path().filename();
+    if (!name.starts_with("segment-")) continue;
+    const std::vector<FrameType> types = frames_in(folder.content(name));
+    CHECK(types.size() >= 2 && types[0] == FrameType::kSegment);
+    ++segments;
+  }
+  CHECK_EQ(segments, size_t{4});
+}
+
+TEST(notes_that_are_told_again_leave_room_for_what_is_new) {
+  const TemporaryFolder folder;
+  constexpr size_t kSegmentBytes = size_t{64} << 10;
+  Spool spool({folder.path(), kSegmentBytes, 3});
+  const std::string text(200, 'x');
+  for (uint64_t key = 0; key < 2000; ++key) spool.note(NoteScope::kOpens, key, text);
+  for (uint64_t key = 0; key < 1000; ++key) spool.note(NoteScope::kCloses, key, text);
+  spool.note(NoteScope::kOpens, 5000, "[\"late\"]");  // there is room again
+  const std::vector<Record> records(kFrameRecords);
+  for (int round = 0; round < 40; ++round) {
+    spool.begin_round();
+    spool.add({.track = 0,
+               .tid = 1,
+               .thread_name = "",
+               .first_index = 0,
+               .last_step = 0,
+               .last_seq = -1,
+               .records = records});
+  }
+  bool has_late = false;
+  for (const auto& entry : fs::directory_iterator(folder.path())) {
+    const std::string name = entry.path().filename();
+    if (!name.starts_with("segment-")) continue;
+    const std::string content = folder.content(name);
+    CHECK(content.size() < kSegmentBytes + kFrameRecords * sizeof(Record) + 4096);
+    has_late |= content.find("[\"late\"]") != std::string::npos;
+  }
+  CHECK(has_late);
+}
+
+TEST(a_forked_child_leaves_its_parents_rings) {
+  const TemporaryFolder folder;
+  const auto recorder =
+      Recorder::create({.store_limit_bytes = size_t{1} << 20, .ring_capacity = 1 << 6});
+  recorder->spool_into({folder.path(), size_t{1} << 20, 3});
+  // Not started: nobody else drains.
+  std::thread([&] { push_spans(*recorder, 0, 10); }).join();
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(200);
+    recorder->totals();
+    _exit(0);
+  }
+  int status = -1;
+  waitpid(child, &status, 0);
+  CHECK_EQ(status, 0);
+  CHECK(fs::exists(folder.path() + "/ring-0"));
+  recorder->drain();
+  CHECK(!fs::exists(folder.path() + "/ring-0"));
+  CHECK_EQ(recorder->snapshot().losses.records_dropped, uint64_t{0});
 }
 
 TEST(what_is_replayed_is_what_was_recorded) {

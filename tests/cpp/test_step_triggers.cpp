@@ -113,9 +113,10 @@ TEST(an_observation_wakes_the_thread_that_waits) {
   const auto recorder =
       Recorder::create({.store_limit_bytes = size_t{1} << 20, .ring_capacity = 1 << 8});
   recorder->start();
-  recorder->arm_triggers({}, {}, {.nans = true});
+  const uint64_t armed = recorder->arm_triggers({}, {}, {.nans = true});
   recorder->observations().push(observed(7, kNan));
-  const std::vector<FiredTrigger> fired = recorder->wait_for_trigger(std::chrono::seconds(60));
+  const std::vector<FiredTrigger> fired =
+      recorder->wait_for_trigger(std::chrono::seconds(60), armed);
   CHECK(fired.size() == 1 && fired[0].step == 3 && fired[0].site == 7);
   recorder->disarm_triggers();
   recorder->stop();
@@ -138,11 +139,11 @@ TEST(what_fires_while_nobody_waits_is_bounded) {
 TEST(the_collector_wakes_the_thread_that_waits) {
   const auto recorder =
       Recorder::create({.store_limit_bytes = size_t{1} << 20, .ring_capacity = 1 << 8});
-  CHECK(recorder->wait_for_trigger(std::chrono::seconds(0)).empty());
+  CHECK(recorder->wait_for_trigger(std::chrono::seconds(0), 0).empty());
   recorder->start();
-  recorder->arm_triggers(only(StepKind::kOther, 1000), {}, {});
+  const uint64_t armed = recorder->arm_triggers(only(StepKind::kOther, 1000), {}, {});
   std::vector<FiredTrigger> fired;
-  std::thread waiting([&] { fired = recorder->wait_for_trigger(std::chrono::seconds(60)); });
+  std::thread waiting([&] { fired = recorder->wait_for_trigger(std::chrono::seconds(60), armed); });
   ThreadBuffer& buffer = *recorder->buffer();
   const uint32_t step = recorder->next_step();
   const auto kind = static_cast<uint32_t>(StepKind::kOther);
@@ -151,11 +152,49 @@ TEST(the_collector_wakes_the_thread_that_waits) {
   buffer.push({now + 1'000'000, 0, make_tag(RecordType::kStepEnd, 0), 0, 0, step});
   waiting.join();
   CHECK(fired.size() == 1 && fired[0].step == int64_t{step});
-  std::thread until_disarmed([&] { fired = recorder->wait_for_trigger(std::chrono::seconds(60)); });
+  std::thread until_disarmed(
+      [&] { fired = recorder->wait_for_trigger(std::chrono::seconds(60), armed); });
   recorder->disarm_triggers();
   until_disarmed.join();
   CHECK(fired.empty());
   recorder->stop();
+}
+
+TEST(what_has_fired_before_a_new_start_is_taken_by_whoever_waits) {
+  const auto recorder =
+      Recorder::create({.store_limit_bytes = size_t{1} << 20, .ring_capacity = 1 << 8});
+  const uint64_t before = recorder->arm_triggers({}, {}, {});
+  recorder->fire_trigger(12);
+  recorder->disarm_triggers();
+  const uint64_t armed = recorder->arm_triggers({}, {}, {});
+  CHECK(armed != before);
+  CHECK_EQ(recorder->wait_for_trigger(std::chrono::seconds(60), armed).size(), size_t{1});
+  // One that missed the end of the time before waits no longer.
+  CHECK(recorder->wait_for_trigger(std::chrono::seconds(60), before).empty());
+  recorder->disarm_triggers();
+}
+
+TEST(what_led_to_a_trigger_is_held_until_it_was_dumped) {
+  const auto recorder = Recorder::create(
+      {.store_limit_bytes = size_t{1} << 20, .ring_capacity = 1 << 8, .keep_ns = 1'000'000});
+  const uint64_t armed = recorder->arm_triggers(only(StepKind::kOther, 500'000'000), {}, {});
+  const auto kind = static_cast<uint32_t>(StepKind::kOther);
+  uint64_t now = now_ticks();
+  const auto run_step = [&](double seconds) {
+    const uint32_t step = recorder->next_step();
+    recorder->buffer()->push({now, 0, make_tag(RecordType::kStepBegin, kind), kNone32, 0, step});
+    now += static_cast<uint64_t>(seconds * 1e10);  // ticks, of which no machine has more a second
+    recorder->buffer()->push({now, 0, make_tag(RecordType::kStepEnd, 0), 0, 0, step});
+    recorder->drain();
+    return int64_t{step};
+  };
+  const int64_t slow = run_step(1.0);
+  for (int i = 0; i < 5; ++i) run_step(0.01);
+  CHECK_EQ(recorder->wait_for_trigger(std::chrono::seconds(0), armed).size(), size_t{1});
+  CHECK_EQ(recorder->snapshot().store.first_step, slow);
+  CHECK(recorder->wait_for_trigger(std::chrono::seconds(0), armed).empty());
+  run_step(0.01);
+  CHECK(recorder->snapshot().store.first_step > slow);
 }
 
 }  // namespace

@@ -221,3 +221,40 @@ def test_the_interpreter_ends_round_daemon_threads(kind: str, tmp_path: Path) ->
     for _ in range(2):
         run = run_script(tmp_path, body)
         assert (run.returncode, run.stdout, run.stderr) == (0, "end\n", "")
+
+
+MEASURES_ITS_COST = {
+    "the log's thread": """
+        model = seeded(Stack)
+        recording = pertoken.profile(model, log_interval_s=0.05)
+        recording.start()
+        until = time.monotonic() + 0.055
+        while time.monotonic() < until:
+            model(numbers())
+    """,
+    "the dump's thread": """
+        model = seeded(Stack)
+        with pertoken.profile(model, triggers=[StepTime(1e-7)], dump_folder="dumps"):
+            model(numbers())
+    """,
+    "the dump's thread, of what nobody stops": """
+        model = seeded(Stack)
+        recording = pertoken.profile(model, triggers=[StepTime(1e-7)], dump_folder="dumps")
+        recording.start()
+        model(numbers())
+    """,
+}
+
+
+@pytest.mark.parametrize("thread", MEASURES_ITS_COST)
+def test_the_interpreter_ends_while_the_cost_is_told(thread: str, tmp_path: Path) -> None:
+    """The exit code is the program's own: no daemon thread is inside torch when it ends."""
+    body = (
+        "import logging\nfrom pertoken.triggers import StepTime\n"
+        "logging.basicConfig(level=logging.INFO, stream=open(os.devnull, 'w'))\n"
+        + textwrap.dedent(MEASURES_ITS_COST[thread])
+        + "sys.exit(7)\n"
+    )
+    for _ in range(3):
+        run = run_script(tmp_path, body, cwd=tmp_path)
+        assert (run.returncode, run.stdout, run.stderr) == (7, "", "")

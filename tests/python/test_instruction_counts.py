@@ -24,7 +24,7 @@ ADDED = {
     "wrapped, stopped": 60,  # 53: its wrapper when the recording has stopped
     "wrapped, left out": 99,  # 95: passed on and counted, in a step that was sampled without detail
     "root": 780,  # 745: a step, timed
-    "root, sampled": 1070,  # 1029: a step whose detail is sampled
+    "root, sampled": 1080,  # 1071: a step whose detail is sampled
 }
 # Instructions of a whole `with`, the interpreter's own (Python 3.11) among them.
 WHOLE = {

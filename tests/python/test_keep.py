@@ -37,7 +37,11 @@ class Waits(nn.Module):
         ("2.5 s", Retention(time_ns=2_500_000_000)),
         ("500ms", Retention(time_ns=500_000_000)),
         ("2min", Retention(time_ns=120 * 10**9)),
+        ("2 min", Retention(time_ns=120 * 10**9)),
         ("64MB", Retention(memory_bytes=64 << 20)),
+        ("64 MB", Retention(memory_bytes=64 << 20)),
+        (" 5  MiB ", Retention(memory_bytes=5 << 20)),
+        ("5M", Retention(memory_bytes=5 << 20)),
         (1 << 21, Retention(memory_bytes=1 << 21)),
     ],
 )
@@ -46,11 +50,17 @@ def test_times_and_sizes_are_told_apart(keep: Any, expected: Retention) -> None:
 
 
 @pytest.mark.parametrize(
-    "keep", ["", "5", "-1s", "0s", "5 weeks", "nans", 5.0, True, b"5s", "9e9s"]
+    "keep", ["", "5", "-1s", "0s", "5 weeks", "nans", 5.0, True, b"5s", "9e9s", "6 4MB", "64 "]
 )
 def test_what_is_neither_is_refused(keep: Any) -> None:
     with pytest.raises(SelectionError, match="keep="):
         pertoken.profile(seeded(Stack), keep=keep)
+
+
+@pytest.mark.parametrize("keep", ["5m", " 5 m ", "1.5m"])
+def test_what_could_be_minutes_or_megabytes_is_refused(keep: str) -> None:
+    with pytest.raises(SelectionError, match=r"5min' for minutes, or '[15.]+MiB' for a size"):
+        retention(keep)
 
 
 def test_the_last_seconds_are_held_whole_and_nothing_older() -> None:

@@ -300,18 +300,76 @@ def test_by_hand_it_dumps_at_any_time(tmp_path: Path) -> None:
         lambda: StepTime(over_s=float("nan")),
         lambda: StepTime(over_s=1, kind="typing"),
         lambda: SlowStep(quantile=1.5),
+        lambda: StepTime("1"),
+        lambda: StepTime(None),
+        lambda: StepTime(True),
+        lambda: StepTime(1, kind=2),
         lambda: SlowStep(factor=-1),
+        lambda: SlowStep(factor="2"),
+        lambda: SlowStep(min_steps=1.5),
+        lambda: SlowStep(min_steps=True),
+        lambda: NonFinite("x"),
+        lambda: NonFinite(None),
         lambda: When("function"),
         lambda: When(print, every_s=0),
+        lambda: When(print, every_s="1"),
+        lambda: Signal(12.0),
+        lambda: Signal(True),
+        lambda: Signal("SIGUSR2"),
+        lambda: Signal([12]),
         lambda: Signal(signal.SIGKILL),
         lambda: pertoken.profile(seeded(Stack), triggers=["slow"]),
         lambda: pertoken.profile(seeded(Stack), triggers=StepTime(1)),
+        lambda: pertoken.profile(seeded(Stack), triggers=5),
+        lambda: pertoken.profile(seeded(Stack), triggers=0),
+        lambda: pertoken.profile(seeded(Stack), triggers=StepTime),
+        lambda: pertoken.profile(seeded(Stack), triggers=[StepTime]),
         lambda: pertoken.profile(seeded(Stack), triggers=[StepTime(1)], dumps_per_hour=0),
+        lambda: pertoken.profile(seeded(Stack), dumps_per_hour="6"),
+        lambda: pertoken.profile(seeded(Stack), dumps_per_hour=None),
+        lambda: pertoken.profile(seeded(Stack), dumps_per_hour=1.5),
+        lambda: pertoken.profile(seeded(Stack), dumps_per_hour=True),
+        lambda: pertoken.profile(seeded(Stack), dumps_per_hour=10**30),
+        lambda: pertoken.profile(seeded(Stack), dump_folder=None),
+        lambda: pertoken.profile(seeded(Stack), triggers=[StepTime(1)], dump_folder=5),
+        lambda: pertoken.profile(seeded(Stack), spool=5),
     ],
 )
 def test_what_cannot_fire_is_refused(make: Callable[[], Any]) -> None:
-    with pytest.raises(SelectionError):
+    """By one error that names the argument, when the object is made."""
+    with pytest.raises(SelectionError, match=r"give|a step is one of"):
         make()
+
+
+def test_numbers_of_other_libraries_are_numbers(tmp_path: Path) -> None:
+    model = seeded(Stack)
+    triggers = [
+        StepTime(np.float32(1e5)),
+        SlowStep(factor=np.int64(9), min_steps=np.int32(5)),
+        Signal(np.int64(signal.SIGUSR2)),
+    ]
+    with pertoken.profile(
+        model, triggers=triggers, dump_folder=os.fsencode(tmp_path), dumps_per_hour=np.int64(2)
+    ) as recording:
+        signal.raise_signal(signal.SIGUSR2)
+    assert [path.parent for path in recording.dumps] == [tmp_path]
+
+
+def test_where_nothing_is_observed_it_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`NonFinite` sees then only what is observed by hand, which is said when it starts."""
+    model = seeded(Stack)
+    for activations in (None, "*"):
+        recording = pertoken.profile(
+            model, triggers=[NonFinite()], activations=activations, dump_folder=tmp_path
+        )
+        for _ in range(2):
+            with recording:
+                model(numbers())
+        told = [record.message for record in caplog.records if "activations=" in record.message]
+        assert len(told) == 1, "of the first recording, when it started first"
+        assert "pertoken.observe" in told[0]
 
 
 def test_a_dump_that_cannot_be_written_is_a_fault_and_no_more(tmp_path: Path) -> None:

@@ -1,0 +1,45 @@
+#include "core/tracks.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+namespace pertoken {
+
+int32_t Tracks::add() {
+  return std::exchange(next_, next_ == std::numeric_limits<int32_t>::max() ? 0 : next_ + 1);
+}
+
+int32_t Tracks::add_thread(int64_t tid, const std::string& name) {
+  known_.push_back({next_, tid, name});
+  return add();
+}
+
+void Tracks::add_replayed(int32_t track, int64_t tid, std::string name) {
+  known_.push_back({track, tid, std::move(name)});
+}
+
+StreamTrack& Tracks::of_stream(const DeviceSpan& span,
+                               const std::function<int64_t(int32_t)>& last_seq_of) {
+  const auto [entry, is_new] = streams_.try_emplace({span.track, span.device, span.stream});
+  if (is_new) {
+    try {
+      known_.push_back({next_, static_cast<int64_t>(span.stream),
+                        "stream " + std::to_string(span.stream), span.device});
+    } catch (...) {
+      streams_.erase(entry);
+      throw;
+    }
+    const int64_t last_seq = last_seq_of(span.track);
+    entry->second = {add(), last_seq < 0 ? int64_t{span.seq} : last_seq};
+  }
+  return entry->second;
+}
+
+void Tracks::keep(const std::unordered_set<int32_t>& used) {
+  std::erase_if(known_, [&](const TrackInfo& track) { return !used.contains(track.track); });
+  std::erase_if(streams_, [&](const auto& entry) { return !used.contains(entry.second.track); });
+  forget_at_ = std::max(2 * known_.size(), kFew);
+}
+
+}  // namespace pertoken
