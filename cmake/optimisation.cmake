@@ -63,6 +63,7 @@ set_source_files_properties(
   csrc/bindings/request_numbers.cpp
   csrc/bindings/root_search.cpp
   csrc/bindings/snapshot_columns.cpp
+  csrc/bindings/scope_links.cpp
   csrc/bindings/tensor_arguments.cpp
   csrc/bindings/tensor_reading.cpp
   csrc/core/aggregates.cpp
@@ -74,10 +75,12 @@ set_source_files_properties(
   csrc/core/committed_logits.cpp
   csrc/core/exp_boundaries.cpp
   csrc/core/generation_times.cpp
+  csrc/core/logit_stats.cpp
   csrc/core/mapped_file.cpp
   csrc/core/observation_intake.cpp
   csrc/core/observation_store.cpp
   csrc/core/packed_buckets.cpp
+  csrc/core/recorder.cpp
   csrc/core/recorder_devices.cpp
   csrc/core/recorder_observations.cpp
   csrc/core/recorder_registry.cpp
@@ -93,6 +96,7 @@ set_source_files_properties(
   csrc/core/spooled_observation.cpp
   csrc/core/step_triggers.cpp
   csrc/core/string_table.cpp
+  csrc/core/tensor_view.cpp
   csrc/core/trace_store.cpp
   csrc/core/tracks.cpp
   csrc/cuda/device_clock.cpp
@@ -118,6 +122,10 @@ set_source_files_properties(
   csrc/cuda/stats_plan.cpp
   csrc/cuda/stream_capture.cpp
   csrc/cuda/tagged_reader.cpp
+  csrc/export/chrome_trace.cpp
   csrc/export/counter_events.cpp
+  csrc/export/lanes.cpp
+  csrc/export/sink.cpp
   csrc/export/step_events.cpp
+  csrc/export/trace_rows.cpp
   PROPERTIES COMPILE_OPTIONS $<$<CONFIG:Release>:-Os>)
