@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <optional>
 #include <utility>
 
 namespace pertoken {
@@ -135,9 +136,7 @@ void Collector::see_detail(const Record& record, int64_t step, ThreadBuffer::Pro
 
 void Collector::end_step(const Record& record, int64_t step, ThreadBuffer::Progress& progress) {
   requests_.end_step(step, record.start_ticks, record.detail());
-  const OpenStep* const open = progress.steps.find(step);
-  const OpenStep ended = open != nullptr ? *open : OpenStep{};
-  progress.steps.end(step);
+  const std::optional<OpenStep> ended = progress.steps.end(step);
   StepRow* row = store_.step(step);
   if (row == nullptr || !row->begun) return;
   row->end_ticks = record.start_ticks;
@@ -149,7 +148,7 @@ void Collector::end_step(const Record& record, int64_t step, ThreadBuffer::Progr
   activity_.step_ticks += dur_ticks;
   activity_.timed_roots += root_ns > 0 ? 1 : 0;
   activity_.root_ns += root_ns;
-  if (sampler_ != nullptr && open != nullptr) see_step(record, *row, root_ns, ended, progress);
+  if (sampler_ != nullptr && ended) see_step(record, *row, root_ns, *ended, progress);
   newest_ticks_ = std::max(newest_ticks_, row->end_ticks);
   triggers_.see_step(step, step_kind(row->detail), dur_ticks);
   hold_if_fired();

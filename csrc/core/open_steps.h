@@ -4,7 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <utility>
+#include <optional>
 #include <vector>
 
 #include "core/record.h"
@@ -45,13 +45,17 @@ class OpenSteps {
   OpenStep* find_low(uint32_t low) {
     return find_by([=](int64_t own) { return static_cast<uint32_t>(own) == low; });
   }
-  // Nothing may be asked of it any longer, unless it was the last to begin.
-  void end(int64_t step) {
-    if (last_.step == step) {
+  // What was known of it, if anything. It can be found no longer, unless it was the last to begin.
+  std::optional<OpenStep> end(int64_t step) {
+    const OpenStep* const known = find(step);
+    if (known == nullptr) return std::nullopt;
+    const OpenStep ended = *known;
+    if (known == &last_) {
       last_has_ended_ = true;
     } else {
-      std::erase_if(others_, [=](const OpenStep& own) { return own.step == step; });
+      others_.erase(others_.begin() + (known - others_.data()));
     }
+    return ended;
   }
 
  private:

@@ -23,7 +23,7 @@ from pertoken.folder_argument import folder_name
 from pertoken.result import Profile
 from pertoken.schema import STEP_KINDS
 from pertoken.signal_handlers import fire_at
-from pertoken.triggers import NonFinite, Signal, SlowStep, StepTime, Trigger, When
+from pertoken.triggers import NonFinite, Signal, SlowStep, StepTime, Trigger, When, is_number
 
 if TYPE_CHECKING:
     from pertoken.recording import Recording
@@ -89,11 +89,10 @@ class Dumps:
                 raise SelectionError(
                     f"triggers: {trigger!r} is none; give those of pertoken.triggers"
                 )
-        given: object = dumps_per_hour
-        is_integer = isinstance(given, numbers.Integral) and not isinstance(given, bool)
+        is_integer = is_number(dumps_per_hour, numbers.Integral)
         if not is_integer or not 1 <= dumps_per_hour <= _MOST_AN_HOUR:
             raise SelectionError(
-                f"dumps_per_hour={given!r}: give an integer from 1 to {_MOST_AN_HOUR:,}"
+                f"dumps_per_hour={dumps_per_hour!r}: give an integer from 1 to {_MOST_AN_HOUR:,}"
             )
         self._folder = Path(folder_name("dump_folder", folder))
         self._most = int(dumps_per_hour)

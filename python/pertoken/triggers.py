@@ -138,7 +138,7 @@ class Signal:
     def __post_init__(self) -> None:
         """Checks the argument."""
         unhandled = (signal.SIGKILL, signal.SIGSTOP)
-        is_known = _is_number(self.number, numbers.Integral)
+        is_known = is_number(self.number, numbers.Integral)
         is_known = is_known and self.number in signal.valid_signals()
         if not is_known or self.number in unhandled:
             raise SelectionError(f"number={self.number!r}: give a signal that can be handled")
@@ -147,14 +147,15 @@ class Signal:
 Trigger = StepTime | SlowStep | NonFinite | When | Signal
 
 
-def _is_number(value: object, of: type = numbers.Real) -> bool:
+def is_number(value: object, of: type = numbers.Real) -> bool:
+    """Whether it is one of that kind, and no truth value."""
     return isinstance(value, of) and not isinstance(value, bool)
 
 
 def _check_number(
     name: str, value: float, above: float, most: float, of: type = numbers.Real
 ) -> None:
-    if not (_is_number(value, of) and math.isfinite(value) and above < value <= most):
+    if not (is_number(value, of) and math.isfinite(value) and above < value <= most):
         what = "an integer" if of is numbers.Integral else "a number"
         raise SelectionError(f"{name}={value!r}: give {what} above {above}, at most {most:g}")
 

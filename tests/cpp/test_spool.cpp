@@ -8,6 +8,7 @@
 #include <array>
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -134,13 +135,17 @@ TEST(a_segment_says_of_which_step_on_it_holds_all) {
   CHECK_EQ(head.first_step, int64_t{7});
 }
 
+// Not started: nobody else drains what the thread has left.
+std::shared_ptr<Recorder> with_a_ring_of_a_thread_that_ended(const TemporaryFolder& folder) {
+  auto recorder = Recorder::create({.store_limit_bytes = size_t{1} << 20, .ring_capacity = 1 << 6});
+  recorder->spool_into({folder.path(), size_t{1} << 20, 3});
+  std::thread([&] { push_spans(*recorder, 0, 10); }).join();
+  return recorder;
+}
+
 TEST(a_thread_that_ends_takes_its_ring_file_along) {
   const TemporaryFolder folder;
-  const auto recorder =
-      Recorder::create({.store_limit_bytes = size_t{1} << 20, .ring_capacity = 1 << 6});
-  recorder->spool_into({folder.path(), size_t{1} << 20, 3});
-  // Not started: nobody else drains.
-  std::thread([&] { push_spans(*recorder, 0, 10); }).join();
+  const auto recorder = with_a_ring_of_a_thread_that_ended(folder);
   push_spans(*recorder, 0, 10);
   CHECK(fs::exists(folder.path() + "/ring-0"));
   recorder->drain();
@@ -223,11 +228,7 @@ TEST(notes_that_are_told_again_leave_room_for_what_is_new) {
 
 TEST(a_forked_child_leaves_its_parents_rings) {
   const TemporaryFolder folder;
-  const auto recorder =
-      Recorder::create({.store_limit_bytes = size_t{1} << 20, .ring_capacity = 1 << 6});
-  recorder->spool_into({folder.path(), size_t{1} << 20, 3});
-  // Not started: nobody else drains.
-  std::thread([&] { push_spans(*recorder, 0, 10); }).join();
+  const auto recorder = with_a_ring_of_a_thread_that_ended(folder);
   const pid_t child = fork();
   if (child == 0) {
     alarm(200);

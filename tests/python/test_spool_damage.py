@@ -112,6 +112,20 @@ def test_of_a_frame_torn_by_the_end_of_the_process_nothing_is_lost(tmp_path: Pat
         assert profile.losses["reasons"] == whole.losses["reasons"]
 
 
+def test_a_segment_without_its_head_does_not_keep_the_others_from_being_recovered(
+    tmp_path: Path,
+) -> None:
+    """As a disk that was full when it was begun may leave it."""
+    files = parts((CORPUS / "generate").read_bytes())
+    head = next(iter(Frames(files["segment-0"])))
+    headless = files["segment-0"][16 + len(head.payload) :]
+    profile = recovered(joined({**files, "segment-1": headless}), tmp_path / "input")
+    assert profile is not None
+    assert identified(profile) == rows_of("generate")
+    reason = f"{len(headless):,} bytes at the end of segment-1 could not be read."
+    assert reason in profile.losses["reasons"]
+
+
 @pytest.mark.parametrize("file", ["segment-0", "sites"])
 def test_a_bit_that_was_turned_makes_up_no_row(file: str, tmp_path: Path) -> None:
     name = "generate"
