@@ -13,9 +13,14 @@ from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 
+def boot_clock_ns() -> int:
+    """The clock that a profile's ``boot_origin_ns`` is of."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
 @dataclass
 class Forward:
-    """One call of the root: its arguments as they were at entry, and when it was."""
+    """One call of the root: its arguments as they were at entry, and when it was (boot clock)."""
 
     rows: int
     query_len: int
@@ -58,11 +63,11 @@ class ForwardLog:
         mask = kwargs.get(decoder + "attention_mask")
         valid = mask.sum(1).tolist() if mask is not None and mask.dim() == 2 else None
         keep = kwargs.get("logits_to_keep")
-        now = time.perf_counter_ns()
+        now = boot_clock_ns()
         self.forwards.append(Forward(ids.shape[0], ids.shape[1], length, keep, valid, now))
 
     def _after(self, model: Any, args: Any, result: Any) -> None:
-        self.forwards[-1].end_ns = time.perf_counter_ns()
+        self.forwards[-1].end_ns = boot_clock_ns()
 
     def column(self, name: str) -> list[Any]:
         """One attribute of all forwards."""
