@@ -28,7 +28,13 @@ std::span<const std::byte> SpoolJournal::waiting() const noexcept {
 
 void SpoolJournal::release(size_t size_bytes) noexcept {
   begin_ += size_bytes;
-  if (begin_ == end_) begin_ = end_ = 0;
+  // What is left moves to the front where it does not overlap with itself, so that whoever reads
+  // the file finds it whole at either place, and a journal that is never quite empty has room.
+  if (const size_t left = end_ - begin_; left <= begin_) {
+    std::copy_n(room_.begin() + static_cast<std::ptrdiff_t>(begin_), left, room_.begin());
+    begin_ = 0;
+    end_ = left;
+  }
   publish();
 }
 

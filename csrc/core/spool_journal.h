@@ -19,7 +19,7 @@ class SpoolJournal {
 
   // False when there is no room.
   bool append(std::span<const std::byte> frame) noexcept;
-  // What was appended and not released. Stays where it is while more is appended.
+  // What was appended and not released. Stays where it is until release().
   std::span<const std::byte> waiting() const noexcept;
   // Gives back the first of what waiting() returned.
   void release(size_t size_bytes) noexcept;
