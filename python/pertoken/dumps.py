@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 from pertoken.dump_thread import DumpThread, wait_for_dumps
 from pertoken.errors import SelectionError, system_errors
 from pertoken.folder_argument import folder_name
+from pertoken.number_argument import is_number
 from pertoken.result import Profile
 from pertoken.schema import STEP_KINDS
 from pertoken.signal_handlers import fire_at
-from pertoken.triggers import NonFinite, Signal, SlowStep, StepTime, Trigger, When, is_number
+from pertoken.triggers import NonFinite, Signal, SlowStep, StepTime, Trigger, When
 
 if TYPE_CHECKING:
     from pertoken.recording import Recording

@@ -12,6 +12,7 @@ from pertoken.experiment.comparison import variant_looks
 from pertoken.experiment.observations import Call, Clock, TimedCalls
 from pertoken.experiment.plan import Plan, checked_plan
 from pertoken.experiment.result import Result
+from pertoken.number_argument import is_number
 from pertoken.profile_function import profile
 from pertoken.random_state import RandomState
 from pertoken.recording import Recording
@@ -69,7 +70,7 @@ def measure_overhead(
     """
     given: object = budget  # what is no number is for the plan to refuse
     is_used = plan is None or sampled
-    if is_used and isinstance(given, (int, float)) and given >= 1:
+    if is_used and is_number(given) and given >= 1:
         raise ExperimentError(
             f"budget={budget!r}: give a share of the time, below 1, such as 0.01; 0.01 is 1 %, "
             "and 1 is 100 %"

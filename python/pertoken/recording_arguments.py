@@ -8,6 +8,7 @@ import threading
 
 from pertoken.autostart_options import MIN_MEMORY_BYTES
 from pertoken.errors import SelectionError
+from pertoken.number_argument import is_number
 
 
 def check_arguments(model: object, memory_limit_bytes: object, log_interval_s: object) -> None:
@@ -24,16 +25,15 @@ def check_arguments(model: object, memory_limit_bytes: object, log_interval_s: o
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(model, torch.nn.Module):
         raise SelectionError(_not_a_module(model))
-    is_integer = isinstance(memory_limit_bytes, numbers.Integral)
-    if not is_integer or memory_limit_bytes < MIN_MEMORY_BYTES:  # type: ignore[operator]
+    limit = memory_limit_bytes
+    if not (is_number(limit, numbers.Integral) and limit >= MIN_MEMORY_BYTES):
         raise SelectionError(
             f"memory_limit_bytes={memory_limit_bytes!r}: give at least {MIN_MEMORY_BYTES}, as an "
             "integer"
         )
     if log_interval_s is None:
         return
-    is_number = isinstance(log_interval_s, (int, float)) and not isinstance(log_interval_s, bool)
-    if not is_number or not 0 < log_interval_s <= threading.TIMEOUT_MAX:  # type: ignore[operator]
+    if not (is_number(log_interval_s) and 0 < log_interval_s <= threading.TIMEOUT_MAX):
         raise SelectionError(
             f"log_interval_s={log_interval_s!r}: give a positive number of seconds, or None"
         )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pertoken import _native, record_costs, seeds
 from pertoken.errors import SelectionError
+from pertoken.number_argument import is_number
 from pertoken.schema import STEP_KINDS
 from pertoken.selection import layer_names
 
@@ -42,9 +43,7 @@ def checked_budget(budget: float | None) -> float | None:
     """
     if budget is None:
         return None
-    given: object = budget
-    is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
-    if not is_number or not 0 < budget <= 1:
+    if not is_number(budget) or not 0 < budget <= 1:
         raise SelectionError(
             f"budget={budget!r}: give a share of the steps' time, above 0 and 1 at most, or None; "
             "0.01 is 1 %"

@@ -5,7 +5,6 @@ Steps and values are seen by the thread that collects them, so a trigger costs t
 
 from __future__ import annotations
 
-import math
 import numbers
 import signal
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pertoken.errors import SelectionError
+from pertoken.number_argument import is_number
 from pertoken.schema import STEP_KINDS
 
 if TYPE_CHECKING:
@@ -147,15 +147,10 @@ class Signal:
 Trigger = StepTime | SlowStep | NonFinite | When | Signal
 
 
-def is_number(value: object, of: type = numbers.Real) -> bool:
-    """Whether it is one of that kind, and no truth value."""
-    return isinstance(value, of) and not isinstance(value, bool)
-
-
 def _check_number(
     name: str, value: float, above: float, most: float, of: type = numbers.Real
 ) -> None:
-    if not (is_number(value, of) and math.isfinite(value) and above < value <= most):
+    if not (is_number(value, of) and above < value <= most):
         what = "an integer" if of is numbers.Integral else "a number"
         raise SelectionError(f"{name}={value!r}: give {what} above {above}, at most {most:g}")
 

@@ -79,6 +79,7 @@ def test_a_plan_survives_json():
         {"metrics": ["p50", "p50.0"]},
         {"margin": float("nan")},
         {"margin": 5},
+        {"margin": 10**400},
         {"margin": -1},
         {"margin": "1%"},
         {"alpha": 0},

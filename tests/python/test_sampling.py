@@ -130,6 +130,10 @@ def test_a_recording_goes_on_sampling_after_a_pause() -> None:
     assert facts["kinds"]["other"]["steps"] == 200
 
 
+def test_a_budget_may_be_one_of_numpys_numbers() -> None:
+    assert pertoken.profile(seeded(Stack), budget=np.float32(0.25)).budget == 0.25
+
+
 @pytest.mark.parametrize("budget", [0, -0.1, 1.01, math.nan, math.inf, "1%", True])
 def test_a_budget_that_is_none_is_refused(budget: Any) -> None:
     with pytest.raises(SelectionError, match=r"budget.* 0\.01 is 1 %"):

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from numbers import Real
 from typing import Any, Literal
 
 from pertoken.errors import ExperimentError
 from pertoken.experiment.confidence_sequence import MIN_PAIRS
+from pertoken.number_argument import is_number
 
 FORMAT = "pertoken.experiment.plan/1"
 FEWEST_CALLS = 16  # of a pilot
@@ -46,10 +45,9 @@ class Metric:
             raise ExperimentError(f"metric {self.of!r}: give 'mean' or a quantile such as 'p99'")
         if self.level is not None and not 0.5 <= self.level < 1.0:
             raise ExperimentError(f"metric {self.of!r}: give a quantile from p50 to below p100")
-        if not _is_number(self.margin) or not -0.75 <= self.margin <= _LARGEST_MARGIN:
+        if not is_number(self.margin) or not -0.75 <= self.margin <= _LARGEST_MARGIN:
             raise ExperimentError(
-                f"margin={self.margin!r} of {self.of!r}: give a share above -1, 3 at most; "
-                "0.01 is 1 %"
+                f"margin={self.margin!r} of {self.of!r}: give a share from -0.75 to 3; 0.01 is 1 %"
             )
         if not _is_name(self.quantity):
             raise ExperimentError(f"quantity={self.quantity!r}: give the name of a quantity")
@@ -117,9 +115,9 @@ class Plan:
             ExperimentError: a field is not of its form or out of its range.
         """
         made = _metrics(metrics, margin)
-        if not _is_number(alpha) or not 0.0 < alpha <= 0.5:
+        if not is_number(alpha) or not 0.0 < alpha <= 0.5:
             raise ExperimentError(f"alpha={alpha!r}: give a probability above 0, 0.5 at most")
-        if max_seconds is not None and (not _is_number(max_seconds) or max_seconds <= 0):
+        if max_seconds is not None and (not is_number(max_seconds) or max_seconds <= 0):
             raise ExperimentError(f"max_seconds={max_seconds!r}: give a positive number, or None")
         if block_length is not None:
             _require_count("block_length", block_length, 1)
@@ -226,12 +224,6 @@ def _is_name(value: object) -> bool:
     return isinstance(value, str) and value != ""
 
 
-def _is_number(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return False
-    return math.isfinite(float(value))
-
-
 def _require_count(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not is_number(value, int) or value < least:
         raise ExperimentError(f"{name}={value!r}: give an integer, {least} at least")
