@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <chrono>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -42,32 +43,31 @@ void tell_values(NamedValues& told, const FiredTrigger& trigger) {
   told["kind"] = static_cast<int>(trigger.kind);
 }
 
-// Kinds are numbers.
-py::dict fired(const FiredTrigger& trigger) {
-  NamedValues told;
-  if (trigger.cause == TriggerCause::kSignal) {
-    told["reason"] = "signal";
-    told["signal"] = trigger.signal;
-    return told;
-  }
-  if (trigger.cause == TriggerCause::kNonFinite) {
-    tell_values(told, trigger);
-    return told;
-  }
+void tell_time(NamedValues& told, const FiredTrigger& trigger) {
   told["reason"] = trigger.cause == TriggerCause::kStepTime ? "step_time" : "slow_step";
   told["step"] = trigger.step;
   told["kind"] = static_cast<int>(trigger.kind);
   told["wall_ns"] = trigger.wall_ns;
   told["over_ns"] = trigger.over_ns;
-  return told;
 }
 
-py::list wait(Recorder& recorder, double timeout_s, uint64_t armed) {
-  std::vector<FiredTrigger> taken;
+// The first that fired, and how many others. Kinds are numbers. None: nothing fired.
+py::object wait(Recorder& recorder, double timeout_s, uint64_t armed) {
+  std::optional<FiredTriggers> taken;
   const std::chrono::duration<double> timeout(timeout_s);
   without_gil([&] { taken = recorder.wait_for_trigger(timeout, armed); });
-  py::list told;
-  for (const FiredTrigger& trigger : taken) told.append(fired(trigger));
+  if (!taken) return py::none();
+  const FiredTrigger& trigger = taken->first;
+  NamedValues told;
+  if (trigger.cause == TriggerCause::kSignal) {
+    told["reason"] = "signal";
+    told["signal"] = trigger.signal;
+  } else if (trigger.cause == TriggerCause::kNonFinite) {
+    tell_values(told, trigger);
+  } else {
+    tell_time(told, trigger);
+  }
+  told["others"] = taken->others;
   return told;
 }
 

@@ -171,7 +171,8 @@ class Recorder {
   void fire_trigger(int signal);
   // What has fired: none when the time is up, or when it is no longer armed as it was at the time
   // of which `armed` was returned. What led to it is then held until the next call.
-  std::vector<FiredTrigger> wait_for_trigger(std::chrono::duration<double> timeout, uint64_t armed);
+  std::optional<FiredTriggers> wait_for_trigger(std::chrono::duration<double> timeout,
+                                                uint64_t armed);
 
   // For a recorder that never starts: what another one has spooled, in the same order.
   void replay_clock(std::span<const ClockSample> samples);

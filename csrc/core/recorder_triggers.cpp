@@ -27,8 +27,8 @@ void Recorder::fire_trigger(int signal) {
   trigger_wake_.notify_all();
 }
 
-std::vector<FiredTrigger> Recorder::wait_for_trigger(std::chrono::duration<double> timeout,
-                                                     uint64_t armed) {
+std::optional<FiredTriggers> Recorder::wait_for_trigger(std::chrono::duration<double> timeout,
+                                                        uint64_t armed) {
   std::unique_lock lock(mutex_);
   StepTriggers& triggers = collector_.triggers();
   if (!triggers.has_fired()) collector_.let_go();

@@ -43,15 +43,15 @@ void StepTriggers::learn(const Aggregates& totals, double ns_per_tick) {
 }
 
 void StepTriggers::step_is_slow(int64_t step, StepKind kind, uint64_t wall_ticks) {
-  if (!is_armed_ || fired_.size() >= kMostFired) return;
+  if (!is_armed_) return;
   const auto at = static_cast<size_t>(kind);
   const bool is_fixed =
       fixed_ns_[at] != 0 && (learned_ns_[at] == 0 || fixed_ns_[at] <= learned_ns_[at]);
-  fired_.push_back({.cause = is_fixed ? TriggerCause::kStepTime : TriggerCause::kSlowStep,
-                    .step = step,
-                    .kind = kind,
-                    .wall_ns = to_ns(wall_ticks, ns_per_tick_),
-                    .over_ns = is_fixed ? fixed_ns_[at] : learned_ns_[at]});
+  fire({.cause = is_fixed ? TriggerCause::kStepTime : TriggerCause::kSlowStep,
+        .step = step,
+        .kind = kind,
+        .wall_ns = to_ns(wall_ticks, ns_per_tick_),
+        .over_ns = is_fixed ? fixed_ns_[at] : learned_ns_[at]});
 }
 
 void StepTriggers::watch_values(int64_t step, const Observation& observation) {
@@ -59,21 +59,30 @@ void StepTriggers::watch_values(int64_t step, const Observation& observation) {
   const uint64_t infinities = values.pos_inf_count() + values.neg_inf_count();
   const bool is_bad =
       (values_.nans && values.nan_count() != 0) || (values_.infinities && infinities != 0);
-  if (!nonfinite_.begins(observation.site, step, is_bad) || fired_.size() >= kMostFired) return;
-  fired_.push_back({.cause = TriggerCause::kNonFinite,
-                    .step = step,
-                    .kind = step_kind(observation.kind),
-                    .site = observation.site,
-                    .row = observation.row,
-                    .nans = values.nan_count(),
-                    .infinities = infinities});
+  if (!nonfinite_.begins(observation.site, step, is_bad)) return;
+  fire({.cause = TriggerCause::kNonFinite,
+        .step = step,
+        .kind = step_kind(observation.kind),
+        .site = observation.site,
+        .row = observation.row,
+        .nans = values.nan_count(),
+        .infinities = infinities});
 }
 
 void StepTriggers::see_signal(int number) {
-  if (!is_armed_ || fired_.size() >= kMostFired) return;
-  fired_.push_back({.cause = TriggerCause::kSignal, .signal = number});
+  if (is_armed_) fire({.cause = TriggerCause::kSignal, .signal = number});
 }
 
-std::vector<FiredTrigger> StepTriggers::take() noexcept { return std::exchange(fired_, {}); }
+void StepTriggers::fire(const FiredTrigger& trigger) noexcept {
+  if (fired_) {
+    ++fired_->others;
+  } else {
+    fired_ = {.first = trigger};
+  }
+}
+
+std::optional<FiredTriggers> StepTriggers::take() noexcept {
+  return std::exchange(fired_, std::nullopt);
+}
 
 }  // namespace pertoken

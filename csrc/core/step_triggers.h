@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "core/aggregates.h"
@@ -43,6 +44,12 @@ struct FiredTrigger {
   int signal = 0;
 };
 
+// What fired since it was last taken, for one dump.
+struct FiredTriggers {
+  FiredTrigger first;
+  uint64_t others = 0;
+};
+
 class StepTriggers {
  public:
   using Times = std::array<uint64_t, kStepKinds>;  // by kind, 0: none
@@ -64,12 +71,11 @@ class StepTriggers {
     if (is_armed_ && (values_.nans || values_.infinities)) watch_values(step, observation);
   }
   void see_signal(int number);
-  bool has_fired() const noexcept { return !fired_.empty(); }
-  std::vector<FiredTrigger> take() noexcept;
+  bool has_fired() const noexcept { return fired_.has_value(); }
+  std::optional<FiredTriggers> take() noexcept;
 
  private:
-  static constexpr size_t kMostFired = 64;  // that wait for the same dump
-
+  void fire(const FiredTrigger& trigger) noexcept;
   void step_is_slow(int64_t step, StepKind kind, uint64_t wall_ticks);
   void watch_values(int64_t step, const Observation& observation);
 
@@ -82,7 +88,7 @@ class StepTriggers {
   WatchedValues values_;
   NonfiniteWatch nonfinite_;
   double ns_per_tick_ = 1.0;
-  std::vector<FiredTrigger> fired_;
+  std::optional<FiredTriggers> fired_;
 
   static constexpr Times no_times() {
     Times times{};

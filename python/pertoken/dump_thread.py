@@ -97,8 +97,8 @@ class DumpThread:
             self._held = None
             _running.discard(self)
 
-    def _fired(self, timeout_s: float) -> list[dict[str, Any]]:
-        fired: list[dict[str, Any]] = self._recorder.wait_for_trigger(timeout_s, self._armed)
+    def _fired(self, timeout_s: float) -> dict[str, Any] | None:
+        fired: dict[str, Any] | None = self._recorder.wait_for_trigger(timeout_s, self._armed)
         return fired
 
 

@@ -40,8 +40,12 @@ _numbers = itertools.count(1)  # of the dumps of this process, whichever recordi
 def dump(recording: Recording, path: str | os.PathLike[str], trigger: dict[str, Any]) -> None:
     """Writes what `recording` holds, with what made it so in ``meta["trigger"]``."""
     held = recording.result()
-    meta = {**held.meta, "trigger": {**trigger, "at_unix_ns": time.time_ns()}}
-    Profile(held.tables, meta, held.losses, held.totals).save(path)
+    trigger = {**trigger, "at_unix_ns": time.time_ns()}
+    if "wall_ns" in trigger:
+        # It fired by an earlier estimate of the clock's rate than the table is written by.
+        found = held.steps.where(held.steps["step"] == trigger["step"])
+        trigger["wall_ns"] = next(iter(found["wall_ns"].tolist()), trigger["wall_ns"])
+    Profile(held.tables, {**held.meta, "trigger": trigger}, held.losses, held.totals).save(path)
 
 
 def dumps_by(
@@ -197,14 +201,13 @@ class Dumps:
             except Exception as error:
                 recording.faults.note("the function of a trigger", error)
 
-    def take(self, recording: Recording, fired: list[dict[str, Any]]) -> None:
+    def take(self, recording: Recording, fired: dict[str, Any] | None) -> None:
         """Dumps once for all that has fired; the first is the reason, the rest are counted."""
-        if not fired:
+        if fired is None:
             return
-        first, *others = fired
-        if "kind" in first:
-            first["kind"] = STEP_KINDS[first["kind"]]
-        self.dump(recording, {**first, "others": len(others)})
+        if "kind" in fired:
+            fired["kind"] = STEP_KINDS[fired["kind"]]
+        self.dump(recording, fired)
 
     def dump(self, recording: Recording, trigger: dict[str, Any]) -> None:
         """Dumps, unless the hour's dumps are used up."""
