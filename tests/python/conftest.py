@@ -6,12 +6,15 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from benchmark_runs import benchmark_modules
+
+if TYPE_CHECKING:
+    from fake_gpu import FakeGpu
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -72,3 +75,12 @@ def module() -> Iterator[Callable[[str], Any]]:
     """Imports a module of the benchmarks by its name."""
     with benchmark_modules() as import_module:
         yield import_module
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
+    """Two GPUs that are none, in a test which is to use the driver as it wants to be used."""
+    from fake_gpu import orderly_gpu
+
+    with orderly_gpu(monkeypatch, devices=2) as made:
+        yield made

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import invariants
 import pertoken
 from compiler import compilations, fresh_compiler, tensor_operator
-from fake_gpu import FakeGpu, FakeGraph, orderly_gpu, put_on
+from fake_gpu import FakeGpu, FakeGraph, put_on
 from pertoken import _native
 from waiting import wait_for
 
@@ -31,12 +31,6 @@ needs_kernels = pytest.mark.skipif(
 def compiles_afresh() -> Iterator[None]:
     with fresh_compiler():
         yield
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
-    with orderly_gpu(monkeypatch) as made:
-        yield made
 
 
 @pytest.fixture(autouse=True)

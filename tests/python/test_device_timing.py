@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ import torch
 
 import invariants
 import pertoken
-from fake_gpu import FakeGpu, fake_gpu, orderly_gpu, put_on
+from fake_gpu import FakeGpu, fake_gpu, put_on
 from pertoken import DeviceError, SelectionError, _native
 from waiting import wait_for
 
@@ -48,12 +47,6 @@ class Model(torch.nn.Module):
 
 
 IDS = torch.zeros(1, 4, dtype=torch.long)
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
-    with orderly_gpu(monkeypatch, devices=2) as made:
-        yield made
 
 
 def run(model: torch.nn.Module, steps: int, **options: object) -> pertoken.Profile:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 
 import invariants
 import pertoken
-from fake_gpu import FakeGpu, on_gpu, orderly_gpu, put_on
+from fake_gpu import FakeGpu, on_gpu, put_on
 from pertoken import _native
 from waiting import wait_for
 
@@ -58,12 +57,6 @@ class Model(torch.nn.Module):
         for layer in self.layers:
             layer(x)
         return input_ids
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
-    with orderly_gpu(monkeypatch, devices=2) as made:
-        yield made
 
 
 def run(

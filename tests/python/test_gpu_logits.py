@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import ctypes
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 import invariants
 import models
 import pertoken
-from fake_gpu import FakeGpu, on_gpu, orderly_gpu, put_on
+from fake_gpu import FakeGpu, on_gpu, put_on
 from logit_reference import SIGNALS, sharp, signals
 from pertoken import Profile, _native
 from pertoken.engines.engine import Engine
@@ -34,12 +33,6 @@ pytestmark = [
         _native.build_info()["cuda_kernels"] == "none", reason="built without kernels"
     ),
 ]
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
-    with orderly_gpu(monkeypatch) as made:
-        yield made
 
 
 def of_gpu(model: Any, *, ids: bool = True, dtype: torch.dtype = torch.float32) -> Any:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 import invariants
 import pertoken
-from fake_gpu import FakeGpu, orderly_gpu
+from fake_gpu import FakeGpu
 from graph_model import IDS, KERNEL_NS, Model, capture, check_layers, on_gpu
 from pertoken import _native
 
@@ -19,12 +17,6 @@ GRAPHS_AT_ONCE = 4095
 pytestmark = pytest.mark.skipif(
     _native.build_info()["cuda_kernels"] == "none", reason="built without kernels"
 )
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
-    with orderly_gpu(monkeypatch) as made:
-        yield made
 
 
 def test_layers_have_their_times_in_every_replay(gpu: FakeGpu) -> None:

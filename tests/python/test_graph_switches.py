@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator
 
 import pytest
 
 import pertoken
-from fake_gpu import FakeGpu, FakeGraph, orderly_gpu
+from fake_gpu import FakeGpu, FakeGraph
 from graph_model import Model, capture, check_layers, on_gpu
 from pertoken import _native
 
@@ -19,12 +18,6 @@ STAMPS = 4  # of three layers in a row
 pytestmark = pytest.mark.skipif(
     _native.build_info()["cuda_kernels"] == "none", reason="built without kernels"
 )
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
-    with orderly_gpu(monkeypatch) as made:
-        yield made
 
 
 def replay(gpu: FakeGpu, graph: FakeGraph, times: int = 1) -> None:

@@ -6,7 +6,6 @@ what lies there then.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ import torch
 
 import invariants
 import pertoken
-from fake_gpu import FakeGpu, FakeGraph, on_gpu, orderly_gpu, put_on
+from fake_gpu import FakeGpu, FakeGraph, on_gpu, put_on
 from pertoken import _native
 from waiting import wait_for
 
@@ -53,12 +52,6 @@ class Model(torch.nn.Module):
         for layer in self.layers:
             layer(input_ids)
         return input_ids
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
-    with orderly_gpu(monkeypatch) as made:
-        yield made
 
 
 def capture(gpu: FakeGpu, model: Model) -> FakeGraph:
