@@ -86,7 +86,7 @@ class StampChain {
     api.cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_RELAXED);
     for (CUevent event : events.empty() ? std::vector<CUevent>(kCalls) : events) {
       StampId stamp;
-      stamps.stamp(stream, stamp);
+      stamps.stamp(stream, false, stamp);
       number_ = stamp.graph;
       // Something lies between two stamps, or they would be one.
       if (event != nullptr) {

@@ -11,6 +11,10 @@ namespace pertoken {
 inline constexpr int kMaxDevices = 16;
 inline constexpr uint32_t kNoSite = 0x00FFFFFFu;  // of a step that is no call: only its times count
 
+// What a graph does beside the stream that it is replayed on has numbers of its own, above all of
+// the driver's: this and the branch's, from 1 on.
+inline constexpr uint64_t kFirstBranch = uint64_t{1} << 32;
+
 // What a source keeps for one of the model's threads; defined by the source.
 struct DeviceThread;
 
@@ -26,7 +30,7 @@ struct DeviceSpan {
   uint32_t seq;
   uint32_t parent_seq;  // of the span that encloses it on the same stream; 0: none
   uint32_t step;
-  uint64_t stream;      // the driver's number of the stream
+  uint64_t stream;      // the driver's number of the stream, or that of a graph's branch
   uint64_t idle_ticks;  // of a step: for how long the device may have waited for the host
   int32_t track;        // of the thread that enqueued it
   int16_t device;

@@ -6,6 +6,15 @@
 
 namespace pertoken {
 
+namespace {
+
+std::string name_of(uint64_t stream) {
+  return stream > kFirstBranch ? "graph branch " + std::to_string(stream - kFirstBranch)
+                               : "stream " + std::to_string(stream);
+}
+
+}  // namespace
+
 int32_t Tracks::add() {
   return std::exchange(next_, next_ == std::numeric_limits<int32_t>::max() ? 0 : next_ + 1);
 }
@@ -24,8 +33,8 @@ StreamTrack& Tracks::of_stream(const DeviceSpan& span,
   const auto [entry, is_new] = streams_.try_emplace({span.track, span.device, span.stream});
   if (is_new) {
     try {
-      known_.push_back({next_, static_cast<int64_t>(span.stream),
-                        "stream " + std::to_string(span.stream), span.device});
+      known_.push_back(
+          {next_, static_cast<int64_t>(span.stream), name_of(span.stream), span.device});
     } catch (...) {
       streams_.erase(entry);
       throw;

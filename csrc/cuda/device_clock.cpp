@@ -8,8 +8,11 @@ namespace pertoken::cuda {
 
 CUresult DeviceClock::set_up(double ns_per_tick) {
   // Ordered with no other stream, so that its work never waits for the model's.
-  const CUresult result = api_.cuStreamCreate(&stream_, CU_STREAM_NON_BLOCKING);
-  return result == CUDA_SUCCESS ? take_anchor(ns_per_tick) : result;
+  if (stream_ == nullptr) {
+    const CUresult result = api_.cuStreamCreate(&stream_, CU_STREAM_NON_BLOCKING);
+    if (result != CUDA_SUCCESS) return result;
+  }
+  return take_anchor(ns_per_tick);
 }
 
 CUresult DeviceClock::renew(double ns_per_tick) {

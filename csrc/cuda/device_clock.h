@@ -24,7 +24,8 @@ class DeviceClock {
  public:
   DeviceClock(const DriverApi& api, HostTicks ticks) : api_(api), ticks_(ticks) {}
 
-  // Makes the stream and the first anchors. Not ready before it has two that lie apart.
+  // Makes the stream and the first anchors; again, where that failed. Not ready before it has two
+  // that lie apart.
   CUresult set_up(double ns_per_tick);
   // A new anchor when the last one has got too old, so that none is further from an event than
   // kRenewalNs while events are recorded.

@@ -44,6 +44,7 @@ inline constexpr CUresult CUDA_ERROR_ILLEGAL_ADDRESS = 700;
 inline constexpr CUresult CUDA_ERROR_CONTEXT_IS_DESTROYED = 709;
 inline constexpr CUresult CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900;
 inline constexpr CUresult CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901;
+inline constexpr CUresult CUDA_ERROR_STREAM_CAPTURE_UNJOINED = 904;
 inline constexpr CUresult CUDA_ERROR_STREAM_CAPTURE_IMPLICIT = 906;
 inline constexpr CUresult CUDA_ERROR_CAPTURED_EVENT = 907;
 
@@ -52,6 +53,7 @@ inline constexpr unsigned CU_EVENT_DISABLE_TIMING = 2;
 inline constexpr unsigned CU_EVENT_RECORD_DEFAULT = 0;
 inline constexpr unsigned CU_EVENT_RECORD_EXTERNAL = 1;
 inline constexpr unsigned CU_STREAM_NON_BLOCKING = 1;
+inline constexpr unsigned CU_STREAM_SET_CAPTURE_DEPENDENCIES = 1;
 inline constexpr unsigned CU_MEMHOSTALLOC_PORTABLE = 1;
 inline constexpr unsigned CU_MEMHOSTALLOC_DEVICEMAP = 2;
 inline constexpr unsigned CU_MEMHOSTREGISTER_PORTABLE = 1;
@@ -128,6 +130,8 @@ struct CUDA_KERNEL_NODE_PARAMS {  // version 2
   X(cuStreamGetCaptureInfo_v2, (CUstream stream, CUstreamCaptureStatus * status,                   \
                                 unsigned long long* id, CUgraph* graph,                            \
                                 const CUgraphNode** dependencies, size_t* dependency_count))       \
+  X(cuStreamUpdateCaptureDependencies, (CUstream stream, CUgraphNode * nodes, size_t count,        \
+                                        unsigned flags))                                           \
   X(cuThreadExchangeStreamCaptureMode, (CUstreamCaptureMode * mode))                               \
   X(cuEventCreate, (CUevent * event, unsigned flags))                                              \
   X(cuEventDestroy_v2, (CUevent event))                                                            \

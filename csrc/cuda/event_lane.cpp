@@ -28,11 +28,27 @@ bool EventLane::may_record(CUstream stream, Boundary& refused) noexcept {
       count(in_capture_);
       break;
     case StreamUse::kFailed:
-      device_.fail(result);
-      count(failed_on_thread_);
+      count_failure(result);
       break;
   }
   return false;
+}
+
+// A stream that is none, or of another context, harms itself alone.
+void EventLane::count_failure(CUresult result) noexcept {
+  if (result != CUDA_ERROR_INVALID_HANDLE) device_.fail(result);
+  count(failed_on_thread_);
+}
+
+// The thread's, of a stream on which it records now: later the stream may be captured or gone, and
+// then the driver must not be asked.
+uint64_t EventLane::number_of(CUstream stream) noexcept {
+  if (stream_number_ != 0 && stream == numbered_stream_) return stream_number_;
+  unsigned long long number = 0;
+  if (device_.api.cuStreamGetId(stream, &number) != CUDA_SUCCESS) number = 0;
+  numbered_stream_ = stream;
+  stream_number_ = number;
+  return number;
 }
 
 // A kernel cannot be launched in less than share_ticks, so that within it the last boundary of the
@@ -64,6 +80,7 @@ Boundary EventLane::mark(CUstream stream) noexcept {
   }
   EventSlot& slot = pool_[taken];
   slot.stream = stream;
+  slot.stream_number = number_of(stream);
   slot.record_ticks = now;
   const CUresult result = device_.api.cuEventRecord(slot.event, stream);
   if (result != CUDA_SUCCESS) {
@@ -71,8 +88,7 @@ Boundary EventLane::mark(CUstream stream) noexcept {
     if (result == CUDA_ERROR_STREAM_CAPTURE_IMPLICIT) {
       count(in_capture_);
     } else {
-      device_.fail(result);
-      count(failed_on_thread_);
+      count_failure(result);
     }
     return {};
   }
@@ -121,14 +137,12 @@ void EventLane::read_ring() {
   }
 }
 
-EventLane::Stream& EventLane::stream_state(CUstream stream) {
+EventLane::Stream& EventLane::stream_state(const EventSlot& slot) {
   for (Stream& known : streams_) {
-    if (known.stream == stream) return known;
+    if (known.stream == slot.stream && known.number == slot.stream_number) return known;
   }
-  unsigned long long number = 0;
-  // A stream that is gone by now has no number any more.
-  if (device_.api.cuStreamGetId(stream, &number) != CUDA_SUCCESS) number = 0;
-  return streams_.emplace_back(Stream{stream, number, 0});
+  if (streams_.size() == kMaxStreams) streams_.erase(streams_.begin());
+  return streams_.emplace_back(Stream{slot.stream, slot.stream_number, 0});
 }
 
 // Reads a completed boundary, once. False when the device has failed.
@@ -142,7 +156,7 @@ bool EventLane::resolve(EventSlot& slot, double ns_per_tick) {
   }
   // Boundaries come in their order; by different anchors they could be some nanoseconds out of it.
   // One that was reported ready after those behind it keeps its own time.
-  Stream& stream = stream_state(slot.stream);
+  Stream& stream = stream_state(slot);
   if (stream.last_ns - device_ns <= kOrderNs) device_ns = std::max(stream.last_ns, device_ns);
   stream.last_ns = std::max(stream.last_ns, device_ns);
   slot.device_ns = device_ns;
@@ -191,7 +205,7 @@ DeviceSpan EventLane::span_of(const Message& message) {
   span.seq = message.seq;
   span.parent_seq = message.parent_seq;
   span.step = message.step;
-  span.stream = stream_state(start.stream).number;
+  span.stream = start.stream_number;
   span.track = track_;
   span.device = static_cast<int16_t>(device_.index);
   span.is_step = is_step;

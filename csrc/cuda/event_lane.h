@@ -103,7 +103,7 @@ class EventLane {
   // One stream, as the collector follows it.
   struct Stream {
     CUstream stream;
-    uint64_t number;
+    uint64_t number;  // another stream may have the handle of one that is gone
     int64_t last_ns;  // of the last boundary read: time does not run backward
   };
   // A boundary of the step that runs, for what the device waited.
@@ -117,12 +117,15 @@ class EventLane {
   static constexpr uint32_t kStepBit = 1u << 24;
   static constexpr size_t kMaxPending = size_t{1} << 16;
   static constexpr size_t kMaxReached = size_t{1} << 14;
+  static constexpr size_t kMaxStreams = 256;  // that are followed at a time
   static constexpr int64_t kLateNs = 10'000'000'000;
   static constexpr int64_t kCaughtUpNs = 20'000;
   static constexpr int64_t kOrderNs = 1'000;  // twice the resolution of an event's time
 
   Boundary mark(CUstream stream) noexcept;
   bool may_record(CUstream stream, Boundary& refused) noexcept;
+  uint64_t number_of(CUstream stream) noexcept;
+  void count_failure(CUresult result) noexcept;
   void count(std::atomic<uint64_t>& counter) noexcept {
     counter.store(counter.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
   }
@@ -130,7 +133,7 @@ class EventLane {
   bool resolve(EventSlot& slot, double ns_per_tick);
   DeviceSpan span_of(const Message& message);
   uint64_t idle_ticks(const EventSlot& start, const EventSlot& end);
-  Stream& stream_state(CUstream stream);
+  Stream& stream_state(const EventSlot& slot);
   void drop(const Message& message) noexcept {
     if (message.start) pool_.drop_collected(message.start.slot);
     pool_.drop_collected(message.end.slot);
@@ -151,6 +154,8 @@ class EventLane {
   // The thread's.
   Boundary latest_;  // the last one recorded, which the next may share
   uint64_t latest_done_ticks_ = 0;
+  CUstream numbered_stream_ = nullptr;
+  uint64_t stream_number_ = 0;  // of that; 0: not known
 
   // Written by the thread, read by the collector; statistics, so relaxed on both sides.
   std::atomic<uint64_t> no_event_{0};

@@ -31,7 +31,8 @@ struct EventSlot {
   // that the boundary came by.
   CUevent event = nullptr;
   CUstream stream = nullptr;
-  uint64_t record_ticks = 0;  // the host's, when it was recorded
+  uint64_t stream_number = 0;  // the driver's
+  uint64_t record_ticks = 0;   // the host's, when it was recorded
   uint32_t generation = 0;
   // Of both sides. Decrements are acq_rel, so that the last one sees what the others did.
   std::atomic<uint32_t> references{0};
@@ -65,10 +66,10 @@ class EventPool {
   }
   // Makes `count` more events, as far as the capacity goes. Also whoever sets the pool up.
   CUresult grow(const DriverApi& api, uint32_t count) noexcept;
-  // Less than half of the events are free, and there may be more.
+  // No more than half of the events are free, as where none could be made, and there may be more.
   bool runs_low() const noexcept {
     const uint64_t in_use = handed_out_.load(std::memory_order_relaxed) - returned_;
-    return made_ < capacity_ && 2 * in_use > made_;
+    return made_ < capacity_ && 2 * in_use >= made_;
   }
 
   // Neither side may use the pool any more.

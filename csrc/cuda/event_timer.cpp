@@ -93,7 +93,8 @@ void EventTimer::keep_clock(TimedDevice& device, bool is_active, double ns_per_t
   } catch (...) {
     return;  // no memory for an anchor: the next round tries again
   }
-  if (result != CUDA_SUCCESS) device.fail(result);
+  // Without memory it is only later: the next round tries again.
+  if (result != CUDA_SUCCESS && result != CUDA_ERROR_OUT_OF_MEMORY) device.fail(result);
 }
 
 TimedDevice* EventTimer::device(int index) {
@@ -122,7 +123,8 @@ void EventTimer::collect(double ns_per_tick, std::vector<DeviceSpan>& spans) {
       lane->collect(ns_per_tick, spans);
       oldest = lane->oldest_record_ticks(oldest);
       if (device->is_alive.load(std::memory_order_relaxed) && lane->pool().runs_low()) {
-        static_cast<void>(lane->pool().grow(api_, lane->pool().made()));
+        const uint32_t more = std::max(lane->pool().made(), EventPool::kFirstEvents);
+        static_cast<void>(lane->pool().grow(api_, more));
       }
     }
     device->clock.trim(oldest);

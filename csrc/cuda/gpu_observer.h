@@ -117,6 +117,7 @@ class GpuObserver final : public ObservationSource {
 
     uint32_t number = 0;  // from 1 on, never used again
     unsigned long long capture = 0;
+    CUstream origin = nullptr;  // of the first launch: that of the capture, as far as can be told
     const uint32_t* const word;
     std::shared_ptr<const GraphLife> life;
     GraphSwitch kernels;

@@ -22,7 +22,10 @@ bool GpuObserver::capture(const GpuPlace& place, uint32_t site, const TensorView
   is_read = plan.has_value();
   if (!plan || plan->blocks == 0) return true;
   Loss loss = Loss::kInCapture;
-  if (CapturedGraph* graph = graph_of_capture(*device, place.stream, loss)) {
+  CapturedGraph* graph = graph_of_capture(*device, place.stream, loss);
+  // Another stream may have been joined already by that of the capture; what came behind the join
+  // would break the capture. Nor can it go beside what follows, which may overwrite the values.
+  if (graph != nullptr && graph->origin == place.stream) {
     const auto number = static_cast<uint32_t>(graph->launches.size());
     uint32_t ring = 0;
     result = find_ring(*device, *graph, plan->rows, ring);
@@ -78,6 +81,7 @@ GpuObserver::CapturedGraph* GpuObserver::graph_of_capture(Device& device, CUstre
   auto graph = std::make_unique<CapturedGraph>(pool_.api(), word);
   graph->number = ++device.last_graph;
   graph->capture = point.capture;
+  graph->origin = stream;
   graph->life = std::move(life);
   device.graphs.push_back(std::move(graph));
   return device.graphs.back().get();

@@ -78,7 +78,8 @@ GraphStamps::Graph* GraphStamps::find_graph(uint32_t number) noexcept {
 }
 
 // With a number that nobody had, while there is one. nullptr where all are taken.
-GraphStamps::Graph* GraphStamps::add_graph(unsigned long long capture, CUgraph of_driver) {
+GraphStamps::Graph* GraphStamps::add_graph(unsigned long long capture, CUgraph of_driver,
+                                           CUstream stream) {
   look_for_gone();
   Graph* graph = nullptr;
   if (graphs_.size() == most_graphs_) {
@@ -95,6 +96,7 @@ GraphStamps::Graph* GraphStamps::add_graph(unsigned long long capture, CUgraph o
     graph->number += kMaxGraphs;
   }
   graph->capture = capture;
+  graph->origin = stream;
   graph->life = std::move(life);
   replays_[word].graph = graph->number;
   replays_[word].kernels = std::move(kernels);
@@ -129,13 +131,16 @@ GraphStamps::Graph* GraphStamps::longest_gone() noexcept {
   return found;
 }
 
-CUresult GraphStamps::stamp(CUstream stream, StampId& stamp) {
+// A capture is broken where it ends before all its streams are joined, and what is captured last on
+// another stream may come behind the join. So what that stream goes on with does not depend on the
+// end of a call there: nobody need wait for it.
+CUresult GraphStamps::stamp(CUstream stream, bool is_end, StampId& stamp) {
   const std::lock_guard lock(mutex_);
   stamp = {};
   CapturePoint point;
   if (const CUresult result = find_point(api_, stream, point)) return result;
   Graph* graph = find_capture(point.capture);
-  if (graph == nullptr) graph = add_graph(point.capture, point.graph);
+  if (graph == nullptr) graph = add_graph(point.capture, point.graph, stream);
   if (graph == nullptr) return CUDA_ERROR_OUT_OF_MEMORY;
   GraphSwitch& kernels = *replays_[word_of(graph->number)].kernels;
   const auto& nodes = kernels.nodes();
@@ -146,10 +151,19 @@ CUresult GraphStamps::stamp(CUstream stream, StampId& stamp) {
   }
   if (count == kMaxStamps) return CUDA_ERROR_OUT_OF_MEMORY;
   kernels.reserve(count + 1);
+  const bool is_leaf = is_end && stream != graph->origin;
+  std::vector<CUgraphNode> before;
+  if (is_leaf) {
+    if (const CUresult result = find_dependencies(api_, stream, before)) return result;
+  }
   if (const CUresult result = launch(stream, graph->number, count)) return result;
   // Once it is launched, it is there, whether or not its node can be told.
   if (find_point(api_, stream, point) != CUDA_SUCCESS) point.only = nullptr;
   kernels.add(point.only);
+  if (is_leaf) {
+    static_cast<void>(api_.cuStreamUpdateCaptureDependencies(stream, before.data(), before.size(),
+                                                             CU_STREAM_SET_CAPTURE_DEPENDENCIES));
+  }
   stamp = {graph->number, count};
   return CUDA_SUCCESS;
 }

@@ -80,8 +80,9 @@ class GraphStamps {
 
   // Of a capture, with the context current and under the GIL; cold. A stamp at this point of the
   // stream: where nothing was captured since the last one, that one. None, with the reason as a
-  // result, where it cannot be. Throws std::bad_alloc.
-  CUresult stamp(CUstream stream, StampId& stamp);
+  // result, where it cannot be. `is_end`: of a call, whose stream may have been joined already by
+  // that of the capture. Throws std::bad_alloc.
+  CUresult stamp(CUstream stream, bool is_end, StampId& stamp);
   // The graph that is being captured on the stream and has stamps; 0: none.
   uint32_t graph_of(CUstream stream);
   // Also of one that is gone; 0 where another has its word.
@@ -122,6 +123,7 @@ class GraphStamps {
   struct Graph {
     uint32_t number;
     unsigned long long capture = 0;
+    CUstream origin = nullptr;  // of the first stamp: that of the capture, as far as can be told
     std::shared_ptr<const GraphLife> life{};  // null where it is gone
     std::vector<Horizon> horizons{};          // then: those that are not known to be reached
     uint64_t gone_nth = 0;                    // then: of those that went
@@ -132,7 +134,7 @@ class GraphStamps {
   CUresult launch(CUstream stream, uint32_t graph, uint32_t ordinal) noexcept;
   Graph* find_capture(unsigned long long capture) noexcept;
   Graph* find_graph(uint32_t number) noexcept;
-  Graph* add_graph(unsigned long long capture, CUgraph of_driver);
+  Graph* add_graph(unsigned long long capture, CUgraph of_driver, CUstream stream);
   void look_for_gone();
   Graph* longest_gone() noexcept;
   static uint32_t next_number(uint32_t number) noexcept {

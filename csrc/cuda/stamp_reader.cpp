@@ -43,22 +43,30 @@ CapturedCall StampReader::begin(int device, CUstream stream, CapturedCall outer)
     }
     start_device(device, *stamps);
     StampId start;
-    if (stamps->stamp(stream, start) != CUDA_SUCCESS) return {};
+    if (stamps->stamp(stream, false, start) != CUDA_SUCCESS) return {};
     Graph& graph = graphs_[{device, word_of(start.graph)}];
     if (graph.number != start.graph) graph = {start.graph, {}};
     auto& calls = graph.calls;
     uint32_t parent = kNone32;
     if (outer.graph == start.graph && calls.at(outer.call).stream == stream) parent = outer.call;
-    uint64_t number = 0;
-    if (!calls.empty() && calls.front().stream != stream) {
-      unsigned long long of_driver = 0;
-      if (devices_->api().cuStreamGetId(stream, &of_driver) == CUDA_SUCCESS) number = of_driver;
-    }
-    calls.push_back({start.ordinal, 0, parent, kNoSite, 0, stream, number, false, false});
+    const uint64_t branch = branch_of(calls, stream);
+    calls.push_back({start.ordinal, 0, parent, kNoSite, 0, stream, branch, false, false});
     return {start.graph, static_cast<uint32_t>(calls.size()) - 1};
   } catch (...) {
     return {};
   }
+}
+
+// 0 for the stream of the first call. The driver's number of a stream that is being captured cannot
+// be asked for: that would end the capture.
+uint64_t StampReader::branch_of(std::span<const Call> calls, CUstream stream) noexcept {
+  if (calls.empty()) return 0;
+  uint64_t last = 0;
+  for (const Call& call : calls) {
+    if (call.stream == stream) return call.branch;
+    last = std::max(last, call.branch);
+  }
+  return last + 1;
 }
 
 bool StampReader::end(int device, CapturedCall call, CUstream stream,
@@ -71,7 +79,7 @@ bool StampReader::end(int device, CapturedCall call, CUstream stream,
     Call& captured = graph.calls.at(call.call);
     StampId end;
     if (stamps == nullptr || captured.stream != stream) return false;
-    if (stamps->stamp(stream, end) != CUDA_SUCCESS || end.graph != call.graph) return false;
+    if (stamps->stamp(stream, true, end) != CUDA_SUCCESS || end.graph != call.graph) return false;
     captured.end = end.ordinal;
     captured.site = labels.site;
     captured.left_out = labels.left_out;
@@ -215,7 +223,7 @@ void StampReader::add_spans(Device& device, const Awaited& awaited, TimedDevice&
       ++overwritten_;
       continue;
     }
-    const bool is_on_own = call.stream_number != 0;
+    const bool is_on_own = call.branch != 0;
     uint32_t parent = call.parent;
     while (parent != kNone32 && !(is_wanted(calls[parent]) && is_known(calls[parent]))) {
       parent = calls[parent].parent;
@@ -227,7 +235,7 @@ void StampReader::add_spans(Device& device, const Awaited& awaited, TimedDevice&
     span.seq = replay.first_seq + static_cast<uint32_t>(i);
     span.parent_seq = parent != kNone32 ? replay.first_seq + parent : is_on_own ? 0 : replay.seq;
     span.step = replay.step;
-    if (is_on_own) span.stream = call.stream_number;
+    if (is_on_own) span.stream = kFirstBranch + call.branch;
     span.idle_ticks = 0;
     span.is_step = false;
     spans.push_back(span);
@@ -274,7 +282,8 @@ void StampReader::collect_device(int index, Device& device, GraphStamps& stamps,
   const bool needs_clock = !device.awaited.empty() || !device.clock->is_ready();
   if (needs_clock && timed->is_alive.load(std::memory_order_relaxed)) {
     const CUresult result = device.clock->keep(stamps, timed->clock, ns_per_tick);
-    if (result != CUDA_SUCCESS) timed->fail(result);
+    // Without memory it is only later: the next round tries again.
+    if (result != CUDA_SUCCESS && result != CUDA_ERROR_OUT_OF_MEMORY) timed->fail(result);
   }
   std::erase_if(device.awaited, [&](Awaited& awaited) {
     return settle(device, awaited, *timed, ns_per_tick, spans);

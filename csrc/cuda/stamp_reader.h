@@ -78,8 +78,8 @@ class StampReader final : public DeviceSource {
     uint32_t parent;  // a call before it, kNone32: none
     uint32_t site;
     uint32_t left_out;
-    CUstream stream;         // of the capture
-    uint64_t stream_number;  // 0 on the stream of the first call, whose work runs on the replay's
+    CUstream stream;  // of the capture
+    uint64_t branch;  // by its stream; 0 on that of the first call, whose work runs on the replay's
     bool is_whole;
     bool is_root;
   };
@@ -104,6 +104,7 @@ class StampReader final : public DeviceSource {
     std::deque<Awaited> awaited;
   };
 
+  static uint64_t branch_of(std::span<const Call> calls, CUstream stream) noexcept;
   const Graph* find_graph(int device, uint32_t number) const noexcept;
   std::span<const Call> calls_in(const StampedReplay& replay) const noexcept;
   void read_replays();

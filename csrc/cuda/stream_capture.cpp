@@ -20,4 +20,16 @@ CUresult find_point(const DriverApi& api, CUstream stream, CapturePoint& point) 
   return CUDA_SUCCESS;
 }
 
+CUresult find_dependencies(const DriverApi& api, CUstream stream, std::vector<CUgraphNode>& nodes) {
+  CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+  const CUgraphNode* first = nullptr;
+  size_t count = 0;
+  const CUresult result =
+      api.cuStreamGetCaptureInfo_v2(stream, &status, nullptr, nullptr, &first, &count);
+  if (result != CUDA_SUCCESS) return result;
+  if (status != CU_STREAM_CAPTURE_STATUS_ACTIVE) return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+  nodes.assign(first, first + count);  // the driver's list changes with the next node
+  return CUDA_SUCCESS;
+}
+
 }  // namespace pertoken::cuda

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "cuda/driver_api.h"
 
@@ -35,5 +36,7 @@ struct CapturePoint {
 
 // Cold. CUDA_ERROR_STREAM_CAPTURE_INVALIDATED where the stream is not being captured.
 CUresult find_point(const DriverApi& api, CUstream stream, CapturePoint& point) noexcept;
+// All that the next node on the stream depends on. Cold; throws std::bad_alloc.
+CUresult find_dependencies(const DriverApi& api, CUstream stream, std::vector<CUgraphNode>& nodes);
 
 }  // namespace pertoken::cuda

@@ -128,6 +128,14 @@ FakeDriver::Event* FakeDriver::find(CUevent event) {
   return gone_.contains(found->second.device) ? nullptr : &found->second;
 }
 
+void FakeDriver::wait_for(CUstream waiting, CUstream awaited) {
+  CUevent reached = nullptr;
+  api_.cuEventCreate(&reached, CU_EVENT_DISABLE_TIMING);
+  api_.cuEventRecord(reached, awaited);
+  api_.cuStreamWaitEvent(waiting, reached, 0);
+  api_.cuEventDestroy_v2(reached);
+}
+
 void FakeDriver::invalidate(Stream& stream) {
   stream.capture = CU_STREAM_CAPTURE_STATUS_INVALIDATED;
   ++captures_broken_;

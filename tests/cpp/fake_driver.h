@@ -93,6 +93,9 @@ class FakeDriver {
   // Work on a stream without the detour of modules, or into its capture: a kernel that takes
   // `duration_ns`.
   void spin(cuda::CUstream stream, int64_t duration_ns, int device = 0);
+  // What is enqueued on `waiting` from here on comes behind what `awaited` holds by now; also where
+  // one or both are captured.
+  void wait_for(cuda::CUstream waiting, cuda::CUstream awaited);
   cuda::CUcontext context(int device) const;
   void set_current(int device);  // of the calling thread; -1: none
 
@@ -134,6 +137,7 @@ class FakeDriver {
   struct Node {
     FakeWork work;
     cuda::CUgraph graph = nullptr;
+    std::vector<cuda::CUgraphNode> behind;
   };
   struct Exec {
     std::vector<cuda::CUgraphNode> nodes;
@@ -163,11 +167,14 @@ class FakeDriver {
     uint64_t capturing_thread = 0;
     unsigned long long capture_id = 0;
     cuda::CUgraph graph = nullptr;
+    std::vector<cuda::CUgraphNode> behind;  // what is captured next depends on these
   };
   struct Event {
     int device = 0;
     bool has_timing = true;
     bool in_capture = false;
+    unsigned long long capture_id = 0;
+    std::vector<cuda::CUgraphNode> behind;  // of the stream in its capture, when it was recorded
     bool recorded = false;
     int64_t time_ns = kNever;
     uint64_t generation = 0;
@@ -198,6 +205,9 @@ class FakeDriver {
   // A call that may not be made while another thread captures, but in relaxed mode.
   bool breaks_capture();
   void invalidate(Stream& stream);
+  void join_capture(Stream& stream, const Event& event);
+  // Ends it on all streams; whether all that they captured is reached from this one.
+  bool leave_capture(Stream& origin);
   int64_t advance_locked(int64_t ns);
   void run_due();
   template <typename Handle>

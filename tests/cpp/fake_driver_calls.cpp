@@ -147,7 +147,16 @@ struct FakeCalls {
     const std::lock_guard lock(fake->mutex_);
     if (const CUresult result = fake->enter("cuStreamGetId")) return result;
     const FakeDriver::Stream* found = fake->find(stream);
-    if (found == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+    if (found == nullptr) {  // the driver follows the handle wherever it leads
+      fake->count_misuse();
+      return CUDA_ERROR_INVALID_HANDLE;
+    }
+    if (found->capture != CU_STREAM_CAPTURE_STATUS_NONE) {
+      for (auto& [handle, other] : fake->streams_) {
+        if (other.capture_id == found->capture_id) fake->invalidate(other);
+      }
+      return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    }
     *id = found->id;
     return CUDA_SUCCESS;
   }
@@ -176,6 +185,10 @@ struct FakeCalls {
     FakeDriver::Stream* waiting = fake->find(stream);
     const FakeDriver::Event* awaited = fake->find(event);
     if (waiting == nullptr || awaited == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+    if (awaited->in_capture) {
+      fake->join_capture(*waiting, *awaited);
+      return CUDA_SUCCESS;
+    }
     if (awaited->recorded && awaited->time_ns != FakeDriver::kNever) {
       waiting->free_at_ns = std::max(waiting->free_at_ns, awaited->time_ns);
     }
@@ -234,6 +247,8 @@ struct FakeCalls {
     if (target->capture == CU_STREAM_CAPTURE_STATUS_ACTIVE) {
       if ((flags & CU_EVENT_RECORD_EXTERNAL) == 0) {
         recorded->in_capture = true;
+        recorded->capture_id = target->capture_id;
+        recorded->behind = target->behind;
         return CUDA_SUCCESS;
       }
       FakeWork work;

@@ -13,9 +13,54 @@ CUgraphNode FakeDriver::capture(Stream& stream, FakeWork work) {
   Node& made = nodes_[node];
   made.work = std::move(work);
   made.graph = stream.graph;
+  made.behind = std::exchange(stream.behind, {node});
   for (auto& bytes : made.work.parameters) made.work.parameter_pointers.push_back(bytes.data());
   graphs_.at(stream.graph).nodes.push_back(node);
   return node;
+}
+
+// Where it waits for an event of a capture, a stream is captured, too.
+void FakeDriver::join_capture(Stream& stream, const Event& event) {
+  if (stream.capture == CU_STREAM_CAPTURE_STATUS_NONE) {
+    const auto origin = std::ranges::find_if(streams_, [&](const auto& entry) {
+      return entry.second.capture == CU_STREAM_CAPTURE_STATUS_ACTIVE &&
+             entry.second.capture_id == event.capture_id;
+    });
+    if (origin == streams_.end()) return count_misuse();
+    stream.capture = origin->second.capture;
+    stream.capture_mode = origin->second.capture_mode;
+    stream.capturing_thread = origin->second.capturing_thread;
+    stream.capture_id = event.capture_id;
+    stream.graph = origin->second.graph;
+    stream.behind.clear();
+  }
+  for (const CUgraphNode node : event.behind) {
+    if (std::ranges::find(stream.behind, node) == stream.behind.end())
+      stream.behind.push_back(node);
+  }
+}
+
+bool FakeDriver::leave_capture(Stream& origin) {
+  std::set<CUgraphNode> reached;
+  std::vector<CUgraphNode> next = origin.behind;
+  while (!next.empty()) {
+    const CUgraphNode node = next.back();
+    next.pop_back();
+    if (!reached.insert(node).second) continue;
+    const auto& behind = nodes_.at(node).behind;
+    next.insert(next.end(), behind.begin(), behind.end());
+  }
+  bool is_joined = true;
+  const unsigned long long capture_id = origin.capture_id;
+  for (auto& [handle, stream] : streams_) {
+    if (stream.capture_id != capture_id) continue;
+    stream.capture = CU_STREAM_CAPTURE_STATUS_NONE;
+    stream.capture_id = 0;
+    is_joined = is_joined && std::ranges::all_of(stream.behind, [&](CUgraphNode node) {
+                  return reached.contains(node);
+                });
+  }
+  return is_joined;
 }
 
 void FakeDriver::retain_objects(const std::vector<CUuserObject>& objects) {
@@ -62,6 +107,7 @@ struct FakeGraphCalls {
     target->capturing_thread = fake_thread();
     target->capture_id = fake->next_id_++;
     target->graph = fake->new_handle<CUgraph>();
+    target->behind.clear();
     fake->graphs_[target->graph] = {};
     return CUDA_SUCCESS;
   }
@@ -72,11 +118,13 @@ struct FakeGraphCalls {
     if (target == nullptr || target->capture == CU_STREAM_CAPTURE_STATUS_NONE) {
       return CUDA_ERROR_INVALID_HANDLE;
     }
-    const bool whole = target->capture == CU_STREAM_CAPTURE_STATUS_ACTIVE;
-    target->capture = CU_STREAM_CAPTURE_STATUS_NONE;
-    *graph = whole ? target->graph : nullptr;
-    if (!whole) fake->destroy_graph(target->graph);
-    return whole ? CUDA_SUCCESS : CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+    const bool is_valid = target->capture == CU_STREAM_CAPTURE_STATUS_ACTIVE;
+    const bool is_joined = fake->leave_capture(*target);
+    const bool is_whole = is_valid && is_joined;
+    *graph = is_whole ? target->graph : nullptr;
+    if (!is_whole) fake->destroy_graph(target->graph);
+    if (is_whole) return CUDA_SUCCESS;
+    return is_valid ? CUDA_ERROR_STREAM_CAPTURE_UNJOINED : CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
   }
   static CUresult cuStreamGetCaptureInfo_v2(CUstream stream, CUstreamCaptureStatus* status,
                                             unsigned long long* id, CUgraph* graph,
@@ -90,9 +138,21 @@ struct FakeGraphCalls {
     if (target->capture != CU_STREAM_CAPTURE_STATUS_ACTIVE) return CUDA_SUCCESS;
     if (id != nullptr) *id = target->capture_id;
     if (graph != nullptr) *graph = target->graph;
-    const auto& nodes = fake->graphs_.at(target->graph).nodes;
-    if (dependencies != nullptr) *dependencies = nodes.empty() ? nullptr : &nodes.back();
-    if (dependency_count != nullptr) *dependency_count = nodes.empty() ? 0 : 1;
+    if (dependencies != nullptr) *dependencies = target->behind.data();
+    if (dependency_count != nullptr) *dependency_count = target->behind.size();
+    return CUDA_SUCCESS;
+  }
+  static CUresult cuStreamUpdateCaptureDependencies(CUstream stream, CUgraphNode* nodes,
+                                                    size_t count, unsigned flags) {
+    const std::lock_guard lock(fake->mutex_);
+    if (const CUresult result = fake->enter("cuStreamUpdateCaptureDependencies")) return result;
+    FakeDriver::Stream* target = fake->find(stream);
+    if (target == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+    if (target->capture != CU_STREAM_CAPTURE_STATUS_ACTIVE ||
+        flags != CU_STREAM_SET_CAPTURE_DEPENDENCIES) {
+      return CUDA_ERROR_INVALID_VALUE;
+    }
+    target->behind.assign(nodes, nodes + count);
     return CUDA_SUCCESS;
   }
 
@@ -275,6 +335,7 @@ void fill_graph_calls(DriverApi& api) {
   FILL(cuStreamBeginCapture_v2)
   FILL(cuStreamEndCapture)
   FILL(cuStreamGetCaptureInfo_v2)
+  FILL(cuStreamUpdateCaptureDependencies)
   FILL(cuGraphGetNodes)
   FILL(cuGraphNodeGetType)
   FILL(cuGraphKernelNodeGetParams_v2)

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <memory>
+#include <set>
 #include <thread>
 #include <vector>
 
@@ -200,6 +201,59 @@ TEST(an_error_of_the_device_ends_its_timing_and_nothing_else) {
   CHECK_EQ(rig.spans.size(), size_t{15});
   CHECK_EQ(losses.failed, uint64_t{5});
   CHECK(!losses.failure.empty());
+}
+
+// One call on a stream, of 5 us.
+void run_call(Rig& rig, CUstream stream) {
+  const Boundary start = rig.lane().begin(stream);
+  rig.fake.spin(stream, 5'000);
+  rig.fake.advance(9'000);
+  rig.lane().end(start, stream, rig.label());
+}
+
+TEST(a_stream_that_is_none_harms_itself_alone) {
+  Rig rig;
+  const CUstream stream = rig.stream();
+  run_call(rig, stream);
+  rig.fake.fail("cuEventRecord", CUDA_ERROR_INVALID_HANDLE);
+  for (int i = 0; i < 5; ++i) run_call(rig, stream);
+  rig.settle();
+  CHECK_EQ(rig.spans.size(), size_t{5});
+  CHECK_EQ(rig.timer->losses().failed, uint64_t{1});
+  CHECK(rig.timer->losses().failure.empty());
+}
+
+TEST(a_stream_may_be_gone_before_what_it_held_is_read) {
+  Rig rig;
+  std::set<uint64_t> numbers;
+  for (int i = 0; i < 3; ++i) {
+    const CUstream stream = rig.stream();
+    run_call(rig, stream);
+    rig.fake.advance(50'000);
+    rig.fake.api()->cuStreamDestroy_v2(stream);
+  }
+  rig.settle();
+  for (const DeviceSpan& span : rig.spans) numbers.insert(span.stream);
+  CHECK_EQ(numbers.size(), size_t{3});
+  CHECK(!numbers.contains(0));
+  CHECK_EQ(rig.fake.misuses(), uint64_t{0});
+}
+
+TEST(without_memory_timing_begins_when_there_is_some) {
+  for (const char* symbol : {"cuEventCreate", "cuStreamCreate"}) {
+    Rig rig;
+    const CUstream stream = rig.stream();
+    rig.fake.fail(symbol, CUDA_ERROR_OUT_OF_MEMORY);
+    run_call(rig, stream);
+    const size_t before = rig.fake.live_streams();
+    rig.settle();
+    for (int i = 0; i < 10; ++i) run_call(rig, stream);
+    rig.settle();
+    CHECK(rig.spans.size() >= 10);
+    CHECK_EQ(rig.spans.size() + lost(rig.timer->losses()), size_t{11});
+    CHECK(rig.timer->losses().failure.empty());
+    CHECK_EQ(rig.fake.live_streams(), before + 1);  // that of the clock
+  }
 }
 
 TEST(a_sticky_error_is_named_and_everything_after_it_is_counted) {

@@ -229,6 +229,77 @@ TEST(a_replay_that_came_to_nothing_is_awaited_no_longer) {
   CHECK_EQ(lost(rig.losses()), uint64_t{0});
 }
 
+// A layer on a stream of its own, beside another; `joins_inside`: its own code has the stream of
+// the capture wait for it, so that its end comes behind that.
+CapturedGraph capture_branch(StampRig& rig, CUstream stream, CUstream side, bool joins_inside) {
+  return rig.capture(stream, [&] {
+    rig.call(stream, {}, 20, [&](CapturedCall outer) {
+      rig.call(stream, outer, 21, [&](CapturedCall) { rig.fake.spin(stream, 10'000); });
+      rig.fake.wait_for(side, stream);
+      for (uint32_t site = 22; site < 24; ++site) {
+        rig.call(side, outer, site, [&](CapturedCall) {
+          rig.fake.spin(side, 20'000);
+          if (joins_inside) rig.fake.wait_for(stream, side);
+        });
+      }
+      rig.call(stream, outer, 24, [&](CapturedCall) { rig.fake.spin(stream, 5'000); });
+      if (!joins_inside) rig.fake.wait_for(stream, side);
+    });
+  });
+}
+
+TEST(what_runs_beside_a_captures_stream_has_its_times_and_leaves_the_capture_whole) {
+  for (const bool joins_inside : {false, true}) {
+    StampRig rig;
+    const CUstream stream = rig.stream();
+    const CUstream side = rig.stream();
+    settle_and_capture(rig, stream);
+    CapturedGraph graph = capture_branch(rig, stream, side, joins_inside);
+    CHECK(graph.graph != nullptr && graph.number != 0);
+    if (graph.graph == nullptr) continue;
+    rig.hold(graph);
+    for (int i = 0; i < 3; ++i) {
+      rig.replay(graph, stream);
+      rig.fake.advance(300'000);
+      rig.collect();
+    }
+    rig.settle();
+    CHECK_EQ(lost(rig.losses()) + rig.losses().overwritten, uint64_t{0});
+    for (uint32_t site = 20; site < 25; ++site) {
+      const auto spans = rig.of_site(site);
+      CHECK_EQ(spans.size(), size_t{3});
+      const bool is_beside = site == 22 || site == 23;
+      for (const DeviceSpan& span : spans) {
+        CHECK_EQ(span.stream == kFirstBranch + 1, is_beside);
+        CHECK_EQ(span.parent_seq == 0, is_beside);
+      }
+    }
+    CHECK_EQ(rig.fake.captures_broken() + rig.fake.misuses(), uint64_t{0});
+    rig.drop(graph);
+  }
+}
+
+TEST(an_end_whose_place_cannot_be_told_is_not_stamped) {
+  StampRig rig;
+  const CUstream stream = rig.stream();
+  const CUstream side = rig.stream();
+  settle_and_capture(rig, stream);
+  const CapturedGraph graph = rig.capture(stream, [&] {
+    rig.call(stream, {}, 20, [&](CapturedCall outer) {
+      rig.fake.spin(stream, 10'000);
+      rig.fake.wait_for(side, stream);
+      const CapturedCall made = rig.reader->begin(rig.device, side, outer);
+      CHECK(static_cast<bool>(made));
+      rig.fake.spin(side, 20'000);
+      rig.fake.wait_for(stream, side);
+      rig.fake.fail("cuStreamGetCaptureInfo_v2", CUDA_ERROR_INVALID_VALUE, 1, 1);
+      CHECK(!rig.reader->end(rig.device, made, side, {22, 0, 0, 0, false}));
+    });
+  });
+  CHECK(graph.graph != nullptr);
+  rig.drop(graph);
+}
+
 TEST(a_stamp_that_cannot_be_captured_leaves_the_capture_whole) {
   StampRig rig;
   const CUstream stream = rig.stream();

