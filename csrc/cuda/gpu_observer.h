@@ -83,7 +83,9 @@ class GpuObserver final : public ObservationSource {
   // driver took the replay.
   bool open_replay(const GpuPlace& place, uint32_t graph, const ObservationLabels& labels) noexcept;
   void close_replay(const GpuPlace& place, uint32_t graph, bool is_launched) noexcept;
-  // See GraphSwitch; cold.
+  // See GraphSwitch.
+  void begin_launch(int device, uint32_t graph) noexcept;
+  void end_launch(int device, uint32_t graph) noexcept;
   void hold_executable(int device, uint32_t graph, CUgraphExec executable) noexcept;
   void release_executable(int device, uint32_t graph, bool is_there) noexcept;
 

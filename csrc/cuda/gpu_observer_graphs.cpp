@@ -185,6 +185,20 @@ void GpuObserver::close_replay(const GpuPlace& place, uint32_t number, bool is_l
   withdraw(none, Loss::kFailed);
 }
 
+void GpuObserver::begin_launch(int number, uint32_t graph) noexcept {
+  Device* device = devices_.find(number);
+  CapturedGraph* known = device == nullptr ? nullptr : find_graph(*device, graph);
+  if (known != nullptr) known->kernels.begin_launch();
+}
+
+void GpuObserver::end_launch(int number, uint32_t graph) noexcept {
+  Device* device = devices_.find(number);
+  CapturedGraph* known = device == nullptr ? nullptr : find_graph(*device, graph);
+  if (known == nullptr || !known->kernels.end_launch()) return;
+  const CurrentContext current(pool_.api(), device->stats.context);
+  if (current.result() == CUDA_SUCCESS) known->kernels.rest_now();
+}
+
 void GpuObserver::hold_executable(int number, uint32_t graph, CUgraphExec executable) noexcept {
   with_graph(number, graph, [&](GraphSwitch& kernels) { kernels.hold_executable(executable); });
 }

@@ -94,7 +94,14 @@ class GraphStamps {
   OpenedReplay open_replay(uint32_t graph, CUstream stream) noexcept;
   void close_replay(uint32_t graph, CUstream stream, bool stays_on) noexcept;
 
-  // Under the GIL; cold. See GraphSwitch.
+  // Under the GIL; see GraphSwitch.
+  void begin_launch(uint32_t graph) noexcept {
+    if (!is_gone(graph)) replays_[word_of(graph)].kernels->begin_launch();
+  }
+  bool end_launch(uint32_t graph) noexcept {
+    return !is_gone(graph) && replays_[word_of(graph)].kernels->end_launch();
+  }
+  void rest_now(uint32_t graph) noexcept { replays_[word_of(graph)].kernels->rest_now(); }
   void hold_executable(uint32_t graph, CUgraphExec executable) noexcept;
   void release_executable(uint32_t graph, bool is_there) noexcept;
 

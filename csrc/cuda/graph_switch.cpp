@@ -9,8 +9,9 @@ GraphSwitch::~GraphSwitch() {
 void GraphSwitch::hold_executable(CUgraphExec executable) noexcept {
   if (holders_++ != 0 && executable == executable_) return;
   executable_ = executable;
-  state_ = Nodes::kEnabled;
-  cannot_rest_ = false;
+  state_ = executable == rested_ ? Nodes::kDisabled : Nodes::kEnabled;
+  rested_ = nullptr;
+  rests_later_ = cannot_rest_ = false;
   if (!is_open_) rest();
 }
 
@@ -18,8 +19,20 @@ void GraphSwitch::release_executable(bool is_there) noexcept {
   if (holders_ == 0) return;
   --holders_;
   if (holders_ != 0) return;
+  rests_later_ = false;
   if (is_there) rest();
+  if (!rests_later_) forget_executable();
+}
+
+void GraphSwitch::forget_executable() noexcept {
+  rested_ = state_ == Nodes::kDisabled ? executable_ : nullptr;
   executable_ = nullptr;
+}
+
+void GraphSwitch::rest_now() noexcept {
+  rests_later_ = false;
+  if (!is_open_) rest();
+  if (holders_ == 0) forget_executable();
 }
 
 // Launches that are enqueued already keep the nodes that they had.
@@ -58,6 +71,7 @@ void GraphSwitch::mark(CUstream stream) noexcept {
 }
 
 CUresult GraphSwitch::open(CUstream stream, uint32_t value) noexcept {
+  if (is_launched_elsewhere()) return CUDA_ERROR_NOT_READY;
   if (const CUresult result = follow_last(stream)) return result;
   if (const CUresult result = enable(true)) return result;
   if (const CUresult result = set_word(stream, value)) return result;
@@ -75,6 +89,8 @@ CUresult GraphSwitch::close(CUstream stream, bool stays_on) noexcept {
 }
 
 void GraphSwitch::rest() noexcept {
+  rests_later_ = state_ != Nodes::kDisabled && is_launched_elsewhere();
+  if (rests_later_) return;
   if (!cannot_rest_) cannot_rest_ = enable(false) != CUDA_SUCCESS;
 }
 

@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <thread>
 #include <vector>
 
 #include "cuda/driver_api.h"
@@ -29,7 +30,7 @@ class GraphSwitch {
   void add(CUgraphNode node) noexcept { nodes_.push_back(node); }
   const std::vector<CUgraphNode>& nodes() const noexcept { return nodes_; }
   // By each recording that sees the graph: what replays launch, whose nodes are all enabled when
-  // the first one tells it.
+  // the first one tells it, unless it was let go of at rest.
   void hold_executable(CUgraphExec executable) noexcept;
   // By each that has held it. `is_there`: it is about to go where this is false.
   void release_executable(bool is_there) noexcept;
@@ -43,11 +44,24 @@ class GraphSwitch {
   CUresult close(CUstream stream, bool stays_on) noexcept;
   bool is_open() const noexcept { return is_open_; }
 
+  // Hot, round the driver's own launch, which may go on without the GIL: meanwhile no other thread
+  // changes the executable, which the driver would not stand. Calls nest. True where that was put
+  // off, and rest_now() is due.
+  void begin_launch() noexcept {
+    if (launches_++ == 0) launcher_ = std::this_thread::get_id();
+  }
+  bool end_launch() noexcept { return --launches_ == 0 && rests_later_; }
+  void rest_now() noexcept;
+
  private:
   enum class Nodes : uint8_t { kEnabled, kDisabled, kMixed };
 
   CUresult enable(bool on) noexcept;
   void rest() noexcept;
+  void forget_executable() noexcept;
+  bool is_launched_elsewhere() const noexcept {
+    return launches_ != 0 && launcher_ != std::this_thread::get_id();
+  }
   CUresult set_word(CUstream stream, uint32_t value) noexcept {
     return api_.cuMemsetD32Async(word_, value, 1, stream);
   }
@@ -59,6 +73,10 @@ class GraphSwitch {
   std::vector<CUgraphNode> nodes_;
   CUgraphExec executable_ = nullptr;
   uint32_t holders_ = 0;
+  CUgraphExec rested_ = nullptr;  // that nobody holds, and whose nodes were left disabled
+  uint32_t launches_ = 0;         // under way
+  std::thread::id launcher_;      // of the first of them
+  bool rests_later_ = false;
   Nodes state_ = Nodes::kEnabled;
   bool cannot_rest_ = false;  // the driver would not disable them
   CUstream last_stream_ = nullptr;

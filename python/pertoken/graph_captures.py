@@ -89,13 +89,14 @@ class GraphCaptures:
 
     def remove(self) -> None:
         """Takes the wrappers out again, and switches off what stays in the graphs."""
+        # While the wrappers still see what other threads launch, which must not be changed meanwhile.
+        for key in list(self._captured):
+            self._release(key, is_there=True)
         for cls, name, wrapper in reversed(self._installed):
             patch.take_out(cls, name, wrapper())
         if self._installed:
             self._parts[0][0].abandon_captures()
         self._installed.clear()
-        for key in list(self._captured):
-            self._release(key, is_there=True)
 
     def _make(self, inner: Any, graph: Any, args: Any, kwargs: Any) -> None:
         if args not in ((), (False,)) or kwargs not in ({}, {"keep_graph": False}):

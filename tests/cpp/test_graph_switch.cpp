@@ -2,6 +2,7 @@
 // the others cost and do not write, and the order of what is written on several streams.
 #include <cstddef>
 #include <cstdint>
+#include <thread>
 #include <vector>
 
 #include "check.h"
@@ -131,6 +132,57 @@ TEST(the_last_of_two_recordings_that_lets_go_leaves_the_nodes_disabled) {
   rig.fake.advance(1'000'000);
   CHECK(rig.is_recorded(replay));
   rig.stamps().release_executable(rig.graph.number, true);
+  rig.launch();
+  CHECK_EQ(rig.took_ns(), SwitchRig::kWorkNs);
+}
+
+// As a recording that ends or begins while a server's thread is inside a launch.
+TEST(an_executable_that_another_thread_launches_is_changed_when_that_returns) {
+  SwitchRig rig;
+  GraphStamps& stamps = rig.stamps();
+  const uint32_t number = rig.graph.number;
+  const auto elsewhere = [&](auto&& run) {
+    std::thread([&] {
+      rig.fake.set_current(0);
+      run();
+    }).join();
+  };
+  rig.hold(rig.graph);
+  rig.stays_on = true;
+  rig.replay(rig.graph, rig.stream);
+  const uint64_t before = rig.fake.calls(kSwitch);
+  stamps.begin_launch(number);
+  elsewhere([&] {
+    stamps.release_executable(number, true);
+    CHECK_EQ(stamps.open_replay(number, rig.other).result, CUDA_ERROR_NOT_READY);
+  });
+  CHECK_EQ(rig.fake.calls(kSwitch), before);
+  CHECK(stamps.end_launch(number));
+  stamps.rest_now(number);
+  CHECK_EQ(rig.fake.calls(kSwitch), before + kStamps);
+  rig.launch();
+  CHECK_EQ(rig.took_ns(), SwitchRig::kWorkNs);
+  // It is at rest, so that nothing need be done where a recording begins.
+  stamps.begin_launch(number);
+  elsewhere([&] { rig.hold(rig.graph); });
+  CHECK(!stamps.end_launch(number));
+  CHECK_EQ(rig.fake.calls(kSwitch), before + kStamps);
+  rig.stays_on = false;
+  const StampedReplay replay = rig.replay(rig.graph, rig.stream);
+  rig.fake.advance(1'000'000);
+  CHECK(rig.is_recorded(replay));
+  CHECK_EQ(rig.fake.calls(kSwitch), before + 3 * kStamps);
+}
+
+TEST(a_launch_within_a_launch_is_no_other_threads) {
+  SwitchRig rig;
+  GraphStamps& stamps = rig.stamps();
+  rig.hold(rig.graph);
+  stamps.begin_launch(rig.graph.number);
+  const StampedReplay replay = rig.replay(rig.graph, rig.stream);
+  CHECK(!stamps.end_launch(rig.graph.number));
+  rig.fake.advance(1'000'000);
+  CHECK(rig.is_recorded(replay));
   rig.launch();
   CHECK_EQ(rig.took_ns(), SwitchRig::kWorkNs);
 }
