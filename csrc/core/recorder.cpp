@@ -140,20 +140,27 @@ void Recorder::refresh_rate_locked() {
   collector_.set_rate(1e9 / clock_map_locked().ticks_per_second());
 }
 
+void Recorder::take_arrivals_locked() {
+  arrivals_.take(buffers_, [&](const ThreadBuffer& buffer) {
+    collector_.tracks().add_thread(buffer.track, buffer.tid, buffer.name);
+  });
+}
+
 // Returns the largest number of records that one buffer held.
 size_t Recorder::drain_locked() {
   refresh_rate_locked();
   if (spool_ != nullptr) spool_->begin_round();
   collector_.requests().begin_round();
+  take_arrivals_locked();
   size_t fullest = collect_logits();
-  for (size_t i = 0; i < buffers_.size();) {
-    ThreadBuffer& buffer = *buffers_[i];
+  for (auto at = buffers_.begin(); at != buffers_.end();) {
+    ThreadBuffer& buffer = **at;
     // Pairs with the release store in detach_thread(); read before the ring, so that an exited
     // thread's ring is empty for good once it is drained.
     const bool exited = buffer.thread_exited.load(std::memory_order_acquire);
     fullest = std::max(fullest, drain_buffer_locked(buffer));
     if (!exited || shares_rings_ || !buffer.ring.readable().empty()) {
-      ++i;
+      ++at;
       continue;
     }
     if (buffer.device_thread != nullptr) {
@@ -162,7 +169,7 @@ size_t Recorder::drain_locked() {
     dropped_by_gone_threads_ += buffer.dropped.load(std::memory_order_relaxed);
     collector_.store().close_track(buffer.track);
     if (buffer.ring_file != nullptr && !in_forked_child_) buffer.ring_file->remove();
-    buffers_.erase(buffers_.begin() + static_cast<std::ptrdiff_t>(i));
+    at = buffers_.erase(at);
   }
   collect_devices_locked();
   fullest = std::max(fullest, collect_observations());

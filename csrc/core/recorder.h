@@ -24,6 +24,7 @@
 #include "core/observation_rate.h"
 #include "core/sampler.h"
 #include "core/spool.h"
+#include "core/thread_arrivals.h"
 #include "core/thread_buffer.h"
 #include "core/wake_signal.h"
 
@@ -215,6 +216,7 @@ class Recorder {
   void sleep_locked(std::unique_lock<std::mutex>& lock, std::chrono::nanoseconds longest);
   std::chrono::milliseconds longest_wait_locked();
   void refresh_rate_locked();
+  void take_arrivals_locked();
   size_t drain_locked();
   size_t drain_buffer_locked(ThreadBuffer& buffer);
   size_t collect_observations();
@@ -250,8 +252,10 @@ class Recorder {
   std::atomic<uint64_t> faults_{0};      // a statistic
   std::atomic<uint64_t> unattached_{0};  // records of threads without a buffer; a statistic
 
-  std::mutex mutex_;  // guards everything below; never taken on the hot path
-  std::vector<std::unique_ptr<ThreadBuffer>> buffers_;
+  ThreadArrivals arrivals_;
+
+  std::mutex mutex_;  // guards everything below; never taken by the threads that record
+  ThreadBuffers buffers_;
   Collector collector_;
   uint64_t dropped_by_gone_threads_ = 0;
   uint64_t collector_faults_ = 0;

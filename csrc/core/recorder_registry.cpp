@@ -36,6 +36,7 @@ struct ForkHandlers {
     registry().mutex.lock();
     for (Recorder* recorder : registry().recorders) {
       recorder->mutex_.lock();
+      recorder->arrivals_.lock();
       recorder->request_events().lock();
       recorder->observations_.lock();
       if (recorder->spool_ != nullptr) recorder->spool_->lock();
@@ -46,6 +47,7 @@ struct ForkHandlers {
       recorder->observations_.unlock();
       if (recorder->spool_ != nullptr) recorder->spool_->unlock();
       recorder->request_events().unlock();
+      recorder->arrivals_.unlock();
       recorder->mutex_.unlock();
     }
     registry().mutex.unlock();
@@ -56,6 +58,7 @@ struct ForkHandlers {
       recorder->in_forked_child_ = true;
       recorder->observations_.leave_file();
       recorder->observations_.unlock();
+      recorder->arrivals_.unlock();
       recorder->leave_spool_in_child();
       recorder->request_events().unlock();
       recorder->mutex_.unlock();
@@ -93,6 +96,11 @@ void Recorder::leave_spool_in_child() noexcept {
   if (spool_ == nullptr) return;
   spool_->abandon();
   spool_->unlock();
+  try {
+    take_arrivals_locked();
+  } catch (...) {
+    ++collector_faults_;
+  }
   for (const auto& buffer : buffers_) {
     if (buffer->ring_file == nullptr) continue;
     const uint64_t pushed = buffer->ring.pushed();
@@ -156,11 +164,10 @@ ThreadBuffer* Recorder::attach_thread() noexcept {
   }
   try {
     state->attached.reserve(state->attached.size() + 1);
-    const std::lock_guard lock(mutex_);
     const int64_t tid = system_thread_id();
     const std::string name = system_thread_name();
     const size_t capacity = std::bit_ceil(options_.ring_capacity);
-    const int32_t track = collector_.tracks().coming();
+    const int32_t track = collector_.tracks().add();
     std::unique_ptr<MappedFile> file;
     if (spool_ != nullptr) {
       file = spool_->make_ring_file(track, tid, name, capacity,
@@ -168,10 +175,7 @@ ThreadBuffer* Recorder::attach_thread() noexcept {
     }
     auto buffer =
         std::make_unique<ThreadBuffer>(capacity, track, tid, name, &wake_, std::move(file));
-    buffers_.reserve(buffers_.size() + 1);
-    collector_.tracks().add_thread(tid, name);
-    buffers_.push_back(std::move(buffer));
-    entry = {uid_, buffers_.back().get()};
+    entry = {uid_, arrivals_.hand_over(std::move(buffer))};
     state->attached.push_back(entry);
     return entry.buffer;
   } catch (...) {

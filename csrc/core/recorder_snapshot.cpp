@@ -1,4 +1,5 @@
 // What a recorder tells while it runs: copies of one moment, taken under its mutex.
+#include <algorithm>
 #include <utility>
 
 #include "core/recorder.h"
@@ -12,6 +13,7 @@ RecorderSnapshot Recorder::snapshot() {
   snapshot.clock = clock_map_locked();
   snapshot.store = collector_.store().snapshot();
   snapshot.tracks = collector_.tracks().known();
+  std::ranges::sort(snapshot.tracks, {}, &TrackInfo::track);
   snapshot.losses = losses_locked();
   return snapshot;
 }
@@ -90,6 +92,7 @@ uint64_t Recorder::oldest_step_ticks() {
 
 size_t Recorder::attached_threads() {
   const std::lock_guard lock(mutex_);
+  take_arrivals_locked();
   return buffers_.size();
 }
 

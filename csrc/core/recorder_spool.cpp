@@ -101,7 +101,7 @@ bool Recorder::replay(const RecordBatch& batch, bool goes_on) {
   if (!is_count(batch.last_step) || !is_count(batch.last_seq) || batch.track < 0) return false;
   auto [progress, is_new] = replayed_.try_emplace(batch.track);
   if (is_new && batch.tid != kNoThread) {
-    collector_.tracks().add_replayed(batch.track, batch.tid, std::string(batch.thread_name));
+    collector_.tracks().add_thread(batch.track, batch.tid, std::string(batch.thread_name));
   }
   if (!goes_on) {
     collector_.set_last_step(batch.last_step);

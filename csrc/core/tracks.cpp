@@ -15,16 +15,16 @@ std::string name_of(uint64_t stream) {
 
 }  // namespace
 
-int32_t Tracks::add() {
-  return std::exchange(next_, next_ == std::numeric_limits<int32_t>::max() ? 0 : next_ + 1);
+int32_t Tracks::add() noexcept {
+  constexpr int32_t kLast = std::numeric_limits<int32_t>::max();
+  int32_t taken = next_.load(std::memory_order_relaxed);
+  while (!next_.compare_exchange_weak(taken, taken == kLast ? 0 : taken + 1,
+                                      std::memory_order_relaxed)) {
+  }
+  return taken;
 }
 
-int32_t Tracks::add_thread(int64_t tid, const std::string& name) {
-  known_.push_back({next_, tid, name});
-  return add();
-}
-
-void Tracks::add_replayed(int32_t track, int64_t tid, std::string name) {
+void Tracks::add_thread(int32_t track, int64_t tid, std::string name) {
   known_.push_back({track, tid, std::move(name)});
 }
 
@@ -32,15 +32,16 @@ StreamTrack& Tracks::of_stream(const DeviceSpan& span,
                                const std::function<int64_t(int32_t)>& last_seq_of) {
   const auto [entry, is_new] = streams_.try_emplace({span.track, span.device, span.stream});
   if (is_new) {
+    const int32_t track = add();
     try {
       known_.push_back(
-          {next_, static_cast<int64_t>(span.stream), name_of(span.stream), span.device});
+          {track, static_cast<int64_t>(span.stream), name_of(span.stream), span.device});
     } catch (...) {
       streams_.erase(entry);
       throw;
     }
     const int64_t last_seq = last_seq_of(span.track);
-    entry->second = {add(), last_seq < 0 ? int64_t{span.seq} : last_seq};
+    entry->second = {track, last_seq < 0 ? int64_t{span.seq} : last_seq};
   }
   return entry->second;
 }

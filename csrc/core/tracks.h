@@ -1,7 +1,8 @@
 // The tracks of a recording: threads, and for each thread the streams of devices that it has used.
-// Used by one thread at a time.
+// Used by one thread at a time, but for what says otherwise.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -30,13 +31,10 @@ struct StreamTrack {
 
 class Tracks {
  public:
-  // The number that the next one gets.
-  int32_t coming() const { return next_; }
-  // One that nobody is told of.
-  int32_t add();
+  // A new number; any thread.
+  int32_t add() noexcept;
   // All of these throw std::bad_alloc, and leave the others as they were.
-  int32_t add_thread(int64_t tid, const std::string& name);
-  void add_replayed(int32_t track, int64_t tid, std::string name);
+  void add_thread(int32_t track, int64_t tid, std::string name);
   // That of the stream of a span, made when it is new, with the last number of its thread's track.
   StreamTrack& of_stream(const DeviceSpan& span,
                          const std::function<int64_t(int32_t)>& last_seq_of);
@@ -46,7 +44,7 @@ class Tracks {
   // Forgets all others.
   void keep(const std::unordered_set<int32_t>& used);
 
-  // Ascending, until a number comes round.
+  // As they came: threads and streams get their numbers in another order than they are told in.
   const std::vector<TrackInfo>& known() const { return known_; }
 
  private:
@@ -56,7 +54,7 @@ class Tracks {
   size_t forget_at_ = kFew;
   // By the thread's track, the device and the stream.
   std::map<std::tuple<int32_t, int16_t, uint64_t>, StreamTrack> streams_;
-  int32_t next_ = 0;
+  std::atomic<int32_t> next_ = 0;  // relaxed: they are to differ, no more
 };
 
 }  // namespace pertoken

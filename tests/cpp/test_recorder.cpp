@@ -6,6 +6,8 @@
 #include <atomic>
 #include <cstdint>
 #include <map>
+#include <memory>
+#include <semaphore>
 #include <thread>
 #include <vector>
 
@@ -79,6 +81,38 @@ TEST(every_record_of_many_threads_is_stored_or_counted) {
     CHECK_EQ(begun, uint64_t{kThreads} * kSteps);
     CHECK_EQ(ended, begun);
   }
+}
+
+// A device, or a disk, that does not answer while a drain round asks it.
+struct StuckSource : DeviceSource {
+  void collect(double, std::vector<DeviceSpan>&) override {
+    is_asked.release();
+    may_answer.acquire();
+    may_answer.release();
+  }
+  bool is_pending() override { return false; }
+  void give_up() noexcept override {}
+  DeviceLosses losses() override { return {}; }
+
+  std::counting_semaphore<> is_asked{0};
+  std::counting_semaphore<> may_answer{0};
+};
+
+TEST(a_thread_begins_to_record_while_the_collector_hangs) {
+  const auto recorder =
+      Recorder::create({.store_limit_bytes = kUnlimited, .ring_capacity = 1 << 8});
+  const auto source = std::make_shared<StuckSource>();
+  recorder->add_device_source(source);
+  std::thread collector([&] { recorder->drain(); });
+  source->is_asked.acquire();
+  std::thread([&] { push_step(*recorder, StepKind::kDecode, 3); }).join();
+  source->may_answer.release();
+  collector.join();
+  const RecorderSnapshot snapshot = recorder->snapshot();
+  CHECK_EQ(span_count(snapshot), size_t{3});
+  CHECK_EQ(snapshot.tracks.size(), size_t{1});
+  CHECK_EQ(snapshot.losses.records_dropped, uint64_t{0});
+  CHECK_EQ(recorder->attached_threads(), size_t{0});
 }
 
 TEST(a_full_ring_drops_and_counts) {
