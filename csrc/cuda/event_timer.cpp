@@ -1,6 +1,7 @@
 #include "cuda/event_timer.h"
 
 #include <algorithm>
+#include <thread>
 
 #include "cuda/driver_scope.h"
 
@@ -48,7 +49,15 @@ EventLane* EventTimer::attach(ThreadBuffer& buffer, int device) noexcept {
     return nullptr;
   }
   try {
-    const std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_, std::try_to_lock);
+    for (int i = 0; i < kLockTries && !lock.owns_lock(); ++i) {
+      std::this_thread::sleep_for(kLockPause);
+      static_cast<void>(lock.try_lock());
+    }
+    if (!lock.owns_lock()) {
+      unattached_.fetch_add(1, std::memory_order_relaxed);
+      return nullptr;
+    }
     const RelaxedCapture relaxed(api_);
     TimedDevice* timed = device_of(device);
     if (timed == nullptr || !timed->is_alive.load(std::memory_order_relaxed)) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -24,6 +25,8 @@ namespace cuda {
 class EventTimer final : public DeviceSource {
  public:
   static constexpr uint32_t kMaxEvents = 8192;  // a thread and device
+  static constexpr int kLockTries = 20;
+  static constexpr std::chrono::microseconds kLockPause{100};
 
   // The table must outlive the timer. `ticks` is the host's clock, for tests to replace.
   explicit EventTimer(const DriverApi& api, HostTicks ticks = now_ticks,
@@ -67,7 +70,9 @@ class EventTimer final : public DeviceSource {
   const uint32_t max_events_;
   std::atomic<uint64_t> unattached_{0};  // a statistic
 
-  std::mutex mutex_;  // of what follows; taken on the model's threads only where one attaches
+  // Of what follows; taken on the model's threads only where one attaches. The collector holds it
+  // while it asks the driver, which may not answer: so they do not wait for long.
+  std::mutex mutex_;
   std::array<std::unique_ptr<TimedDevice>, kMaxDevices> devices_;
   std::vector<std::unique_ptr<DeviceThread>> threads_;
   std::vector<std::unique_ptr<EventLane>> lanes_;
