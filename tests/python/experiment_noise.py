@@ -63,3 +63,14 @@ def measured_values(scale: float = 1.0, seed: int = 0, spread: float = 0.05) -> 
     generator = np.random.default_rng(seed)
     while True:
         yield from (scale * generator.lognormal(0.0, spread, 256)).tolist()
+
+
+def bursts(random: np.random.Generator, sides: int, shared: float, values: int = 64) -> Any:
+    """Lognormal values of calls, two to a side of a pair, that share a part of their variance.
+
+    Returns:
+        Shape (sides, values). The distribution of a value is the same whatever is shared.
+    """
+    of_call = np.sqrt(shared) * random.standard_normal((sides, 2, 1))
+    own = np.sqrt(1.0 - shared) * random.standard_normal((sides, 2, values // 2))
+    return np.exp(0.3 * (of_call + own)).reshape(sides, values)

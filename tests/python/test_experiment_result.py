@@ -112,3 +112,14 @@ def test_a_quantile_needs_no_such_pairs(result):
     plan = Plan(["p99"], margin=0.3, block_length=8, max_seconds=None)
     look = next(experiment.looks(measured_values(1, 1), measured_values(1, 2), plan))
     assert "pairs that an interval" not in str(look) + look.line
+
+
+def test_a_mean_under_its_margin_tells_what_may_not_have_come_up(result):
+    """The rule of three: margin * calls / 3; a pair is 2 + 2 blocks of 8 calls."""
+    assert (result.verdict, result.pairs) == ("under", 123)
+    told = "mean: what new does in fewer than 3 of 1,968 calls may not have come up"
+    assert told in flat(result) and "if each adds more than 197 times the mean" in flat(result)
+    assert "p99: what new does" not in flat(result)
+    plan = Plan(margin=0.0, block_length=8, max_pairs=100, max_seconds=None)
+    undecided = experiment.compare(measured_values(1, 1), measured_values(1, 2), plan)
+    assert "may not have come up" not in flat(undecided)

@@ -110,6 +110,7 @@ def variant_looks(
                 gathering.add(values_of(pair[0], quantity), values_of(pair[1], quantity))
             pairs += 1
         seconds = (clock() - start) / 1e9
+        told = [note for gathering in gatherings for note in gathering.notes(names)]
         result = Result(
             plan=plan,
             names=names,
@@ -119,7 +120,7 @@ def variant_looks(
             autocorrelation_time=pilot.autocorrelation_time,
             seconds=seconds,
             ending=ending,
-            notes=(*pilot.notes, *notes()),
+            notes=(*pilot.notes, *told, *notes()),
         )
         ending = ending or _ending(result)
         yield result.ended_by(ending)
@@ -146,7 +147,10 @@ def _gatherings(plan: Plan, pilot: Pilot, calls: Sequence[Call]) -> list[Gatheri
             made.append(MeanGathering(metric, plan))
         else:
             values = len(values_of(calls, metric.quantity))
-            known = values_of(pilot.calls, metric.quantity)
+            known = (
+                values_of(pilot.of_a, metric.quantity),
+                values_of(pilot.of_b, metric.quantity),
+            )
             made.append(QuantileGathering(metric, plan, known, values))
     return made
 

@@ -5,12 +5,19 @@ threshold that was fixed before. Somebody who does not believe that b's tail is 
 against it: the wealth ``product of (1 + stake * difference)`` is then a supermartingale, which by
 Ville's inequality ever reaches 1/alpha with a probability of at most alpha (Waudby-Smith and
 Ramdas, "Estimating means of bounded random variables by betting"). Nothing is asked of the
-distribution, nor of the dependence inside a block: a burst cannot count more than `most`.
+distribution. A count is cut at `most`, so that stakes can be large: what is tested are the counts
+that were cut, and where the variants' bursts differ they say something else than the quantiles.
+
+The differences may change meanwhile. With their expectations m given all before, the product of
+``(1 + stake * difference) / (1 + stake * m)`` is a martingale that starts at 1, and the product of
+``1 + stake * m`` is at most 1 while the sum of m is at most 0. So by the same inequality the wealth
+at any look is evidence on the mean of m so far.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +29,60 @@ _LARGEST_STAKE = 0.9  # of what would lose everything at once
 _FINEST = 0.002
 _COARSENING = 1.09
 _WIDEST = math.log(4.0)
+_TIED_PARTS = 2.0**20  # shares of ties are multiples of this part: sums of them are exact
+_BURST_ROOM = 1.5  # over the largest count of the pilot, where that is a burst
 
 
-def most_counted(values: int, level: float) -> int:
-    """How many values of a block may count as over the threshold: rarely less than there are."""
+@dataclass(frozen=True)
+class Threshold:
+    """A quantile of a, and what share of a's values beyond it is.
+
+    Attributes:
+        value: the quantile.
+        tied: what a value that equals it counts, from 0 to 1: so that the share is that of the
+            level where many values are the same.
+    """
+
+    value: float
+    tied: float = 0.0
+
+    @classmethod
+    def of(cls, pilot: Floats, level: float) -> Threshold:
+        """That of a pilot's values, at a level such as 0.99."""
+        value = float(np.quantile(pilot, level))
+        equal = int((pilot == value).sum())
+        if not equal:
+            return cls(value)
+        missing = len(pilot) * (1.0 - level) - int((pilot > value).sum())
+        share = min(max(missing / equal, 0.0), 1.0)
+        return cls(value, round(share * _TIED_PARTS) / _TIED_PARTS)
+
+    def counts(self, values: Floats) -> Floats:
+        """What each of these values counts."""
+        return np.asarray((values > self.value) + self.tied * (values == self.value))
+
+    def largest_count(self, pilot: Floats, values: int) -> float:
+        """The largest count of so many values in a row of a pilot."""
+        return float(np.add.reduceat(self.counts(pilot), range(0, len(pilot), values)).max())
+
+
+def most_counted(values: int, level: float, largest: float = 0.0) -> int:
+    """How many of a pair's values of one variant may count: rarely less than are beyond.
+
+    Args:
+        values: of one variant in a pair.
+        level: of the quantile, such as 0.99.
+        largest: the largest count of so many values of either variant in the pilot. Beyond four
+            standard deviations of independent values it tells of bursts, and larger ones will come.
+
+    Returns:
+        At least 1, and no more than `values`.
+    """
     expected = values * (1.0 - level)
-    return max(1, math.ceil(expected + 4.0 * math.sqrt(expected) + 1.0))
+    most = math.ceil(expected + 4.0 * math.sqrt(expected) + 1.0)
+    if largest > most:
+        most = math.ceil(_BURST_ROOM * largest)
+    return min(most, values)
 
 
 def stakes(most: int) -> Floats:
@@ -72,35 +127,46 @@ def ratio_grid(ratio: float) -> Floats:
 class QuantileEvidence:
     """E-values against every ratio of b's quantile to a's, from the pairs so far.
 
+    b's quantile is above t only if its values are over t more often than the level allows, and
+    below only if they reach t less often. So a value of b that equals t counts nothing where "not
+    above" is bet against, and whole where "not below" is: ties refute nothing that is true.
+
     Args:
         threshold: about the quantile of a, known before the first pair.
-        level: of the quantile, such as 0.99.
-        values: how many values of each variant a pair has.
+        most: how many values of each variant of a pair may count.
         ratio: a ratio that shall be on the grid.
     """
 
-    def __init__(self, threshold: float, level: float, values: int, ratio: float) -> None:
+    def __init__(self, threshold: Threshold, most: int, ratio: float) -> None:
         self._threshold = threshold
-        self._most = most_counted(values, level)
-        self._stakes = stakes(self._most)
+        self.most = most
+        self._stakes = stakes(most)
         self.ratios = ratio_grid(ratio)
         self._above = np.zeros((len(self.ratios), STAKES))  # log wealth against "not above"
         self._below = np.zeros_like(self._above)
-        self._over_b = np.zeros(len(self.ratios), dtype=np.int64)
+        self._counted_a = 0.0  # cut at `most` in each pair, as the next two
+        self._beyond = np.zeros(len(self.ratios), dtype=np.int64)  # of b, over each ratio
+        self._reached = np.zeros_like(self._beyond)  # the same, with those that equal it
+        self._all_beyond = np.zeros_like(self._beyond)  # not cut
         self.values = 0  # of a
-        self.over = 0  # of these, beyond the threshold
+        self.over = 0.0  # of these, beyond the threshold; not cut
 
     def add(self, a: Floats, b: Floats) -> None:
         """Adds the values of one pair; as many of a as of b."""
-        over_a = int((a > self._threshold).sum())
-        over_b = len(b) - np.searchsorted(np.sort(b), self._threshold * self.ratios, side="right")
-        difference = np.minimum(over_b, self._most) - min(over_a, self._most)
-        bets = difference[:, None] * self._stakes
-        self._above += np.log1p(bets)
-        self._below += np.log1p(-bets)
+        over = float(self._threshold.counts(a).sum())
+        counted = min(over, self.most)
+        ordered, at = np.sort(b), self._threshold.value * self.ratios
+        all_beyond = len(b) - np.searchsorted(ordered, at, side="right")
+        beyond = np.minimum(all_beyond, self.most)
+        reached = np.minimum(len(b) - np.searchsorted(ordered, at, side="left"), self.most)
+        self._above += np.log1p((beyond - counted)[:, None] * self._stakes)
+        self._below += np.log1p((counted - reached)[:, None] * self._stakes)
         self.values += len(a)
-        self.over += over_a
-        self._over_b += over_b
+        self.over += over
+        self._counted_a += counted
+        self._beyond += beyond
+        self._reached += reached
+        self._all_beyond += all_beyond
 
     def log_e_values(self, ratio: float) -> tuple[float, float]:
         """Logs of the e-values against "not above" and "not below" a ratio of the grid."""
@@ -117,8 +183,24 @@ class QuantileEvidence:
         return low, high
 
     def estimate(self) -> float:
-        """The ratio at which as many values of b as of a are beyond; NaN when none of a is."""
-        if not self.over:
+        """The ratio at which b counts as much as a, which no interval leaves out.
+
+        NaN when nothing of a counts, and when it may lie beyond the grid.
+        """
+        first, end = self._balanced()
+        if not self.over or first == 0 or end >= len(self.ratios):
             return math.nan
-        first, last = np.searchsorted(-self._over_b, [-self.over, -self.over + 1])
-        return float(self.ratios[min(first, len(self.ratios) - 1) : max(last, first + 1)].mean())
+        return float(self.ratios[first:end].mean())
+
+    def cut_shares(self) -> tuple[float, float]:
+        """The share of what is beyond the quantile that did not count, of a and of b."""
+        place = min(self._balanced()[0], len(self.ratios) - 1)
+        all_beyond, beyond = int(self._all_beyond[place]), int(self._beyond[place])
+        of_a = 1.0 - self._counted_a / self.over if self.over else 0.0
+        return of_a, 1.0 - beyond / all_beyond if all_beyond else 0.0
+
+    def _balanced(self) -> tuple[int, int]:
+        """The first and the end of the ratios where b counts as a does; at least one."""
+        first = int(np.searchsorted(-self._beyond, -self._counted_a, side="left"))
+        end = int(np.searchsorted(-self._reached, -self._counted_a, side="right"))
+        return first, max(end, first + 1)

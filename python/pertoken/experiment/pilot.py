@@ -31,13 +31,15 @@ class Pilot:
     Attributes:
         block_length: calls in a block.
         autocorrelation_time: in calls, the larger of the two variants'; None when not measured.
-        calls: those of a, for the thresholds of quantiles.
+        of_a: calls of a, for the thresholds of quantiles and the bursts beyond them.
+        of_b: calls of b, for its bursts.
         notes: what must be told beside the results.
     """
 
     block_length: int
     autocorrelation_time: float | None
-    calls: tuple[Call, ...]
+    of_a: tuple[Call, ...]
+    of_b: tuple[Call, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -52,7 +54,7 @@ def run_pilot(a: Variant, b: Variant, plan: Plan, clock: Clock) -> Pilot:
         a.calls(plan.warm_up_calls)
         b.calls(plan.warm_up_calls)
         if plan.block_length is not None and not quantiles:
-            return Pilot(plan.block_length, None, ())
+            return Pilot(plan.block_length, None, (), ())
         start_ns = clock()
         of_a = _calls_in_time(a, plan.pilot_calls, plan, clock)
         of_b = _calls_in_time(b, plan.pilot_calls, plan, clock)
@@ -68,12 +70,12 @@ def run_pilot(a: Variant, b: Variant, plan: Plan, clock: Clock) -> Pilot:
         ) from None
     time = max(map(autocorrelation_time, _series(of_a, plan) + _series(of_b, plan)))
     if plan.block_length is not None:
-        return Pilot(plan.block_length, time, tuple(of_a))
+        return Pilot(plan.block_length, time, tuple(of_a), tuple(of_b))
     longest = _longest_block(plan, call_s)
     if a.shares_noise and b.shares_noise and not quantiles:
         series = _series(of_a, plan) + _series(of_b, plan)
         switch = _switch_calls(a, b, call_s, clock)
-        return Pilot(quickest_block(series, switch, longest), time, tuple(of_a))
+        return Pilot(quickest_block(series, switch, longest), time, tuple(of_a), tuple(of_b))
     wanted_length = block_length(time, max(map(len, of_a[0].values())))
     notes: tuple[str, ...] = ()
     if wanted_length > longest:
@@ -81,7 +83,7 @@ def run_pilot(a: Variant, b: Variant, plan: Plan, clock: Clock) -> Pilot:
             f"blocks of {wanted_length} calls would outlast the autocorrelation; there is time "
             f"for {longest}",
         )
-    return Pilot(min(wanted_length, longest), time, tuple(of_a), notes)
+    return Pilot(min(wanted_length, longest), time, tuple(of_a), tuple(of_b), notes)
 
 
 def values_of(calls: Sequence[Call], quantity: str) -> Floats:

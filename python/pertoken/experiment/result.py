@@ -159,7 +159,12 @@ class Result:
             _estimate_text(estimate, self._interval_text(estimate), *self.names)
             for estimate in self.estimates
         )
-        pairs = ", ".join([self._pairs_text(), *self._shortfall()])
+        changed = [
+            f"{estimate.metric.name} has changed meanwhile"
+            for estimate in self.estimates
+            if estimate.contradictory
+        ]
+        pairs = ", ".join([self._pairs_text(), *self._shortfall(), *changed])
         return f"{self.verdict.upper()}: {told}. {pairs}."
 
     @property
@@ -191,10 +196,11 @@ class Result:
             f"with {confidence}",
             self._pairs_text(),
             *self._shortfall(),
+            *self._not_excluded(),
             *self.notes,
             *(
                 f"{estimate.metric.name}: intervals of different times contradict each other; "
-                "what was measured has changed meanwhile"
+                "what was measured has changed meanwhile, and this is of the whole time"
                 for estimate in self.estimates
                 if estimate.contradictory
             ),
@@ -233,6 +239,23 @@ class Result:
             return ()
         advice = _MORE.get(self.ending or "", "")
         return (f"fewer than the {MIN_PAIRS} pairs that an interval of a mean takes{advice}",)
+
+    def _not_excluded(self) -> tuple[str, ...]:
+        """What a mean that is under its margin does not exclude: what may not have come up yet.
+
+        An event that did not come in n calls may come in 3 of n (95 %, the rule of three), and is
+        over a margin m if each adds more than m n / 3 of the mean. Nothing in the sample tells.
+        """
+        calls = 2 * self.block_length * self.pairs
+        return tuple(
+            f"{estimate.metric.name}: what {self.names[1]} does in fewer than 3 of "
+            f"{count_text(calls)} calls may not have come up; it is over the margin if each adds "
+            f"more than {_times(estimate.metric.margin * calls / 3.0)} the mean"
+            for estimate in self.estimates
+            if estimate.metric.level is None
+            and estimate.verdict == "under"
+            and estimate.metric.margin > 0.0
+        )
 
     def _pairs_text(self) -> str:
         length = plural_text(self.block_length, "call")
@@ -282,3 +305,7 @@ def _percent(value: float) -> str:
     if abs(share) >= 1000.0:
         return f"{count_text(round(share))} %"
     return f"{share:.3g} %"
+
+
+def _times(value: float) -> str:
+    return f"{count_text(round(value)) if value >= 10.0 else format(value, '.2g')} times"
