@@ -220,8 +220,8 @@ TABLES: dict[str, tuple[Column, ...]] = {
     "tracks": (
         _track("track", "number of the track"),
         Column("pid", "int64", "process id"),
-        Column("tid", "int64", "the system's thread id, or the driver's number of the stream"),
-        _coded("name", "name of the thread, or of the stream"),
+        Column("tid", "int64", "of a thread the system's, of a stream the driver's, or see name"),
+        _coded("name", "of the thread or stream; `graph branch n`: tid is 2^32 + n"),
         _process(),
     ),
     "processes": (
