@@ -26,6 +26,7 @@ class PairedCost {
   // `probability` of the outcome: of the detail of the one, and of no detail of the other.
   void add(double ratio, double probability) {
     const double weight = 1 / probability;
+    if (pairs_ == 0) unit_ = std::min(weight, kMostUnit);
     weights_[bucket_of(ratio)] += weight;
     sum_ += weight;
     squares_ += weight * weight;
@@ -33,14 +34,14 @@ class PairedCost {
   }
 
   uint64_t pairs() const { return pairs_; }
-  // Whether there is an interval at all: from 13 pairs of one weight on.
+  // Whether there is an interval at all: from 13 pairs of one weight on, or 15 of a large one.
   bool is_known() const { return pairs_ > 0 && spread() < 0.5; }
 
   // The weighted median, and an interval that holds the true one at all looks at once with 95 %: by
   // a time-uniform bound, a normal mixture, on how far half of the weight can be from the share of
   // it below the true median (Robbins 1970; Howard, Ramdas, McAuliffe and Sekhon, "Time-uniform,
-  // nonparametric, nonasymptotic confidence sequences", 2021). Exact for equal weights, else for
-  // as many pairs as the weights amount to. Only where is_known().
+  // nonparametric, nonasymptotic confidence sequences", 2021). Exact for pairs that do not depend
+  // on each other, nor what they show on their weights, whatever these are. Only where is_known().
   PairedInterval interval() const {
     const double around = spread();
     const double deviation = 0.5 / std::sqrt(sum_ * sum_ / squares_);
@@ -60,13 +61,17 @@ class PairedCost {
   static constexpr double kAlpha = 0.05;
   static constexpr double kNarrowestAt = 100;  // pairs; a little wider long before and after
 
-  // Of the share of the weight below the true median, from one half.
+  // So that a first pair of a rare outcome does not widen all that come after it.
+  static constexpr double kMostUnit = 64;
+
+  // Of the share of the weight below the true median, from one half. What is mixed is fixed by the
+  // weight of the first pair: were it by those of all so far, the bound would be another one at
+  // each look, and hold at all of them in 90 % only where rates fall.
   double spread() const {
-    const double pairs = sum_ * sum_ / squares_;
     const double log = -2 * std::log(kAlpha);
-    const double mixed = kNarrowestAt / 4 / (log + std::log(log) + 1);
-    const double variance = pairs / 4 + mixed;
-    return std::sqrt(variance * (std::log(variance / mixed) + log)) / pairs;
+    const double mixed = unit_ * unit_ * kNarrowestAt / 4 / (log + std::log(log) + 1);
+    const double variance = squares_ / 4 + mixed;
+    return std::sqrt(variance * (std::log(variance / mixed) + log)) / sum_;
   }
 
   static size_t bucket_of(double ratio) {
@@ -106,6 +111,7 @@ class PairedCost {
   std::array<double, 2 * kSide + 1> weights_{};
   double sum_ = 0;
   double squares_ = 0;
+  double unit_ = 0;  // the first weight, or kMostUnit
   uint64_t pairs_ = 0;
 };
 

@@ -262,7 +262,7 @@ Sampler::StepCosts Sampler::costs_of(const Stratum& stratum) const {
         const double records =
             mean(stratum.records[level], seen.detailed[level], options.prior_calls[level] + always);
         own.calls[level] = calls = std::max(calls, records - always);
-        own.untimed_ns[level] = corrected * calls * (costs_.span_ns + costs_.drain_ns);
+        own.untimed_ns[level] = calls * (corrected * costs_.span_ns + costs_.drain_ns);
       } else if (detail == kObservationsAt) {
         own.untimed_ns[level] =
             mean(stratum.drained, steps, 0.0) * mean(drained_ns_, drained_, 0.0);

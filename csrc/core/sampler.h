@@ -110,7 +110,7 @@ struct SeenStep {
   double logits_ns = 0;  // of dur_ns, what logits took, of this step or of others
 };
 
-// Of one track; the collector's. For each detail the last step of each kind that is in no pair yet.
+// Of one track; the collector's. For each detail the last step of each kind that is not used up.
 struct SamplePairs {
   struct Last {
     double dur_ns = -1;  // -1: none

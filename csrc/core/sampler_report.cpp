@@ -49,10 +49,13 @@ DetailReport Sampler::report_detail(size_t kind, size_t detail, const DetailCost
   row.detailed = stratum.detailed;
   row.floor = std::min(published.floor.load(std::memory_order_relaxed), options.most);
   double untimed_ns = 0;
+  double calls_ns = 0;  // of untimed_ns, what pairs can show, by the model: not the drain thread's
   for (size_t level = 0; level < options.levels; ++level) {
     row.rates[level] = std::min(
         std::max(published.rates[level].load(std::memory_order_relaxed), row.floor), options.most);
-    untimed_ns += static_cast<double>(stratum.detailed[level]) * costs.untimed_ns[level];
+    const auto steps = static_cast<double>(stratum.detailed[level]);
+    untimed_ns += steps * costs.untimed_ns[level];
+    calls_ns += steps * costs.calls[level] * costs_.span_ns;
   }
   const double corrected = stratum.corrected;
   const double moved_ns = detail == kSpansAt ? strata_[kind].moved_ns : 0.0;
@@ -63,11 +66,13 @@ DetailReport Sampler::report_detail(size_t kind, size_t detail, const DetailCost
   if (row.is_measured) ratio = stratum.paired.interval();
   const auto measured_ns = [&](double factor) {
     if (stratum.timed_ns > 0) return untimed_ns + std::max(factor, 1.0) * stratum.timed_ns;
-    return detail == kSpansAt ? factor * untimed_ns / corrected + moved_ns : untimed_ns;
+    return untimed_ns + (factor - corrected) * calls_ns + moved_ns;
   };
   row.measured_ns = measured_ns(ratio.median);
   row.low_ns = measured_ns(ratio.low);
   row.high_ns = measured_ns(ratio.high);
+  // What is spent may count more than pairs have shown; see correction().
+  if (row.is_measured) row.detail_ns = std::clamp(row.detail_ns, row.low_ns, row.high_ns);
   return row;
 }
 

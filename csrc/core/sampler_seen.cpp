@@ -61,6 +61,11 @@ void Sampler::see_logits(StepKind kind, double timed_ns, uint64_t records) {
 // A pair is of two steps of which one got a detail and the other did not, and that are alike in the
 // other details: what those took by themselves is left out. Of logits it is two steps of which one
 // came after a step whose logits were read: that took none of its own time, and is added.
+//
+// Which steps are neighbours must not depend on the coins of the detail itself. Two that are alike
+// in the others are used up though both got it, or neither did: were the later one kept for the
+// next, plain ones would wait for one with detail at a low rate, and the other way round at a high
+// one, and what steps grow by from one to the next would be taken for a part of the cost.
 void Sampler::see_pair(SamplePairs& pairs, const SeenStep& step, size_t detail) {
   const auto kind = static_cast<size_t>(step.kind);
   const SeenStep::Detail& own = step.details[detail];
@@ -82,12 +87,16 @@ void Sampler::see_pair(SamplePairs& pairs, const SeenStep& step, size_t detail) 
     last.dur_ns = -1;
     return;
   }
-  bool is_pair = last.dur_ns >= 0 && (last.levels[detail] < 0) != (own.level < 0);
+  bool is_alike = last.dur_ns >= 0;
   for (size_t i = 0; i < kSampleDetails; ++i) {
-    is_pair = is_pair && (i == detail || last.levels[i] == now.levels[i]);
+    is_alike = is_alike && (i == detail || last.levels[i] == now.levels[i]);
   }
-  if (!is_pair) {
+  if (!is_alike) {
     last = now;
+    return;
+  }
+  if ((last.levels[detail] < 0) == (own.level < 0)) {
+    last.dur_ns = -1;
     return;
   }
   const SamplePairs::Last& with = own.level < 0 ? last : now;
@@ -96,7 +105,7 @@ void Sampler::see_pair(SamplePairs& pairs, const SeenStep& step, size_t detail) 
   double modelled_ns = with.timed_ns;
   if (detail == kSpansAt) {
     const DetailCosts costs = costs_of(strata_[kind]).details[detail];
-    modelled_ns = costs.untimed_ns[static_cast<size_t>(with.levels[detail])] / stratum.corrected +
+    modelled_ns = costs.calls[static_cast<size_t>(with.levels[detail])] * costs_.span_ns +
                   with.passed_on_ns - without.passed_on_ns;
   }
   const double probability = last.probability * now.probability;

@@ -43,7 +43,8 @@ TEST(logits_get_their_part_of_the_budget_and_only_in_steps_that_can_be_read) {
   world.observe_spent_ns = world.read_spent_ns = 0;
   const double share = world.share(10'000, StepKind::kDecode, work);
   CHECK(share <= 0.015 && share > 0.006);
-  CHECK_EQ(world.rate(StepKind::kDecode), Sampler::kMostProbability);
+  // 17 spans cost 2.6 us a step, of 2.5 us that are theirs: the others need all of their parts.
+  CHECK(world.rate(StepKind::kDecode) * Sampler::kDeadBand > Sampler::kMostProbability);
   CHECK(world.observe_spent_ns > 0.2 * world.spent_ns);
   CHECK(world.read_spent_ns > 0.2 * world.spent_ns);
   // Where nobody can read them, the others have it all.
@@ -82,10 +83,14 @@ TEST(what_logits_cost_is_taken_from_where_they_are_read_and_corrected_by_the_ste
 }
 
 TEST(logits_that_cost_far_more_than_was_known_are_paid_back) {
-  World world = reading(0.01, 1'000);
-  world.logits_ns = [] { return 5 * kMillisecond; };
-  CHECK(world.share(20'000, StepKind::kDecode, [] { return kMillisecond; }) <= 0.0105);
-  CHECK(world.logits(StepKind::kDecode).detailed[0] > 10);
+  uint64_t read = 0;
+  for (uint64_t seed = 1; seed <= 8; ++seed) {
+    World world = reading(0.01, 1'000, seed);
+    world.logits_ns = [] { return 5 * kMillisecond; };
+    CHECK(world.share(20'000, StepKind::kDecode, [] { return kMillisecond; }) <= 0.0105);
+    read += world.logits(StepKind::kDecode).detailed[0];
+  }
+  CHECK(read > 30);
 }
 
 TEST(no_more_logits_are_read_than_of_one_step_in_so_many) {

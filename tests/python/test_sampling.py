@@ -21,7 +21,7 @@ import models
 import pertoken
 from odd_modules import Stack, Unhurried, numbers, seeded
 from pertoken import _native, record_costs
-from pertoken.analysis.site_times import hottest_sites
+from pertoken.analysis.site_times import Place, SiteTimes, hottest_sites
 from pertoken.errors import SelectionError
 from pertoken.sampling import cost_facts, unknown_cost
 from pertoken.schema import STEP_KINDS
@@ -345,6 +345,48 @@ def test_shares_of_sampled_steps_are_unbiased_and_their_intervals_hold_them() ->
         error = np.std(found[site]) / math.sqrt(runs)
         assert abs(np.mean(found[site]) - share) < 4 * error + 1e-12
         assert held[site] >= 0.92 * runs
+
+
+@pytest.mark.parametrize(
+    ("rare", "dear"), [(0.0, 0.0), (0.01, 1.0), (0.02, 5.0), (0.005, 10.0), (0.002, 20.0)]
+)
+def test_the_interval_holds_what_a_site_takes_in_rare_steps_that_were_not_sampled(
+    rare: float, dear: float
+) -> None:
+    """A site with a fifth of each step takes that of `dear` more in some; one in 20 has spans."""
+    count, probability, runs = 1000, 0.05, 120
+    base = synthetic_profile(requests=1, tokens=count, layers=1)
+    rng = np.random.default_rng(2)
+    stated = held = 0
+    for _ in range(runs):
+        wall = np.exp(0.1 * rng.standard_normal(count))
+        added = dear * (rng.random(count) < rare)
+        own_ns = np.rint(1e5 * (0.2 * wall * np.exp(0.2 * rng.standard_normal(count)) + added))
+        wall_ns = np.rint(1e5 * (wall + added)).astype(np.int64)
+        detailed = rng.random(count) < probability
+        profile = with_columns(
+            base,
+            "steps",
+            wall_ns=wall_ns,
+            kind=["decode"] * count,
+            sample_weight=detailed / probability,
+            detail=np.where(detailed, "layers", "root").tolist(),
+        )
+        rows = np.flatnonzero(detailed)
+        times = SiteTimes(
+            places=(Place("mlp", "module", outside=False),),
+            step_row=rows,
+            place=np.zeros_like(rows),
+            self_ns=own_ns[rows].astype(np.int64),
+            calls=np.ones_like(rows),
+            before_ns=np.zeros(count, dtype=np.int64),
+        )
+        (hot,) = hottest_sites(profile, 1, times)["decode"]
+        if hot.share_low is not None and hot.share_high is not None:
+            stated += 1
+            held += hot.share_low <= own_ns.sum() / wall_ns.sum() <= hot.share_high
+    assert stated > runs / 5
+    assert held >= 0.95 * stated
 
 
 def test_a_sampled_recording_is_recovered_with_its_weights(tmp_path: Path) -> None:

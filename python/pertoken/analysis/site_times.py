@@ -149,8 +149,9 @@ def hottest_sites(
 
     The share is the self time of the site's spans over the duration of the steps, both summed over
     the steps of the kind that finished, weighted by sample_weight: the ratio of two
-    Horvitz-Thompson estimates, with the interval of `half_width`. Only steps of the fullest detail
-    that the kind has count: with less detail, a site's own time holds that of the sites inside it.
+    Horvitz-Thompson estimates, with the interval of `half_width` and the time of steps longer than
+    any of those. Only steps of the fullest detail that the kind has count: with less detail, a
+    site's own time holds that of the sites inside it.
 
     Args:
         profile: what was recorded.
@@ -160,12 +161,13 @@ def hottest_sites(
     times = site_times(profile) if times is None else times
     steps = profile.steps
     kinds = steps["kind"]
-    weights = usable_weights(steps["sample_weight"], len(steps)) * finished(profile)
+    whole = finished(profile)
+    weights = usable_weights(steps["sample_weight"], len(steps)) * whole
     detail = steps["detail"]
     outside = np.array([place.outside for place in times.places], dtype=bool)
     result: dict[str, tuple[HotSite, ...]] = {}
     for kind in dict.fromkeys(kinds.tolist()):
-        chosen = kinds == kind
+        chosen = whole & (kinds == kind)
         used = weights * chosen
         fullest = max(set(detail[used > 0].tolist()), key=_fullness, default="root")
         used *= detail == fullest
@@ -178,7 +180,7 @@ def hottest_sites(
         calls = np.bincount(times.place, weights=times.calls * share_of, minlength=size)
         ranked = np.argsort(-self_ns, kind="stable")[:count]
         shares = self_ns[ranked] / wall_ns
-        half = _half_widths(times, ranked, used, steps["wall_ns"], shares)
+        half = _half_widths(times, ranked, used, np.where(chosen, steps["wall_ns"], 0.0), shares)
         result[kind] = tuple(
             HotSite(
                 kind=kind,
@@ -205,19 +207,31 @@ def _half_widths(
 ) -> list[float | None]:
     """Half of the interval of 95 % of each place's share; None where it cannot be told.
 
-    Each step was in the sample for itself with probability 1/weight.
+    Each step was in the sample for itself with probability 1/weight. `wall_ns` is that of the steps
+    of the kind that finished, sampled or not, and 0 of all others.
     """
     rows = np.flatnonzero(used > 0)
-    weight, wall_ns = used[rows], wall_ns[rows]
+    weight, used_ns = used[rows], wall_ns[rows]
     left_out = np.maximum(1 - 1 / weight, 0)
+    unseen = _unseen_part(wall_ns, used_ns) if left_out.any() else 0.0
     result = []
     for place, share in zip(places.tolist(), shares.tolist(), strict=True):
         own_ns = np.zeros(len(used))
         entries = times.place == place
         own_ns[times.step_row[entries]] = times.self_ns[entries]
-        residual = weight * (own_ns[rows] - share * wall_ns)
-        result.append(half_width(weight * wall_ns, residual, left_out))
+        residual = weight * (own_ns[rows] - share * used_ns)
+        half = half_width(weight * used_ns, residual, left_out)
+        result.append(None if half is None else half + unseen)
     return result
+
+
+def _unseen_part(wall_ns: Array, used_ns: Array) -> float:
+    """Tell which part of the time was that of steps longer than any with spans.
+
+    A site may be dear in rare steps of which none was sampled, and nothing in the sample says so.
+    But all steps are timed, and the site cannot have taken more than those did.
+    """
+    return float(wall_ns[wall_ns > used_ns.max()].sum() / wall_ns.sum())
 
 
 def _charged_rows(profile: Profile, gaps: Array, parent: Array, inside: Array) -> Array:
