@@ -118,7 +118,10 @@ class ModelSearch:
         """
         with change_lock:
             try:
-                if id(module) in self._decided or not _counts_now(module):
+                if id(module) in self._decided:  # by a thread that was quicker
+                    held = module.__dict__.get(CALL_SLOT)
+                    return held if isinstance(held, _native.RootCall) else None
+                if not _counts_now(module):
                     return None
                 if not _is_model(module):
                     self._decide(module)
@@ -147,9 +150,14 @@ class ModelSearch:
         recording = self._record_generating(args)
         if recording is None:
             return None
-        # Its wrappers are in from the next call on; this one runs already.
-        opened = recording.generate_watch.open_running(args, kwargs)
-        return None if opened is None else (recording.generate_watch, opened)
+        watch = recording.generate_watch
+        running = watch.generation_var.get(None)
+        if running is not None and running.model == id(args[0]):
+            return None  # it came through the recording's own wrapper
+        # The method was looked up before that was in: by this first call, or by another that began
+        # meanwhile, or whose caller has kept the method.
+        opened = watch.open_running(args, kwargs)
+        return None if opened is None else (watch, opened)
 
     def _before_manager(self, args: tuple[Any, ...], kwargs: Any) -> None:
         self._record_generating(args)
@@ -158,13 +166,18 @@ class ModelSearch:
         self._record_generating((args[0].worker.get_model(),))
 
     def _record_generating(self, args: tuple[Any, ...]) -> Recording | None:
-        if not args or id(args[0]) in self._decided:
+        """The recording of a model that generates, made now if there is none; or None."""
+        if not args:
             return None
         model = args[0]
-        with change_lock:
-            if isinstance(model.__dict__.get(CALL_SLOT), _native.RootCall):
-                return None  # the program records it by itself
-            return self._record(model, generates=True)
+        if id(model) not in self._decided:
+            with change_lock:
+                if id(model) not in self._decided:  # nor by a thread that was quicker
+                    if isinstance(model.__dict__.get(CALL_SLOT), _native.RootCall):
+                        return None  # the program records it by itself
+                    return self._record(model, generates=True)
+        key = id(model)
+        return next((r for r in self._recordings if r.generate_watch.records(key)), None)
 
     def _record(self, model: Any, generates: bool) -> Recording | None:
         self._recordings = [recording for recording in self._recordings if recording.is_recording]

@@ -48,7 +48,8 @@ class Generation:
     def known_first_commit_ticks(self) -> int:
         """When it committed first, where the steps need not be asked; 0 while that is open."""
         if self.by_rows:
-            return int(self.state.first_commit_ticks) if self.from_start else 0
+            is_told = self.from_start and self.state is not None  # else its first row is not
+            return int(self.state.first_commit_ticks) if is_told else 0
         state = self.state  # gone from one moment to the next when the call ends
         is_known_now = state is None or self.is_beam_search
         return int((self if is_known_now else state).first_commit_ticks)
@@ -158,8 +159,10 @@ class RequestLog:
         """Has the totals count a generation, of which all is known by now."""
         row_lengths, commits_known = generation.row_lengths, generation.commits_known
         if generation.by_rows:
-            commits_known = generation.from_start and not generation.state.tokens_unknown
-            row_lengths = [generation.state.tokens] if commits_known else None
+            sequence = generation.state  # None: no row of it could be told
+            is_whole = generation.from_start and sequence is not None
+            commits_known = is_whole and not sequence.tokens_unknown
+            row_lengths = [sequence.tokens] if commits_known else None
         self._recorder.end_generation(
             generation=_narrow(generation.number),
             first_commit_ticks=generation.known_first_commit_ticks,

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 from pertoken import _native
+from pertoken.engines.arguments import MAX_STEP_TOKENS, step_counts
 from pertoken.engines.engine import manual
 from pertoken.engines.row import Row
 from pertoken.errors import SelectionError
@@ -90,7 +92,7 @@ class step(_native.StepRegion):
 
     Raises:
         SelectionError: the kind is not one of the above, or not that of the rows, a number is
-            negative, or a row is not a `Row`.
+            negative or over 2**24, or a row is not a `Row`.
     """
 
     def __init__(
@@ -112,14 +114,25 @@ class step(_native.StepRegion):
         kind = "other" if kind is None else kind
         if kind not in STEP_KINDS:
             raise SelectionError(f"kind={kind!r}: a step is one of {', '.join(STEP_KINDS)}")
-        for name, value in (("rows", rows), ("tokens_committed", tokens_committed)):
-            if value is not None and not 0 <= value < 2**32 - 1:
-                raise SelectionError(f"{name}={value}: give a count, or None when it is unknown")
         super().__init__(
             STEP_KINDS.index(kind),
-            -1 if rows is None else rows,
-            -1 if tokens_committed is None else tokens_committed,
+            _count("rows", rows),
+            _count("tokens_committed", tokens_committed),
         )
+
+
+def _count(name: str, value: int | None) -> int:
+    if value is None:
+        return -1
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = -1
+    if not 0 <= count <= MAX_STEP_TOKENS:  # each row feeds a token at least
+        raise SelectionError(
+            f"{name}={value!r}: give a count up to {MAX_STEP_TOKENS}, or None when it is unknown"
+        )
+    return count
 
 
 def _check_rows(kind: str | None, rows: Sequence[Row], tokens_committed: int | None) -> None:
@@ -127,6 +140,10 @@ def _check_rows(kind: str | None, rows: Sequence[Row], tokens_committed: int | N
         raise SelectionError("tokens_committed with rows: say it in each Row")
     if not all(isinstance(row, Row) for row in rows):
         raise SelectionError("rows: give a count, or a sequence of pertoken.engines.Row")
+    try:
+        step_counts(row.committed for row in rows)
+    except (TypeError, ValueError) as error:
+        raise SelectionError(f"committed: {error}") from None
     phases = {row.phase for row in rows}
     of_rows = "other" if not phases else phases.pop() if len(phases) == 1 else "mixed"
     if kind is not None and kind != of_rows:
@@ -139,7 +156,9 @@ class span(_native.Region):
     Args:
         name: what the region is called in tables and traces.
 
-    As a decorator it times each call of a function, and each run of a coroutine function.
+    As a decorator it times each call of a function, and each run of a coroutine function. Of a
+    generator function, each stretch that the generator runs between two values is a region, so
+    that what its caller does meanwhile is in none of them.
     """
 
     def __init__(self, name: str) -> None:
@@ -148,15 +167,86 @@ class span(_native.Region):
 
     def __call__(self, function: F) -> F:
         """Wraps a function so that every call of it is a region."""
-        return entered_round(self, function)
+        return _wrapped(self, function, by_stretch=True)
 
 
 def entered_round(context: AbstractContextManager[Any], function: F) -> F:
-    """Wraps a function, or a coroutine function, so that each call of it runs inside `context`.
+    """Wraps a function so that each call of it runs inside `context`.
 
+    Of a coroutine function that is each run, and of a generator function all from the first value
+    that is asked for to the generator's end, or its close: also what its caller does meanwhile.
     The context is entered anew each time, and by several threads or tasks at once.
     """
-    if inspect.iscoroutinefunction(function):
+    return _wrapped(context, function, by_stretch=False)
+
+
+def _wrapped(context: AbstractContextManager[Any], function: F, *, by_stretch: bool) -> F:
+    """Wraps a function, or any other callable, in a context.
+
+    Args:
+        context: entered round each call of what is no generator.
+        function: what is wrapped.
+        by_stretch: whether, of a generator, it is entered round each stretch between two values,
+            and not round the whole.
+    """
+    nothing: AbstractContextManager[Any] = nullcontext()
+    whole, stretch = (nothing, context) if by_stretch else (context, nothing)
+
+    if _is_a(inspect.isasyncgenfunction, function):
+
+        @functools.wraps(function)
+        async def run_async_generator(*args: Any, **kwargs: Any) -> Any:
+            with whole:
+                generator = function(*args, **kwargs)
+                resume, given, values = generator.asend, None, []
+                while True:
+                    with stretch:
+                        try:
+                            values.append(await resume(given))
+                        except StopAsyncIteration:
+                            return
+                        finally:
+                            given = None
+                    try:
+                        given = yield values.pop()  # which is not kept
+                        resume = generator.asend
+                    except GeneratorExit:
+                        with stretch:
+                            await generator.aclose()
+                        raise
+                    except BaseException as error:
+                        resume, given = generator.athrow, error
+
+        return run_async_generator  # type: ignore[return-value]
+
+    if _is_a(inspect.isgeneratorfunction, function):
+
+        @functools.wraps(function)
+        def run_generator(*args: Any, **kwargs: Any) -> Any:
+            with whole:
+                generator = function(*args, **kwargs)
+                resume, given, values = generator.send, None, []
+                while True:
+                    with stretch:
+                        try:
+                            values.append(resume(given))
+                        except StopIteration as end:
+                            return end.value
+                        finally:
+                            given = None
+                    try:
+                        given = yield values.pop()  # which is not kept
+                        resume = generator.send
+                    except GeneratorExit:
+                        with stretch:
+                            generator.close()
+                        raise
+                    except BaseException as error:
+                        resume, given = generator.throw, error
+
+        return run_generator  # type: ignore[return-value]
+
+    if _is_a(inspect.iscoroutinefunction, function):
 
         @functools.wraps(function)
         async def run_async(*args: Any, **kwargs: Any) -> Any:
@@ -171,3 +261,10 @@ def entered_round(context: AbstractContextManager[Any], function: F) -> F:
             return function(*args, **kwargs)
 
     return run  # type: ignore[return-value]
+
+
+def _is_a(kind: Callable[[Any], bool], function: Any) -> bool:
+    """Whether a call makes what a function of that kind does; an object may have such a call."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return kind(function) or kind(inspect.getattr_static(type(function), "__call__", None))

@@ -367,7 +367,8 @@ class Sequences:
 def _of_told_sequence(generation: Generation, first_commit_ns: int) -> Outcome:
     """Of one engine's request, by its last run; what it was given unseen is unknown."""
     sequence = generation.state
-    is_whole = generation.from_start and not sequence.tokens_unknown
+    is_told = generation.from_start and sequence is not None  # else its first row is not
+    is_whole = is_told and not sequence.tokens_unknown
     tokens = int(sequence.tokens) if is_whole else _UNKNOWN
     return Outcome(first_commit_ns, 1, generation.prompt.tokens, tokens, tokens)
 

@@ -254,7 +254,7 @@ def test_what_is_wrong_with_a_call_is_counted_and_does_not_reach_the_engine(
             with engine.step(rows) as step:
                 pass
             step.committed({"a": 1})
-        engine.request_arrived("a", tokens_in="many")  # type: ignore[arg-type]
+        engine.request_arrived("c", tokens_in="many")  # type: ignore[arg-type]
         with engine.step([Row("b", "decode", 1, 1)]) as step:
             pass
         step.committed({"b": "one"})  # type: ignore[dict-item]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import copy
 import gc
@@ -9,7 +10,7 @@ import inspect
 import pickle
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from pertoken.autostart_options import AutostartOptions
 from pertoken.model_search import ModelSearch
 from pertoken.process_files import ProcessFiles
 from residue import foreign_values
+from waiting import PATIENCE_S
 
 SLOT = "_compiled_call_impl"
 METHODS = ("generate", model_search.MAKES_MANAGER)
@@ -271,6 +273,96 @@ def test_a_module_that_compiled_itself_is_found_at_its_first_call(search: Search
         assert not isinstance(layer.__dict__[SLOT], _native.RootProbe)
     training.eval()(numbers())
     assert search.found() == ["Stack"]
+
+
+class WhileItIsFound:
+    """Has a second thread come to the change lock while a first makes the recording of a model.
+
+    Args:
+        second: what the second thread does.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, second: Callable[[], Any]) -> None:
+        self._made, self._lock = model_search.Recording, patch.change_lock
+        self._first, self._waits = threading.current_thread(), threading.Event()
+        self.second = threading.Thread(target=second)
+        monkeypatch.setattr(model_search, "Recording", self._make)
+        monkeypatch.setattr(model_search, "change_lock", self)
+
+    def _make(self, *args: Any, **kwargs: Any) -> Any:
+        self.second.start()
+        assert self._waits.wait(PATIENCE_S)
+        return self._made(*args, **kwargs)
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is not self._first:
+            self._waits.set()
+        self._lock.__enter__()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._lock.__exit__(*exc_info)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._lock, name)
+
+
+def test_a_generate_that_began_while_another_found_its_model_is_a_request(
+    search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = copy.deepcopy(models.llama())
+    found = WhileItIsFound(monkeypatch, lambda: model.generate(models.prompt(), max_new_tokens=3))
+    model.generate(models.prompt(), max_new_tokens=2)
+    found.second.join(PATIENCE_S)
+    (profile,) = search.profiles()
+    invariants.check(profile)
+    assert sorted(profile.requests["tokens_out"].tolist()) == [2, 3]
+    assert profile.steps["kind"].tolist().count("prefill") == 2
+
+
+def test_a_call_that_began_while_another_found_its_model_is_a_step(
+    search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = seeded(Stack).eval()
+    found = WhileItIsFound(monkeypatch, lambda: model(numbers()))
+    model(numbers())
+    found.second.join(PATIENCE_S)
+    (profile,) = search.profiles()
+    assert len(profile.steps) == 2
+
+
+def test_a_generate_that_was_looked_up_before_its_model_was_found_is_a_request(
+    search: Search,
+) -> None:
+    model = copy.deepcopy(models.llama())
+    generate = model.generate
+    for count in (1, 2, 3):
+        generate(models.prompt(), max_new_tokens=count)
+    model.generate(models.prompt(), max_new_tokens=4)
+
+    async def main() -> None:
+        calls = (asyncio.to_thread(generate, models.prompt(), max_new_tokens=5) for _ in range(3))
+        await asyncio.gather(*calls)
+
+    asyncio.run(main())
+    (profile,) = search.profiles()
+    invariants.check(profile)
+    assert profile.requests["tokens_out"].tolist() == [1, 2, 3, 4, 5, 5, 5]
+    assert profile.steps["kind"].tolist().count("prefill") == 7
+
+
+def test_first_generates_of_many_threads_are_all_requests(search: Search) -> None:
+    model = copy.deepcopy(models.llama())
+
+    async def main() -> None:
+        calls = (
+            asyncio.to_thread(model.generate, models.prompt(), max_new_tokens=3) for _ in range(4)
+        )
+        await asyncio.gather(*calls)
+
+    asyncio.run(main())
+    (profile,) = search.profiles()
+    invariants.check(profile)
+    assert profile.requests["tokens_out"].tolist() == [3] * 4
 
 
 def test_calls_of_many_threads_find_a_model_once(search: Search) -> None:

@@ -12,12 +12,21 @@ from typing import Any, TypeVar
 
 from pertoken import _native
 from pertoken.engines import listeners
+from pertoken.engines.arguments import (
+    UNNAMED_ERROR,
+    arrival_ticks,
+    error_name,
+    label_texts,
+    prompt_tokens,
+    step_counts,
+)
 from pertoken.engines.requests import UNFINISHED, EngineRequest
 from pertoken.engines.row import RequestId, Row
 from pertoken.fault_log import FaultLog
-from pertoken.request_run import current_run
+from pertoken.request_run import RequestRun, current_run
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 MAX_OPEN_REQUESTS = 1 << 16
 MAX_UNTOLD_STEPS = 64
@@ -105,6 +114,9 @@ class Engine:
     ) -> None:
         """Opens a request. The time to its first token counts from here.
 
+        An argument that cannot be is a fault, and taken as not given. The request is opened all the
+        same.
+
         A request that is not told is opened by its first row; unless that is the beginning of its
         prompt, the positions of its tokens stay unknown. One of the same id that is still open is
         closed with the error ``unfinished``.
@@ -112,7 +124,8 @@ class Engine:
         Args:
             request_id: unique among the open requests of this engine.
             tokens_in: tokens of the prompt; -1 unknown.
-            ago_ns: how long ago it arrived, for an engine that tells it late.
+            ago_ns: how long ago it arrived, for an engine that tells it late; a duration, not a
+                time of day.
             in_progress: whether steps that were not told may have committed tokens to it; then
                 the positions of its tokens and the time to the first stay unknown.
             like: an open request whose labels and model version it shares where it has none of
@@ -124,16 +137,18 @@ class Engine:
         """
         if _SWITCHED_OFF:
             return
-        start_ticks = _native.now_ticks()
-        if ago_ns:
-            start_ticks -= round(ago_ns * 1e-9 * _ticks_per_second())
-        named = {str(name): str(value) for name, value in (labels or {}).items()}
-        around = current_run() if like is None else self._requests.get(like)
+        here, now = "request_arrived", _native.now_ticks()
+        start_ticks = self._read(here, now, arrival_ticks, ago_ns, now, _ticks_per_second)
+        count = self._read(here, -1, prompt_tokens, tokens_in)
+        named: dict[str, str] = self._read(here, {}, label_texts, labels)
+        around: RequestRun | EngineRequest | None = current_run()
+        if like is not None:
+            around = self._read(here, None, self._requests.get, like)
         if around is not None:
             named = {**around.labels, **named}
             model_version = around.model_version if model_version is None else model_version
         version = "" if model_version is None else str(model_version)
-        request = EngineRequest(str(request_id), start_ticks, int(tokens_in), version, named)
+        request = EngineRequest(str(request_id), start_ticks, count, version, named)
         if in_progress:
             request.whole_since_ticks = 0
         self._open(request_id, request)
@@ -155,18 +170,24 @@ class Engine:
                     listener.request_arrived(request)
 
     @_never_raises
-    def request_finished(self, request_id: RequestId, *, error: str = "") -> None:
+    def request_finished(
+        self,
+        request_id: RequestId,
+        *,
+        error: str | BaseException | type[BaseException] | None = "",
+    ) -> None:
         """Closes a request; one that is not open is passed over.
 
         Args:
             request_id: as it arrived.
-            error: what ended it early, such as the name of an exception's type, or
-                ``cancelled``; empty when it ended as it should.
+            error: what ended it early: a text such as ``cancelled``, or an exception or its
+                class, of which the name is kept. Empty or None when it ended as it should. Of
+                anything else, a fault, only ``error`` is kept.
         """
         with self._lock:
             request = self._requests.pop(request_id, None)
         if request is not None:
-            self._close(request, error)
+            self._close(request, self._read("request_finished", UNNAMED_ERROR, error_name, error))
 
     def _close(self, request: EngineRequest, error: str) -> None:
         request.end(error)
@@ -234,6 +255,14 @@ class Engine:
             unknown.commit([-1] * len(unknown.rows))
         return True
 
+    def _read(self, where: str, otherwise: T, check: Callable[..., T], *given: Any) -> T:
+        """What a part of a call says; if that cannot be, a fault is noted and the rest holds."""
+        try:
+            return check(*given)
+        except Exception as error:
+            self.note_fault(where, error)
+            return otherwise
+
     def note_fault(self, where: str, error: Exception) -> None:
         """Counts what went wrong, here and in every recording that runs; one of them logs it."""
         heard = listeners.running()
@@ -253,7 +282,7 @@ class EngineStep(_native.StepRegion):
         engine: Engine | None = None,
     ) -> None:
         self.rows = rows or []
-        self.awaits_commits = any(row.committed < 0 for row in self.rows)
+        self.awaits_commits = -1 in step_counts(row.committed for row in self.rows)
         self._engine = engine  # None: nobody listens
         if engine is not None:
             super().__init__(0, -1, -1, self.rows, requests or {}, model, self.awaits_commits)
@@ -277,12 +306,12 @@ class EngineStep(_native.StepRegion):
         """Tells what the step committed, inside its context or afterwards; once, and never raises.
 
         Engines that overlap their steps tell them in the order in which they ran. What is not
-        told before a later step is, or before 64 further ones have begun, stays unknown. Does
-        nothing where the rows have said it all.
+        told before a later step is, or before 64 further ones have begun, stays unknown; so does
+        all of a step of which what is told cannot be. Does nothing where the rows have said it all.
 
         Args:
             tokens: how many, by id of the request; rows of other requests committed what the row
-                itself says, else nothing.
+                itself says, else nothing. In one step there cannot be over 2**24.
             chosen: the ids of these tokens, by id of the request. Where the recording reads logits
                 (``keeps_logits()`` says so) it takes their log-probabilities, and keeps no ids. Up
                 to 8 steps whose tokens are still to be told have their logits kept.
@@ -290,16 +319,22 @@ class EngineStep(_native.StepRegion):
         engine = self._engine
         if engine is None or not self.awaits_commits:
             return
+        is_open = False
         try:
-            if not engine.take_untold(self):
+            is_open = engine.take_untold(self)
+            if not is_open:
                 raise LookupError("the tokens of this step were told already, or too late")
-            counts = [tokens.get(row[0], max(row.committed, 0)) for row in self.rows]
+            counts = step_counts(
+                tokens.get(row[0], max(row.committed or 0, 0)) for row in self.rows
+            )
             if chosen is None:
                 self.commit(counts)
             else:
                 self.commit(counts, [chosen.get(row[0], ()) for row in self.rows])
         except Exception as error:
             engine.note_fault("committed", error)
+            if is_open:  # and the positions of the tokens after it are unknown
+                self.commit([-1] * len(self.rows))
 
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
