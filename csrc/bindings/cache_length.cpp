@@ -3,6 +3,7 @@
 #include "bindings/owned.h"
 #include "bindings/step_inputs.h"
 #include "bindings/tensor_sizes.h"
+#include "core/record.h"
 #include "core/step_data.h"
 
 #if PY_VERSION_HEX >= 0x030D0000
@@ -61,6 +62,11 @@ PyObject* known_layer(PyObject* cache, bool& is_empty) {
   return layer && counts_by(layer.get(), known.of_layer) ? Py_NewRef(layer.get()) : nullptr;
 }
 
+// What no cache holds is no length: sums of it and of what is fed might not fit either.
+int64_t possible_length(int64_t length) {
+  return length >= 0 && length < int64_t{kNone32} ? length : -1;
+}
+
 // How many tokens it holds; -1 where it cannot be told, perhaps with an exception set.
 int64_t layer_length(PyObject* layer) {
   const Owned keys(PyObject_GetAttr(layer, cache_names().keys));
@@ -75,7 +81,7 @@ int64_t layer_length(PyObject* layer) {
   for (const int64_t size : sizes) {
     if (size == 0) length = 0;
   }
-  return length;
+  return possible_length(length);
 }
 
 }  // namespace
@@ -99,7 +105,7 @@ int64_t kept_layer_length(PyObject* layer) {
   int64_t sizes[kKeyDimensions] = {};
   const Py_ssize_t dims = kept_sizes(keys, sizes, kKeyDimensions);
   Py_DECREF(keys);
-  return dims == kKeyDimensions ? sizes[2] : -1;
+  return dims == kKeyDimensions ? possible_length(sizes[2]) : -1;
 }
 
 int64_t cache_length(PyObject* cache, bool& failed, PyObject** layer) {
@@ -107,7 +113,7 @@ int64_t cache_length(PyObject* cache, bool& failed, PyObject** layer) {
     PyObject* value = cache;
     while (PyTuple_Check(value) && PyTuple_GET_SIZE(value) > 0) value = PyTuple_GET_ITEM(value, 0);
     int64_t sizes[4];
-    return read_shape(value, sizes, 4) == 4 ? sizes[2] : -1;
+    return read_shape(value, sizes, 4) == 4 ? possible_length(sizes[2]) : -1;
   }
   // What the known functions return, without a call into Python: these, in the interpreter's cold
   // code, are most of what a step costs.
@@ -132,7 +138,7 @@ int64_t cache_length(PyObject* cache, bool& failed, PyObject** layer) {
     failed = true;
     return -1;
   }
-  return host_integer(length.get(), -1);
+  return possible_length(host_integer(length.get(), -1));
 }
 
 void set_known_cache(PyObject* cache_function, PyObject* layer_function) {

@@ -62,6 +62,16 @@ void tell_fed(LogitReader& reader, Recorder& recorder, ThreadBuffer& buffer, Kep
   charge_logits(recorder, buffer, of, now_ticks() - start_ticks, next.step, true);
 }
 
+// Of the request's last step, taken out meanwhile: another thread of the request may come to it.
+void tell_fed_before(LogitReader& reader, Recorder& recorder, ThreadBuffer& buffer, Scope& request,
+                     const LogitStep& next, PyObject* ids) {
+  KeptLogits*& held = request.entries[recorder.slot()].logits;
+  if (held == nullptr || held->recorder_uid != recorder.uid() || held->rows.empty()) return;
+  std::unique_ptr<KeptLogits> before(std::exchange(held, nullptr));
+  tell_fed(reader, recorder, buffer, *before, next, ids);
+  if (held == nullptr) held = before.release();
+}
+
 // Where the tokens of a step will be told.
 void keep_for_later(DeclaredLogits& declared, Scope* region, Scope* request) {
   const bool is_one_each = !has_told_rows(region) && declared.of.places() == 1 &&
@@ -94,9 +104,10 @@ template <typename Visit>
 void visit_run(const DeclaredLogits& declared, const TensorView& view, const ValidRun& run,
                Visit&& visit) {
   const LogitStep& of = declared.of;
+  const int64_t length = run.end - run.begin;
   const int64_t places = of.kind != StepKind::kVerify ? 1
-                         : of.keep > 1                ? of.keep
-                                                      : run.end - run.begin;
+                         : of.keep > 1                ? std::min(of.keep, length)
+                                                      : length;
   for (int64_t place = 0; place < places; ++place) {
     const int64_t position = kept_position(declared, view.shape[1], run.end - places + place);
     if (position < 0 || position >= view.shape[1]) continue;
@@ -206,7 +217,7 @@ void read_declared(LogitReader& reader, const DeclaredLogits& declared, Recorder
 }  // namespace
 
 void tell_chosen(Recorder& recorder, ThreadBuffer& buffer, const KeptLogits& kept,
-                 const ChosenTokens& chosen) noexcept {
+                 const ChosenTokens& chosen) {
   const auto is_known = [&](const KeptLogits::Row& row) {
     return row.row < chosen.size() && row.place < chosen[row.row].size();
   };
@@ -234,10 +245,9 @@ std::unique_ptr<DeclaredLogits> begin_declared_logits(LogitReader& reader, Recor
   if (region->step_kind == StepKind::kDraft) return nullptr;
   try {
     Scope* request = region->nearest_open(&Scope::request);
-    KeptLogits* before = request == nullptr ? nullptr : request->entries[recorder.slot()].logits;
-    if (before != nullptr && before->recorder_uid == recorder.uid() && !before->rows.empty()) {
-      tell_fed(reader, recorder, buffer, *before, step, arguments.ids);
-    }
+    const Owned held_request(Py_XNewRef(reinterpret_cast<PyObject*>(request)));
+    if (request != nullptr)
+      tell_fed_before(reader, recorder, buffer, *request, step, arguments.ids);
     PackedChoices& choices = region->entries[recorder.slot()].choices;
     const float weight = reader.choose(buffer, region->step_kind, false, choices);
     if (weight == 0 || is_being_traced()) return nullptr;

@@ -44,7 +44,7 @@ struct KeptLogits {
 // The tokens that were chosen, by row and then by place; those of rows beyond are unknown.
 using ChosenTokens = std::vector<std::vector<int64_t>>;
 void tell_chosen(Recorder& recorder, ThreadBuffer& buffer, const KeptLogits& kept,
-                 const ChosenTokens& chosen) noexcept;
+                 const ChosenTokens& chosen);
 
 struct DeclaredLogits {
   LogitStep of;

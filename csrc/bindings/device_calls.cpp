@@ -13,7 +13,7 @@
 
 namespace pertoken::bindings {
 
-bool current_stream(const DeviceCalls& calls, int device, cuda::CUstream& stream) noexcept {
+bool current_stream(const DeviceCalls& calls, int device, cuda::CUstream& stream) {
   PyObject *type = nullptr, *value = nullptr, *traceback = nullptr;
   PyErr_Fetch(&type, &value, &traceback);
   PyObject* index = calls.indices[static_cast<size_t>(device)];
@@ -34,7 +34,7 @@ cuda::StreamUse stream_use(const cuda::TimedDevice& device, cuda::CUstream strea
   return cuda::stream_use(device.api, stream, result);
 }
 
-bool is_call_captured(DeviceCalls& calls, ThreadBuffer& buffer, int device) noexcept {
+bool is_call_captured(DeviceCalls& calls, ThreadBuffer& buffer, int device) {
   if (calls.open_captures == 0) return false;
   cuda::EventLane* lane = calls.timer->lane(buffer, device);
   cuda::CUstream stream = nullptr;
@@ -64,7 +64,7 @@ void DeviceInterval::end_captured(DeviceCalls& calls, cuda::CUstream stream,
 }
 
 void DeviceInterval::begin(DeviceCalls& calls, Recorder& recorder, ThreadBuffer& buffer, int device,
-                           uint32_t seq) noexcept {
+                           uint32_t seq) {
   cuda::CUstream stream = nullptr;
   if (!current_stream(calls, device, stream)) {
     recorder.count_fault();
@@ -84,7 +84,7 @@ void DeviceInterval::begin(DeviceCalls& calls, Recorder& recorder, ThreadBuffer&
   lane_->open_stream = stream;
 }
 
-void DeviceInterval::end(DeviceCalls& calls, Recorder& recorder, cuda::SpanLabels labels) noexcept {
+void DeviceInterval::end(DeviceCalls& calls, Recorder& recorder, cuda::SpanLabels labels) {
   if (lane_ == nullptr) return;
   // Generators close regions in any order.
   const bool is_innermost = lane_->open_seq == seq_;
@@ -106,7 +106,7 @@ void DeviceInterval::end(DeviceCalls& calls, Recorder& recorder, cuda::SpanLabel
   lane_ = nullptr;
 }
 
-DeviceIntervals::DeviceIntervals(Recorder& recorder, ThreadBuffer& buffer, uint32_t seq) noexcept
+DeviceIntervals::DeviceIntervals(Recorder& recorder, ThreadBuffer& buffer, uint32_t seq)
     : calls_(recorder.device_calls()), recorder_(recorder) {
   if (calls_ == nullptr) return;
   for (size_t i = 0; i < calls_->devices.size(); ++i) {
@@ -114,13 +114,13 @@ DeviceIntervals::DeviceIntervals(Recorder& recorder, ThreadBuffer& buffer, uint3
   }
 }
 
-void DeviceIntervals::end(const cuda::SpanLabels& labels) noexcept {
+void DeviceIntervals::end(const cuda::SpanLabels& labels) {
   if (calls_ == nullptr) return;
   for (size_t i = calls_->devices.size(); i-- > 0;) intervals_[i].end(*calls_, recorder_, labels);
 }
 
 void begin_on_device(Scope& scope, int slot, Recorder& recorder, ThreadBuffer& buffer,
-                     uint32_t seq) noexcept {
+                     uint32_t seq) {
   DeviceCalls* calls = recorder.device_calls();
   if (calls == nullptr || calls->devices.empty()) return;
   auto* interval = new (std::nothrow) DeviceInterval;
@@ -133,8 +133,7 @@ void begin_on_device(Scope& scope, int slot, Recorder& recorder, ThreadBuffer& b
   scope.entries[slot].device = interval;
 }
 
-void end_on_device(Scope& scope, int slot, Recorder& recorder,
-                   const cuda::SpanLabels& labels) noexcept {
+void end_on_device(Scope& scope, int slot, Recorder& recorder, const cuda::SpanLabels& labels) {
   DeviceInterval* interval = scope.entries[slot].device;
   DeviceCalls* calls = recorder.device_calls();
   if (interval == nullptr || calls == nullptr || tls_thread_state == nullptr ||
@@ -144,7 +143,7 @@ void end_on_device(Scope& scope, int slot, Recorder& recorder,
   interval->end(*calls, recorder, labels);
 }
 
-void begin_step_on_devices(Scope* scope) noexcept {
+void begin_step_on_devices(Scope* scope) {
   for_each_active([&](int slot, Recorder& recorder) {
     if (recorder.device_calls() == nullptr) return;
     ThreadBuffer* buffer = recorder.buffer();

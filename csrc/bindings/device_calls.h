@@ -38,14 +38,15 @@ inline bool has_open_captures(const Recorder& recorder) noexcept {
 }
 
 // The stream that is current on a device; false, with no exception set that was not set before,
-// when it cannot be told.
-bool current_stream(const DeviceCalls& calls, int device, cuda::CUstream& stream) noexcept;
+// when it cannot be told. A call into Python, in which a thread may end: neither this nor what
+// calls it is noexcept (see owned.h).
+bool current_stream(const DeviceCalls& calls, int device, cuda::CUstream& stream);
 
 // What becomes of what is enqueued on a stream of the device.
 cuda::StreamUse stream_use(const cuda::TimedDevice& device, cuda::CUstream stream) noexcept;
 // Whether a call now, on the current stream of the device, becomes a part of a graph. One load
 // where torch captures none.
-bool is_call_captured(DeviceCalls& calls, ThreadBuffer& buffer, int device) noexcept;
+bool is_call_captured(DeviceCalls& calls, ThreadBuffer& buffer, int device);
 
 // One call on one device, from its begin() to its end(): by events, or, where the stream is being
 // captured, by stamps.
@@ -53,9 +54,9 @@ class DeviceInterval {
  public:
   // Counts what cannot be recorded; never raises, and leaves an exception that is set alone.
   void begin(DeviceCalls& calls, Recorder& recorder, ThreadBuffer& buffer, int device,
-             uint32_t seq) noexcept;
+             uint32_t seq);
   // `labels.parent_seq` is found out here.
-  void end(DeviceCalls& calls, Recorder& recorder, cuda::SpanLabels labels) noexcept;
+  void end(DeviceCalls& calls, Recorder& recorder, cuda::SpanLabels labels);
   bool has_begun() const noexcept { return lane_ != nullptr; }
   bool has_start() const noexcept { return static_cast<bool>(start_); }
 
@@ -78,8 +79,8 @@ class DeviceInterval {
 // The root's call, on each device of the model.
 class DeviceIntervals {
  public:
-  DeviceIntervals(Recorder& recorder, ThreadBuffer& buffer, uint32_t seq) noexcept;
-  void end(const cuda::SpanLabels& labels) noexcept;
+  DeviceIntervals(Recorder& recorder, ThreadBuffer& buffer, uint32_t seq);
+  void end(const cuda::SpanLabels& labels);
 
  private:
   DeviceCalls* calls_;
@@ -87,13 +88,12 @@ class DeviceIntervals {
   std::array<DeviceInterval, kMaxDevices> intervals_;
 };
 
-// Of a region or a step that the user opened, on the first of the model's devices. Ends on the
-// thread that it began on, or not at all.
+// Of a region or a step that the user opened, and the caller holds, on the first of the model's
+// devices. Ends on the thread that it began on, or not at all.
 void begin_on_device(Scope& scope, int slot, Recorder& recorder, ThreadBuffer& buffer,
-                     uint32_t seq) noexcept;
-void end_on_device(Scope& scope, int slot, Recorder& recorder,
-                   const cuda::SpanLabels& labels) noexcept;
-void begin_step_on_devices(Scope* scope) noexcept;
+                     uint32_t seq);
+void end_on_device(Scope& scope, int slot, Recorder& recorder, const cuda::SpanLabels& labels);
+void begin_step_on_devices(Scope* scope);
 
 // A wrapper that times the call on a device as well.
 bool add_device_span_call_type(PyObject* module);

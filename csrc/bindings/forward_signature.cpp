@@ -16,8 +16,7 @@ void ForwardSignature::clear() {
   known_ = 0;
 }
 
-PyObject* ForwardSignature::find(ArgumentRole role, PyObject* args,
-                                 PyObject* kwargs) const noexcept {
+PyObject* ForwardSignature::find(ArgumentRole role, PyObject* args, PyObject* kwargs) const {
   for (size_t i = 0; i < count_; ++i) {
     const ArgumentPlace& place = places_[i];
     if (place.role != role) continue;

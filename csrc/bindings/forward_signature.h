@@ -31,8 +31,9 @@ class ForwardSignature {
   bool add(ArgumentRole role, PyObject* keyword, int position);
   void clear();
 
-  // The first place of the role that has a value.
-  PyObject* find(ArgumentRole role, PyObject* args, PyObject* kwargs) const noexcept;
+  // The first place of the role that has a value. May compare keywords that are no plain strings,
+  // in Python.
+  PyObject* find(ArgumentRole role, PyObject* args, PyObject* kwargs) const;
   // All roles in one pass, without looking a keyword up. False where that cannot tell: a role was
   // passed twice, or a keyword is not interned.
   bool find_all(PyObject* args, PyObject* kwargs, Arguments& found) const noexcept;

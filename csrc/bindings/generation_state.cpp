@@ -3,6 +3,7 @@
 #include <Python.h>
 #include <structmember.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <new>
 
@@ -23,8 +24,10 @@ namespace {
 
 uint32_t region_site = 0;
 
-// A commit of `tokens` a row by the last step: how far the cache really is after it.
-void note_commit(GenerationState& state, int64_t tokens) {
+// A commit of `tokens` a row by the last step: how far the cache really is after it. Where
+// candidates are verified, generate() says how many; where it does not, it is one, and the cache
+// keeps what it was fed.
+void note_commit(GenerationState& state, int64_t tokens, bool is_said) {
   if (state.commits == 0) {
     state.prompt_len = state.past;
     state.first_commit_ticks = state.last_end_ticks;
@@ -32,12 +35,16 @@ void note_commit(GenerationState& state, int64_t tokens) {
   const bool told = tokens >= 0;
   if (told && state.last_kind == StepKind::kVerify && state.last_past >= 0) {
     state.past = state.last_past + tokens;  // the rejected candidates are cut off again
-  } else if (told && state.last_keep > tokens && state.past >= 0) {
-    state.past -= state.last_keep - tokens;  // a prefill that verified candidates as well
-  } else if (!told || (state.last_kind == StepKind::kPrefill && !state.keep_known)) {
-    state.past = kPastUntold;  // it may have, but nobody said how many
+  } else {
+    // A prefill may verify candidates as well, and some are cut off again. What it keeps of the
+    // logits does not say how many: it may be what the user wants. The cache is asked.
+    const bool may_cut = state.keep_known
+                             ? is_said && std::min(state.last_keep, state.last_query_len) > tokens
+                             : state.last_kind == StepKind::kPrefill;
+    if (!told || may_cut) state.past = kPastUntold;
   }
   ++state.commits;
+  state.says_tokens = is_said;
   if (tokens < 0) {
     state.tokens_unknown = true;
   } else {
@@ -172,9 +179,10 @@ PyObject* commit_call(PyObject* self, PyObject* args, PyObject* kwargs) {
     PyObject* given = PyTuple_GET_SIZE(args) > kPosition ? PyTuple_GET_ITEM(args, kPosition)
                       : kwargs != nullptr ? PyDict_GetItemWithError(kwargs, num_new_tokens_name)
                                           : nullptr;
-    const int64_t tokens = given == nullptr ? 1 : host_integer(given, -1);
+    int64_t tokens = given == nullptr ? 1 : host_integer(given, -1);
+    if (tokens >= int64_t{kNone32}) tokens = -1;
     const uint32_t tokens_before = state.tokens;
-    note_commit(state, tokens);
+    note_commit(state, tokens, given != nullptr);
     ThreadBuffer* buffer = state.recorder->active() ? state.recorder->buffer() : nullptr;
     if (buffer != nullptr && tokens >= 0 && state.depth == 0 && state.last_step != kNone32) {
       buffer->push({tokens_before, static_cast<uint64_t>(tokens), make_tag(RecordType::kCommit, 0),

@@ -45,6 +45,7 @@ struct GenerationState {
   bool is_chunked;              // the prefill may take several steps
   bool has_beams;               // rows are not the sequences
   bool tokens_unknown;          // some commit did not say how many
+  bool says_tokens;             // the last one did: candidates may have been verified
   uint32_t tokens;              // committed a row, so far
   int64_t prompt_len;           // tokens in the cache at the first commit, -1 unknown
   PendingLogits* logits;        // of the last step, where they are read; owned

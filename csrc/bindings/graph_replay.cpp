@@ -56,13 +56,45 @@ GraphHandle handle_of(const GraphReplayCall& call, PyObject* args) noexcept {
   return unpacked(number_of(call.graphs, args));
 }
 
+// `use(stamps, graph)` of the graph that end_capture() gave a number, with its context current.
+template <typename Use>
+void with_stamps(Recorder& recorder, uint64_t number, Use&& use) {
+  DeviceCalls* calls = recorder.device_calls();
+  const GraphHandle handle = unpacked(number);
+  if (calls == nullptr || handle.graph == 0) return;
+  cuda::GraphStamps* stamps = calls->stamps->stamps(handle.device);
+  const cuda::TimedDevice* device = calls->timer->device(handle.device);
+  if (stamps == nullptr || device == nullptr) return;
+  const cuda::CurrentContext current(device->api, device->context);
+  if (current.result() == cuda::CUDA_SUCCESS) use(*stamps, handle.graph);
+}
+
+// What torch does, for which it gives up the GIL: meanwhile the graph's nodes stay as they are.
+PyObject* launch(const GraphReplayCall& call, PyObject* args, PyObject* kwargs, uint64_t observed) {
+  Recorder& recorder = *call.base.recorder;
+  const uint64_t number = number_of(call.graphs, args);
+  const GraphHandle handle = unpacked(number);
+  DeviceCalls* calls = recorder.device_calls();
+  const bool has_stamps = calls != nullptr && handle.graph != 0;
+  cuda::GraphStamps* stamps = has_stamps ? calls->stamps->stamps(handle.device) : nullptr;
+  if (stamps != nullptr) stamps->begin_launch(handle.graph);
+  if (observed != 0) call.base.observer->begin_launch(observed);
+  PyObject* result = call.base.inner.call(args, kwargs);
+  if (observed != 0) call.base.observer->end_launch(observed);
+  if (stamps != nullptr && stamps->end_launch(handle.graph)) {
+    with_stamps(recorder, number,
+                [](cuda::GraphStamps& of, uint32_t graph) { of.rest_now(graph); });
+  }
+  return result;
+}
+
 // Observed where the step is. No time of the replay's own is in it.
 PyObject* replay(const GraphReplayCall& call, PyObject* args, PyObject* kwargs,
                  ThreadBuffer& buffer) {
   const uint64_t observed = number_of(call.observed, args);
-  if (observed == 0) return call.base.inner.call(args, kwargs);
+  if (observed == 0) return launch(call, args, kwargs, 0);
   const cuda::GpuPlace place = call.base.observer->begin_replay(buffer, observed);
-  PyObject* result = call.base.inner.call(args, kwargs);
+  PyObject* result = launch(call, args, kwargs, observed);
   call.base.observer->end_replay(place, observed, result != nullptr);
   return result;
 }
@@ -76,7 +108,7 @@ struct AnnouncedReplay {
 
 // Nothing is set on a stream that is being captured itself: it would become a part of that graph.
 AnnouncedReplay announce(DeviceCalls& calls, Recorder& recorder, cuda::EventLane& lane,
-                         const GraphHandle& handle) noexcept {
+                         const GraphHandle& handle) {
   AnnouncedReplay replay;
   if (handle.calls == 0) return replay;
   replay.stamps = calls.stamps->stamps(handle.device);
@@ -145,7 +177,7 @@ PyObject* timed_replay(const GraphReplayCall& call, PyObject* args, PyObject* kw
 }
 
 // In a step that the user declares, and in no call of the model: a forward of the step, with the
-// detail that one would have.
+// detail that one would have. The caller holds `region`.
 PyObject* replay_in_region(const GraphReplayCall& call, PyObject* args, PyObject* kwargs,
                            ThreadBuffer& buffer, DeviceCalls& calls, const GraphHandle& handle,
                            Scope* region) {
@@ -173,17 +205,20 @@ PyObject* graph_replay_call(PyObject* self, PyObject* args, PyObject* kwargs) {
   DeviceCalls* calls = recorder.device_calls();
   ThreadBuffer* buffer = recorder.active() ? recorder.buffer() : nullptr;
   if (buffer == nullptr || calls == nullptr || calls->devices.empty()) {
-    return call.base.inner.call(args, kwargs);
+    return launch(call, args, kwargs, number_of(call.observed, args));
   }
   if ((buffer->open_detail & call.base.left_out) != 0) return replay(call, args, kwargs, *buffer);
   const GraphHandle handle = handle_of(call, args);
   if (buffer->open_seq != 0) {
     return timed_replay(call, args, kwargs, *buffer, *calls, handle, buffer->open_step);
   }
-  Scope* scope = current_scope();
-  Scope* region = scope == nullptr ? nullptr : scope->nearest_open(&Scope::step);
+  Scope* region = current_scope(&Scope::step);
   if (region != nullptr && handle.graph != 0) {
-    return replay_in_region(call, args, kwargs, *buffer, *calls, handle, region);
+    // Its step may be left meanwhile. Not by a destructor: see begin_slots().
+    Py_INCREF(reinterpret_cast<PyObject*>(region));
+    PyObject* result = replay_in_region(call, args, kwargs, *buffer, *calls, handle, region);
+    Py_DECREF(reinterpret_cast<PyObject*>(region));
+    return result;
   }
   return timed_replay(call, args, kwargs, *buffer, *calls, handle, enclosing(recorder).step);
 }
@@ -271,19 +306,6 @@ uint64_t end_capture(Recorder& recorder) {
     return packed({device, graph, calls->stamps->calls_of(device, graph)});
   }
   return 0;
-}
-
-// `use(stamps, graph)` of the graph that end_capture() gave a number, with its context current.
-template <typename Use>
-void with_stamps(Recorder& recorder, uint64_t number, Use&& use) {
-  DeviceCalls* calls = recorder.device_calls();
-  const GraphHandle handle = unpacked(number);
-  if (calls == nullptr || handle.graph == 0) return;
-  cuda::GraphStamps* stamps = calls->stamps->stamps(handle.device);
-  const cuda::TimedDevice* device = calls->timer->device(handle.device);
-  if (stamps == nullptr || device == nullptr) return;
-  const cuda::CurrentContext current(device->api, device->context);
-  if (current.result() == cuda::CUDA_SUCCESS) use(*stamps, handle.graph);
 }
 
 void hold_executable(Recorder& recorder, uint64_t number, uintptr_t executable) {

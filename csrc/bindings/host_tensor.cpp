@@ -1,5 +1,8 @@
 #include "bindings/host_tensor.h"
 
+#include <algorithm>
+#include <span>
+
 #include "bindings/dlpack_tensor.h"
 #include "bindings/owned.h"
 #include "bindings/step_inputs.h"
@@ -101,8 +104,9 @@ bool read_integers(PyObject* tuple, int64_t* numbers, Py_ssize_t count) {
   return true;
 }
 
-// The memory from the first value to the last, as the strides say, lies in the storage.
-bool is_in_storage(PyObject* tensor, const TensorView& view, int64_t item_bytes) {
+// The memory from the first value at `data` to the last, as the strides say, lies in the storage.
+bool is_in_storage(PyObject* tensor, const std::byte* data, std::span<const int64_t> shape,
+                   const int64_t* strides_bytes, int64_t item_bytes) {
   int64_t last_byte = 0;
   int64_t held_bytes = 0;
   if (!method_integer(tensor, names().storage_offset, last_byte)) return false;
@@ -110,12 +114,16 @@ bool is_in_storage(PyObject* tensor, const TensorView& view, int64_t item_bytes)
   if (!storage) discard_error();
   if (!storage || !method_integer(storage.get(), names().nbytes, held_bytes)) return false;
   last_byte = (last_byte + 1) * item_bytes;
-  for (int i = 0; i < view.dims; ++i) {
-    const auto dim = static_cast<size_t>(i);
-    if (view.shape[dim] == 0) return true;
-    last_byte += (view.shape[dim] - 1) * view.strides_bytes[dim];
+  for (size_t dim = 0; dim < shape.size(); ++dim) {
+    if (shape[dim] == 0) return true;
+    last_byte += (shape[dim] - 1) * strides_bytes[dim];
   }
-  return view.data != nullptr && last_byte <= held_bytes;
+  return data != nullptr && last_byte <= held_bytes;
+}
+
+bool is_in_storage(PyObject* tensor, const TensorView& view, int64_t item_bytes) {
+  return is_in_storage(tensor, view.data, {view.shape.data(), static_cast<size_t>(view.dims)},
+                       view.strides_bytes.data(), item_bytes);
 }
 
 // A tensor whose memory is as it says, where `where` says it is.
@@ -173,6 +181,38 @@ bool view_described(PyObject* tensor, const DlpackTensor& described, TensorView&
   }
   view.data = static_cast<const std::byte*>(described.data) + described.byte_offset;
   return has_own_signs(tensor) && is_in_storage(tensor, view, item_bytes);
+}
+
+// Of a plain tensor, what its type is.
+bool read_item_type(PyObject* tensor, int64_t& bytes, HostItems::Sort& sort) {
+  const Owned dtype(PyObject_GetAttr(tensor, names().dtype));
+  const Owned is_complex(dtype ? PyObject_GetAttr(dtype.get(), names().is_complex) : nullptr);
+  const Owned itemsize(is_complex ? PyObject_GetAttr(dtype.get(), names().itemsize) : nullptr);
+  if (!itemsize) discard_error();
+  if (!itemsize) return false;
+  bytes = integer_argument(itemsize.get(), 0);
+  sort = is_floating(tensor)            ? HostItems::kFloats
+         : is_complex.get() == Py_False ? HostItems::kIntegers
+                                        : HostItems::kOthers;
+  return true;
+}
+
+bool fits(const HostItems& items) { return items.dims >= 1 && items.dims <= HostItems::kMostDims; }
+
+// As torch says of it what it is. The same as below.
+bool view_plain_items(PyObject* tensor, HostItems& items) {
+  TensorView view;
+  if (!is_plain(tensor, names().is_cpu) || !read_item_type(tensor, items.bytes, items.sort) ||
+      !view_values(tensor, items.bytes, view)) {
+    return false;
+  }
+  items.data = view.data;
+  items.dims = view.dims;
+  if (!fits(items)) return false;
+  const auto dims = static_cast<size_t>(items.dims);
+  std::copy_n(view.shape.begin(), dims, items.shape.begin());
+  std::copy_n(view.strides_bytes.begin(), dims, items.strides_bytes.begin());
+  return items.data != nullptr;
 }
 
 bool view_plain(PyObject* tensor, TensorView& view) {
@@ -256,15 +296,35 @@ bool view_tensor(PyObject* tensor, TensorView& view, int& device) {
          read_device(tensor, device);
 }
 
+bool view_host_items(PyObject* tensor, HostItems& items) {
+  constexpr uint8_t kLastInteger = 1;  // of DLDataTypeCode: signed, unsigned, others
+  DlpackTensor described;
+  if (!describe_tensor(tensor, described) || described.type_lanes != 1 ||
+      described.strides == nullptr) {
+    return view_plain_items(tensor, items);
+  }
+  items.dims = described.dims;
+  if (described.device_type != kDlpackCpu || !fits(items)) return false;
+  items.bytes = described.type_bits / 8;
+  items.sort = described.type_code <= kLastInteger   ? HostItems::kIntegers
+               : float_format(described).has_value() ? HostItems::kFloats
+                                                     : HostItems::kOthers;
+  for (size_t dim = 0; dim < static_cast<size_t>(items.dims); ++dim) {
+    items.shape[dim] = described.shape[dim];
+    items.strides_bytes[dim] = described.strides[dim] * items.bytes;
+  }
+  items.data = static_cast<const std::byte*>(described.data) + described.byte_offset;
+  return items.data != nullptr &&
+         is_in_storage(tensor, items.data, {items.shape.data(), static_cast<size_t>(items.dims)},
+                       items.strides_bytes.data(), items.bytes);
+}
+
 bool view_gpu_integers(PyObject* tensor, TensorView& view, int64_t& value_bytes, int& device) {
-  if (!is_plain(tensor, names().is_cuda) || is_floating(tensor)) return false;
-  const Owned dtype(PyObject_GetAttr(tensor, names().dtype));
-  const Owned is_complex(dtype ? PyObject_GetAttr(dtype.get(), names().is_complex) : nullptr);
-  const Owned itemsize(is_complex ? PyObject_GetAttr(dtype.get(), names().itemsize) : nullptr);
-  if (!itemsize) discard_error();
-  if (!itemsize || is_complex.get() != Py_False) return false;
-  value_bytes = integer_argument(itemsize.get(), 0);
-  if (value_bytes != 4 && value_bytes != 8) return false;
+  HostItems::Sort sort = HostItems::kOthers;
+  if (!is_plain(tensor, names().is_cuda) || !read_item_type(tensor, value_bytes, sort)) {
+    return false;
+  }
+  if (sort != HostItems::kIntegers || (value_bytes != 4 && value_bytes != 8)) return false;
   return view_values(tensor, value_bytes, view) && read_device(tensor, device);
 }
 

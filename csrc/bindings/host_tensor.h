@@ -4,6 +4,10 @@
 
 #include <Python.h>
 
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
 #include "core/tensor_view.h"
 
 namespace pertoken::bindings {
@@ -30,7 +34,24 @@ PyObject* first_floating_tensor(PyObject* output);
 // Python knows how to read, or why not.
 bool view_tensor(PyObject* tensor, TensorView& view, int& device);
 
-// The same of integers of 4 or 8 bytes on a GPU; the view's format says nothing.
+// A plain tensor of few dimensions in host memory, of whatever type.
+struct HostItems {
+  static constexpr int kMostDims = 4;
+  enum Sort : uint8_t { kIntegers, kFloats, kOthers };
+
+  const std::byte* data = nullptr;  // not null
+  int64_t bytes = 0;                // of one
+  Sort sort = kOthers;
+  int dims = 0;
+  std::array<int64_t, kMostDims> shape{};
+  std::array<int64_t, kMostDims> strides_bytes{};
+};
+
+// False for what lies elsewhere, has more dimensions or none, or no memory for all that it says it
+// has.
+bool view_host_items(PyObject* tensor, HostItems& items);
+
+// The same as view_tensor() of integers of 4 or 8 bytes on a GPU; the view's format says nothing.
 bool view_gpu_integers(PyObject* tensor, TensorView& view, int64_t& value_bytes, int& device);
 
 // What is no tensor of that sort as Python found it, a TensorMemory. `device` is -1 in host memory;

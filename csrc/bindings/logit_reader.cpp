@@ -2,6 +2,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <new>
 #include <span>
 
@@ -151,9 +152,15 @@ bool read_on_gpu(LogitReader& reader, PendingLogits& pending, const TensorView& 
   return is_read;
 }
 
+// Which of the places that were read have chosen the tokens that the step committed to each row.
+struct ToldPlaces {
+  int64_t first;
+  int64_t count;
+};
+
 // `column` of `ids`, or null, is what the step committed last; the same as `last` where that could
 // be read. Throws std::bad_alloc.
-void tell_on_gpu(LogitReader& reader, PendingLogits& pending, int64_t committed,
+void tell_on_gpu(LogitReader& reader, PendingLogits& pending, const ToldPlaces& told,
                  std::span<const int64_t> last, PyObject* ids, int64_t column) {
   const LogitStep& of = pending.of;
   const auto places = static_cast<size_t>(of.places());
@@ -163,14 +170,15 @@ void tell_on_gpu(LogitReader& reader, PendingLogits& pending, int64_t committed,
                                      : tokens_on_gpu(ids, gpu.kept.device(), of.rows, column, 1);
   gpu.tokens.clear();
   for (size_t row = 0; row < static_cast<size_t>(of.rows); ++row) {
-    for (size_t place = 0; place < static_cast<size_t>(committed); ++place) {
+    for (size_t place = 0; place < static_cast<size_t>(told.count); ++place) {
+      const size_t at = row * places + static_cast<size_t>(told.first) + place;
       int32_t token = cuda::kDraftToken;
-      if (place + 1 == static_cast<size_t>(committed)) {
+      if (place + 1 == static_cast<size_t>(told.count)) {
         token = last.empty() ? cuda::kFedToken : told_token(last[row]);
       } else if (!pending.drafts.empty()) {
         token = told_token(pending.drafts[row * (places - 1) + place]);
       }
-      gpu.tokens.push_back({static_cast<uint32_t>(row * places + place), static_cast<uint32_t>(row),
+      gpu.tokens.push_back({static_cast<uint32_t>(at), static_cast<uint32_t>(row),
                             static_cast<uint32_t>(place), token});
     }
   }
@@ -180,15 +188,15 @@ void tell_on_gpu(LogitReader& reader, PendingLogits& pending, int64_t committed,
 }
 
 // `last` are the tokens that the step committed last, one a row; empty: unknown.
-void tell(ThreadBuffer& buffer, const PendingLogits& pending, int64_t committed,
+void tell(ThreadBuffer& buffer, const PendingLogits& pending, const ToldPlaces& told,
           std::span<const int64_t> last) noexcept {
   const LogitStep& of = pending.of;
   const auto places = static_cast<size_t>(of.places());
   for (size_t row = 0; row < static_cast<size_t>(of.rows); ++row) {
-    for (size_t place = 0; place < static_cast<size_t>(committed); ++place) {
-      const size_t at = row * places + place;
+    for (size_t place = 0; place < static_cast<size_t>(told.count); ++place) {
+      const size_t at = row * places + static_cast<size_t>(told.first) + place;
       int64_t token = -1;
-      if (place + 1 == static_cast<size_t>(committed)) {
+      if (place + 1 == static_cast<size_t>(told.count)) {
         if (!last.empty()) token = last[row];
       } else if (!pending.drafts.empty()) {
         token = pending.drafts[row * (places - 1) + place];
@@ -199,22 +207,24 @@ void tell(ThreadBuffer& buffer, const PendingLogits& pending, int64_t committed,
   }
 }
 
-// How many tokens the pending step has committed to each row; 0: none that can be told.
-int64_t committed_by(const GenerationState& state, const PendingLogits& pending) noexcept {
+// Of what the pending step has committed; none where that cannot be told.
+ToldPlaces told_by(const GenerationState& state, const PendingLogits& pending) noexcept {
   // The forwards of a prefill in chunks commit nothing; where nobody says what is committed, there
   // are no tokens to tell of.
-  if (state.commits != pending.commits_before + 1 || state.tokens_unknown) return 0;
-  return state.tokens - pending.tokens_before;
+  if (state.commits != pending.commits_before + 1 || state.tokens_unknown) return {0, 0};
+  const int64_t committed = state.tokens - pending.tokens_before;
+  // Candidates are verified from the first place on. Where there are none, a user may have more
+  // positions kept than the last one, which chooses.
+  return {state.says_tokens ? 0 : pending.of.places() - committed, committed};
 }
 
 // `column`: of the last committed token in `ids`.
 void tell_pending(GenerationState& state, ThreadBuffer& buffer, PyObject* ids, int64_t column) {
   PendingLogits& pending = *state.logits;
-  pending.is_read = false;
   Recorder& recorder = *state.recorder;
-  const int64_t committed = committed_by(state, pending);
-  if (committed <= 0 || !recorder.active()) return;
-  if (committed > pending.of.places()) {
+  const ToldPlaces told = told_by(state, pending);
+  if (told.count <= 0 || !recorder.active()) return;
+  if (told.count > pending.of.places()) {
     if (recorder.logit_reader() != nullptr) {
       recorder.logit_reader()->skip("a step committed more tokens than it was known to choose");
     }
@@ -225,29 +235,40 @@ void tell_pending(GenerationState& state, ThreadBuffer& buffer, PyObject* ids, i
   if (ids != nullptr && !read_tokens(ids, pending.of.rows, column, 1, last)) last.clear();
   if (pending.is_on_gpu) {
     try {
-      tell_on_gpu(*recorder.logit_reader(), pending, committed, last, ids, column);
+      tell_on_gpu(*recorder.logit_reader(), pending, told, last, ids, column);
     } catch (const std::bad_alloc&) {
       recorder.count_fault();
     }
   } else {
-    tell(buffer, pending, committed, last);
+    tell(buffer, pending, told, last);
   }
   charge_logits(recorder, buffer, pending.of, now_ticks() - start_ticks, kNone32, true);
+}
+
+// Whether there is anything to tell, which from now on is this caller's alone to do.
+bool take_to_tell(PendingLogits* pending) noexcept {
+  if (pending == nullptr || pending->is_busy || !pending->is_read) return false;
+  pending->is_read = false;
+  pending->is_busy = true;
+  return true;
 }
 
 }  // namespace
 
 bool begin_logits(LogitReader& reader, GenerationState& state, ThreadBuffer& buffer, LogitStep step,
                   PyObject* ids, bool is_first, PackedChoices& choices) {
-  if (state.logits != nullptr && state.logits->is_read) {
+  if (take_to_tell(state.logits)) {
     const LogitStep& of = state.logits->of;
     // Where in the sequence the token stands that was committed last.
-    const int64_t at = of.past + of.positions - of.places() + committed_by(state, *state.logits);
+    const ToldPlaces told = told_by(state, *state.logits);
+    const int64_t at = of.past + of.positions - of.places() + told.first + told.count;
     const bool is_followed = of.past >= 0 && step.past >= 0;
     const int64_t column = is_followed ? at - step.past : step.positions == 1 ? 0 : -1;
     tell_pending(state, buffer, column < 0 ? nullptr : ids, column);
+    state.logits->is_busy = false;
   }
   if (state.depth > 0 || step.kind == StepKind::kDraft) return false;
+  if (step.positions > 0) step.keep = std::min(step.keep, step.positions);
   if (state.has_beams) {
     if (state.steps == 0) reader.skip("a beam search, whose rows are not its sequences");
     return false;
@@ -258,9 +279,14 @@ bool begin_logits(LogitReader& reader, GenerationState& state, ThreadBuffer& buf
     reader.skip("the rows of a step are unknown");
     return false;
   }
+  if (state.logits != nullptr && state.logits->is_busy) {
+    reader.skip("another step of the same generate() is running");
+    return false;
+  }
   try {
     if (state.logits == nullptr) state.logits = new PendingLogits;
     PendingLogits& pending = *state.logits;
+    pending.is_busy = true;
     const uint64_t start_ticks = now_ticks();
     pending.of = step;
     pending.commits_before = state.commits;
@@ -275,6 +301,7 @@ bool begin_logits(LogitReader& reader, GenerationState& state, ThreadBuffer& buf
     pending.read_ticks = now_ticks() - start_ticks;
   } catch (const std::bad_alloc&) {
     state.recorder->count_fault();
+    if (state.logits != nullptr) state.logits->is_busy = false;
     return false;
   }
   return true;
@@ -303,15 +330,17 @@ void end_logits(LogitReader& reader, GenerationState& state, PyObject* output) {
 }
 
 void charge_read_logits(GenerationState& state, ThreadBuffer& buffer) noexcept {
-  const PendingLogits& pending = *state.logits;
+  PendingLogits& pending = *state.logits;
+  pending.is_busy = false;
   charge_logits(*state.recorder, buffer, pending.of, pending.read_ticks, kNone32, false);
 }
 
 void tell_last_logits(GenerationState& state, ThreadBuffer& buffer, PyObject* returned) {
-  if (state.logits == nullptr || !state.logits->is_read) return;
+  if (!take_to_tell(state.logits)) return;
   int64_t sizes[2] = {};
   const bool is_batch = returned != Py_None && read_shape(returned, sizes, 2) == 2;
   tell_pending(state, buffer, is_batch ? returned : nullptr, sizes[1] - 1);
+  state.logits->is_busy = false;
 }
 
 void bind_logit_reader(py::class_<Recorder, std::shared_ptr<Recorder>>& recorder_class) {

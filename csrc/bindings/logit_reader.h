@@ -83,7 +83,10 @@ struct PendingLogits {
   LogitCopies logits;                 // (rows, places)
   std::unique_ptr<GpuLogitStep> gpu;  // in the place of these two, where they lie on a GPU
   bool is_on_gpu = false;
-  bool is_read = false;     // else only its room is kept, for the next ones
+  bool is_read = false;  // else only its room is kept, for the next ones
+  // Somebody reads or tells it, and may give up the GIL meanwhile: others, who came here by a copy
+  // of the context, let it be.
+  bool is_busy = false;
   uint64_t read_ticks = 0;  // what reading them has taken
 };
 
@@ -94,7 +97,7 @@ bool begin_logits(LogitReader& reader, GenerationState& state, ThreadBuffer& buf
                   PyObject* ids, bool is_first, PackedChoices& choices);
 // After it.
 void end_logits(LogitReader& reader, GenerationState& state, PyObject* output);
-// After the step's own records.
+// After the step's own records; the next one may come from here on.
 void charge_read_logits(GenerationState& state, ThreadBuffer& buffer) noexcept;
 // When generate() has returned ids; whatever else it returned, the last log-probability stays
 // unknown.

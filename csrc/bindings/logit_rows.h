@@ -56,9 +56,9 @@ class LogitCopies {
 void push_logits(ThreadBuffer& buffer, const LogitStep& of, int64_t row, int64_t place,
                  const LogitStats& stats, double logprob) noexcept;
 
-// Calls read(); false, counted, where it failed.
+// Calls read(), which may end in Python; false, counted, where it failed.
 template <typename Read>
-bool guarded_read(Recorder& recorder, Read&& read) noexcept {
+bool guarded_read(Recorder& recorder, Read&& read) {
   try {
     return read();
   } catch (const std::exception&) {
@@ -71,7 +71,7 @@ bool guarded_read(Recorder& recorder, Read&& read) noexcept {
 template <typename Read>
 bool read_many(Recorder& recorder, int64_t places, int64_t vocabulary, Read&& read) {
   bool is_read = false;
-  const auto guarded = [&]() noexcept {
+  const auto guarded = [&] {
     is_read = guarded_read(recorder, [&] {
       read();
       return true;

@@ -70,13 +70,13 @@ ExpHistogram histogram_of_runs(const TensorView& view, const std::vector<ValidRu
   return values;
 }
 
-// Where a call outside of a forward stands.
-ObservedStep* step_of_scope(const Recorder& recorder, uint32_t& number) {
-  Scope* scope = current_scope();
-  Scope* step = scope == nullptr ? nullptr : scope->nearest_open(&Scope::step);
+// Where a call outside of a forward stands; `scope` holds that.
+ObservedStep* step_of_scope(const Recorder& recorder, uint32_t& number, Owned& scope) {
+  Scope* step = current_scope(&Scope::step);
   if (step == nullptr) return nullptr;
   ScopeEntry& entry = step->entries[recorder.slot()];
   if (entry.uid != recorder.uid()) return nullptr;
+  scope.reset(Py_NewRef(reinterpret_cast<PyObject*>(step)));
   number = entry.step;
   return &entry.observed;
 }
@@ -129,17 +129,20 @@ void Observer::observe_value(uint32_t site, PyObject* value) {
   const uint64_t start_ticks = now_ticks();
   uint32_t number = kNone32;
   ObservedStep outside;
-  ObservedStep* step = step_outside_modules(*buffer, number, outside);
+  Owned scope(nullptr);
+  ObservedStep* step = step_outside_modules(*buffer, number, outside, scope);
   if (step->weight == 0 && !has_open_captures(*recorder_)) return;
   observe(*step, number, site, value);
   step->ticks += now_ticks() - start_ticks;
 }
 
-// What a value that no module put out belongs to: the step that is open, or else `outside`.
+// What a value that no module put out belongs to: the step that is open, which `scope` holds where
+// the user declares it, or else `outside`.
 ObservedStep* Observer::step_outside_modules(ThreadBuffer& buffer, uint32_t& number,
-                                             ObservedStep& outside) {
+                                             ObservedStep& outside, Owned& scope) {
   number = buffer.open_step;
-  ObservedStep* step = number != kNone32 ? &buffer.observed : step_of_scope(*recorder_, number);
+  ObservedStep* step =
+      number != kNone32 ? &buffer.observed : step_of_scope(*recorder_, number, scope);
   if (step != nullptr) return step;
   outside.weight = recorder_->observation_weight(kOutsideSteps);
   return &outside;
@@ -151,7 +154,8 @@ cuda::GpuPlace Observer::begin_replay(ThreadBuffer& buffer, uint64_t graph) {
   begin_observing(*recorder_, buffer);
   uint32_t number = kNone32;
   ObservedStep outside;
-  ObservedStep* step = step_outside_modules(buffer, number, outside);
+  Owned scope(nullptr);
+  ObservedStep* step = step_outside_modules(buffer, number, outside, scope);
   if (step->weight == 0) return place;
   place.device = static_cast<int>(graph >> 32);
   const cuda::ObservationLabels labels{number, 0, step->kind, step->weight};
@@ -176,6 +180,16 @@ uint64_t Observer::end_capture() {
     if (graph != 0) return static_cast<uint64_t>(device) << 32 | graph;
   }
   return 0;
+}
+
+void Observer::begin_launch(uint64_t graph) noexcept {
+  if (gpus_ == nullptr) return;
+  gpus_->begin_launch(static_cast<int>(graph >> 32), static_cast<uint32_t>(graph));
+}
+
+void Observer::end_launch(uint64_t graph) noexcept {
+  if (gpus_ == nullptr) return;
+  gpus_->end_launch(static_cast<int>(graph >> 32), static_cast<uint32_t>(graph));
 }
 
 void Observer::hold_executable(uint64_t graph, uintptr_t executable) {
@@ -243,7 +257,7 @@ void Observer::count(const ObservedStep& step, uint32_t number, uint32_t site,
 // Under the GIL, which is what orders the launches of several threads. The tensor may go right
 // after: its memory is used again behind the kernel, on the same stream.
 void Observer::count_on_gpu(const ObservedStep& step, uint32_t number, uint32_t site,
-                            const TensorView& view, const cuda::GpuPlace& place) noexcept {
+                            const TensorView& view, const cuda::GpuPlace& place) {
   try {
     std::string reason;
     cuda::GpuObserver* observer = gpus(reason);

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "bindings/owned.h"
 #include "bindings/pybind_names.h"
 #include "core/recorder.h"
 #include "core/tensor_view.h"
@@ -45,6 +46,8 @@ class Observer {
   // is observed.
   uint64_t end_capture();
   // Of that graph, where it is not 0: see cuda::GraphSwitch.
+  void begin_launch(uint64_t graph) noexcept;
+  void end_launch(uint64_t graph) noexcept;
   void hold_executable(uint64_t graph, uintptr_t executable);
   void release_executable(uint64_t graph, bool is_there);
   // Sets a GPU up before the first tensor on it; what is wrong is counted when one comes.
@@ -53,12 +56,13 @@ class Observer {
  private:
   struct Calls;
 
-  ObservedStep* step_outside_modules(ThreadBuffer& buffer, uint32_t& number, ObservedStep& outside);
+  ObservedStep* step_outside_modules(ThreadBuffer& buffer, uint32_t& number, ObservedStep& outside,
+                                     Owned& scope);
   void observe(const ObservedStep& step, uint32_t number, uint32_t site, PyObject* value);
   void count(const ObservedStep& step, uint32_t number, uint32_t site,
              const TensorView& view) noexcept;
   void count_on_gpu(const ObservedStep& step, uint32_t number, uint32_t site,
-                    const TensorView& view, const cuda::GpuPlace& place) noexcept;
+                    const TensorView& view, const cuda::GpuPlace& place);
   bool current_stream(cuda::GpuPlace& place);
   cuda::GpuObserver* gpus(std::string& reason);
   void skip(const char* reason);

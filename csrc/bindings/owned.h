@@ -10,7 +10,9 @@ namespace pertoken::bindings {
 class Owned {
  public:
   explicit Owned(PyObject* object) : object_(object) {}
-  ~Owned() {
+  // What goes with the object may end in Python, too, where unwinding goes through this.
+  // NOLINTNEXTLINE(bugprone-unsafe-to-allow-exceptions,performance-noexcept-destructor)
+  ~Owned() noexcept(false) {
     if (object_ != nullptr && PyGILState_Check()) Py_DECREF(object_);
   }
   Owned(const Owned&) = delete;

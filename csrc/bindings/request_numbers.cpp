@@ -7,6 +7,7 @@
 #include <new>
 #include <vector>
 
+#include "bindings/owned.h"
 #include "bindings/span_call.h"
 #include "bindings/step_inputs.h"
 
@@ -134,6 +135,7 @@ uint32_t request_generation(Scope* request, Recorder& recorder) {
   entry.generation = kNone32;
   const RequestHooks& held = request_hooks[recorder.slot()];
   if (held.running == nullptr || held.uid != recorder.uid()) return kNone32;
+  const Owned held_request(Py_NewRef(reinterpret_cast<PyObject*>(request)));
   PyObject* hook = Py_NewRef(held.running);
   PyObject* number = PyObject_CallNoArgs(hook);
   const int64_t generation = host_integer(number, -1);

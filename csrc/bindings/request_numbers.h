@@ -30,7 +30,7 @@ struct RowRequest {
 };
 
 // The generation that stands for a request without generate() in this recorder; kNone32 when it
-// has none.
+// has none. Python is asked once, and may close scopes meanwhile; `request` itself is held.
 uint32_t request_generation(Scope* request, Recorder& recorder);
 
 // The sequence that stands for an engine's request, borrowed from it; nullptr when it has none.

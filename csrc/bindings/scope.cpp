@@ -32,7 +32,7 @@ void scope_dealloc(PyObject* self) {
       delete entry.device;
     }
   }
-  for (const ScopeLink link : kScopeLinks) set_link(scope, link, nullptr);
+  drop_links(scope);
   PyTypeObject* type = Py_TYPE(self);
   type->tp_free(self);
   Py_DECREF(type);
@@ -54,12 +54,8 @@ Scope* innermost_scope() noexcept {
   return value == Py_None ? nullptr : reinterpret_cast<Scope*>(value);
 }
 
-Scope* open_scope(Scope* scope) noexcept {
-  while (scope != nullptr && !scope->is_open) scope = scope->outer;
-  return scope;
-}
-
-// Makes the scope and sets it in the running context. nullptr with an exception set on failure.
+// Makes the scope and sets it in the running context. A new reference; nullptr with an exception
+// set on failure.
 Scope* enter_scope(Opener* opener) {
   auto* scope = reinterpret_cast<Scope*>(scope_type->tp_alloc(scope_type, 0));
   if (scope == nullptr) return nullptr;
@@ -68,6 +64,7 @@ Scope* enter_scope(Opener* opener) {
   scope->owner = Py_NewRef(reinterpret_cast<PyObject*>(opener));
   set_link(scope, &Scope::outer, outer);
   if (outer != nullptr) {
+    pass_over_closed(outer);
     for (const ScopeLink link : kNearestLinks) set_link(scope, link, outer->*link);
   }
   set_link(scope, link_of(opener->kind), scope);
@@ -84,7 +81,6 @@ Scope* enter_scope(Opener* opener) {
     return nullptr;
   }
   Py_DECREF(token);
-  Py_DECREF(scope);  // the context holds it now
   ++scopes_entered;
   return scope;
 }
@@ -95,31 +91,46 @@ Scope* enter_scope(Opener* opener) {
 Scope* leave_scope(PyObject* owner) {
   Scope* const first = innermost_scope();
   Scope* scope = first;
-  Scope* inside = nullptr;
-  while (scope != nullptr && (scope->owner != owner || !scope->is_open)) {
-    inside = scope;
-    scope = scope->outer;
-  }
+  while (scope != nullptr && (scope->owner != owner || !scope->is_open)) scope = scope->outer;
   if (scope == nullptr) return nullptr;
   Py_INCREF(scope);
   scope->is_open = false;
-  if (inside != nullptr) pass_over(first, inside, scope);
+  pass_over_closed(scope);
+  if (scope != first) pass_over_closed(innermost_scope(), scope);
   auto* innermost = reinterpret_cast<PyObject*>(current_scope());
-  PyObject* token = PyContextVar_Set(scope_var, innermost == nullptr ? Py_None : innermost);
+  // Held, since what is garbage may be collected meanwhile.
+  innermost = Py_NewRef(innermost == nullptr ? Py_None : innermost);
+  PyObject* token = PyContextVar_Set(scope_var, innermost);
   if (token == nullptr) PyErr_Clear();
   Py_XDECREF(token);
+  Py_DECREF(innermost);
   return scope;
 }
 
-// What is left of a region's parent when the region ends: generators may have closed it before.
-uint32_t open_parent(const Scope* scope, int slot) {
-  uint32_t parent_seq = scope->entries[slot].parent_seq;
-  for (const Scope* outer = scope->outer; outer != nullptr; outer = outer->outer) {
-    const bool is_parent = outer->kind == ScopeKind::kRegion && outer->seq == parent_seq &&
-                           outer->thread_uid == scope->thread_uid;
-    if (is_parent && !outer->is_open) parent_seq = outer->entries[slot].parent_seq;
+// Remembers which of the regions round a new one is its parent, if any is: until both are closed,
+// whatever becomes of those between.
+void find_parent(Scope* scope, uint32_t parent_seq) {
+  if (scope->parent != nullptr || parent_seq == 0) return;
+  for (Scope* outer = scope->outer; outer != nullptr; outer = outer->outer) {
+    outer = outer->region;
+    if (outer == nullptr) return;
+    if (outer->seq == parent_seq && outer->thread_uid == scope->thread_uid) {
+      set_link(scope, &Scope::parent, outer);
+      return;
+    }
   }
-  return parent_seq;
+}
+
+// What is left of a region's parent when the region ends: generators may have closed it before.
+void find_open_parent(Scope* scope) {
+  Scope* parent = scope->parent;
+  for (; parent != nullptr && !parent->is_open; parent = parent->parent) {
+    for (int slot = 0; slot < kMaxRecorders; ++slot) {
+      ScopeEntry& entry = scope->entries[slot];
+      if (entry.parent_seq == parent->seq) entry.parent_seq = parent->entries[slot].parent_seq;
+    }
+  }
+  if (parent != scope->parent) set_link(scope, &Scope::parent, parent);
 }
 
 void begin_region(Scope* scope) {
@@ -146,6 +157,7 @@ void begin_region(Scope* scope) {
         entry.step = step->entries[slot].step;
       }
     }
+    find_parent(scope, entry.parent_seq);
     begin_on_device(*scope, slot, recorder, *buffer, scope->seq);
   });
   scope->start_ticks = now_ticks();
@@ -153,6 +165,7 @@ void begin_region(Scope* scope) {
 
 void end_region(Scope* scope) {
   const uint64_t end_ticks = now_ticks();
+  find_open_parent(scope);
   // A region that ends on another thread than it began on has no track to lie on.
   if (tls_thread_state == nullptr || scope->thread_uid != tls_thread_state->uid) return;
   for (int slot = 0; slot < kMaxRecorders; ++slot) {
@@ -166,7 +179,7 @@ void end_region(Scope* scope) {
     if (entry.on_thread && is_innermost) buffer->open_seq = entry.saved_seq;
     end_on_device(*scope, slot, *recorder, {scope->site, scope->seq, 0, entry.step, false});
     if (!recorder->active()) continue;
-    const uint32_t parent_seq = entry.on_thread && !is_innermost ? 0 : open_parent(scope, slot);
+    const uint32_t parent_seq = entry.on_thread && !is_innermost ? 0 : entry.parent_seq;
     buffer->push({scope->start_ticks, end_ticks, make_tag(RecordType::kSpan, scope->site),
                   scope->seq, parent_seq, entry.step});
   }
@@ -217,6 +230,7 @@ PyObject* opener_enter(PyObject* self, PyObject*) {
     if (scope->kind == ScopeKind::kStep) begin_step_on_devices(scope);
     scope->start_ticks = now_ticks();
   }
+  Py_DECREF(scope);  // the context holds it
   return Py_NewRef(self);
 }
 

@@ -2,6 +2,9 @@
 // context variable, so that asyncio tasks and threads each see their own; a scope holds the state
 // of one entry, so that one object can be entered many times. Its links only ever change to pass
 // over scopes that were closed. All under the GIL.
+//
+// Nothing but contexts holds an open scope. Where a generator holds its `with` open, any Python
+// code may drop the generator, and the scope with it: who uses one while such code runs holds it.
 #pragma once
 
 #include <Python.h>
@@ -44,6 +47,7 @@ struct Scope {
   Scope* region;    // nearest enclosing of each kind, itself included; strong but for itself
   Scope* step;
   Scope* request;
+  Scope* parent;  // region: the one that spans took for the enclosing span; strong, may be null
   uint64_t thread_uid;  // where it was entered, 0 when that is unknown
   uint64_t start_ticks;
   bool is_open;   // false after its exit, while tasks and generators may still hold on to it
@@ -64,6 +68,12 @@ Scope* innermost_open_scope() noexcept;
 // The innermost open scope of the running context, borrowed from it; nullptr when there is none.
 inline Scope* current_scope() noexcept {
   return scopes_entered == 0 ? nullptr : innermost_open_scope();
+}
+
+// The nearest open one of a kind, borrowed likewise.
+inline Scope* current_scope(Scope* Scope::* nearest) noexcept {
+  Scope* scope = current_scope();
+  return scope == nullptr ? nullptr : scope->nearest_open(nearest);
 }
 
 // The span and step that enclose a call which has none open on the calling thread.

@@ -1,5 +1,7 @@
 #include "bindings/scope_links.h"
 
+#include "bindings/owned.h"
+
 namespace pertoken::bindings {
 
 ScopeLink link_of(ScopeKind kind) {
@@ -21,22 +23,71 @@ void set_link(Scope* scope, ScopeLink link, Scope* target) {
   if (before != scope) Py_XDECREF(reinterpret_cast<PyObject*>(before));
 }
 
-void pass_over(Scope* innermost, Scope* inside, Scope* closed) {
-  for (Scope* scope = innermost; scope != closed; scope = scope->outer) {
-    // As open_parent() would find it, had it still the closed one to look at.
-    if (scope->kind == ScopeKind::kRegion && closed->kind == ScopeKind::kRegion &&
-        scope->thread_uid == closed->thread_uid) {
-      for (int slot = 0; slot < kMaxRecorders; ++slot) {
-        ScopeEntry& entry = scope->entries[slot];
-        if (entry.parent_seq == closed->seq) entry.parent_seq = closed->entries[slot].parent_seq;
-      }
-    }
-    const ScopeLink link = link_of(closed->kind);
-    if (scope->*link == closed) {
-      set_link(scope, link, closed->outer == nullptr ? nullptr : closed->outer->*link);
-    }
+void pass_over_closed(Scope* scope) {
+  for (const ScopeLink link : kNearestLinks) {
+    Scope* const target = scope->*link;
+    if (target == nullptr || target == scope || target->is_open) continue;
+    set_link(scope, link, target->nearest_open(link));
   }
-  set_link(inside, &Scope::outer, closed->outer);
+  if (scope->outer != nullptr && !scope->outer->is_open) {
+    set_link(scope, &Scope::outer, open_scope(scope->outer));
+  }
+}
+
+void pass_over_closed(Scope* innermost, const Scope* closed) {
+  const Scope* const behind = open_scope(closed->outer);  // only compared: it may go meanwhile
+  Owned held(nullptr);
+  for (Scope* scope = innermost; scope != nullptr && scope != closed && scope != behind;
+       scope = scope->outer) {
+    held.reset(Py_NewRef(reinterpret_cast<PyObject*>(scope)));
+    pass_over_closed(scope);
+  }
+}
+
+namespace {
+
+// Gives a reference up. What nothing else holds, and what only that holds in turn, goes to a list
+// that is linked by `outer`.
+void give_up(Scope* scope, Scope*& list) {
+  while (scope != nullptr) {
+    if (Py_REFCNT(reinterpret_cast<PyObject*>(scope)) > 1) {
+      Py_DECREF(reinterpret_cast<PyObject*>(scope));
+      return;
+    }
+    Scope* const outer = scope->outer;
+    scope->outer = list;
+    list = scope;
+    scope = outer;
+  }
+}
+
+void take_links(Scope* scope, Scope*& list) {
+  for (const ScopeLink link : kNearestLinks) {
+    Scope* const target = scope->*link;
+    scope->*link = nullptr;
+    if (target != scope) give_up(target, list);
+  }
+  Scope* const parent = scope->parent;
+  scope->parent = nullptr;
+  give_up(parent, list);
+}
+
+}  // namespace
+
+void drop_links(Scope* scope) {
+  Scope* list = nullptr;
+  take_links(scope, list);
+  Scope* const outer = scope->outer;
+  scope->outer = nullptr;
+  give_up(outer, list);
+  while (list != nullptr) {
+    Scope* const next = list->outer;
+    list->outer = nullptr;
+    Scope* const gone = list;
+    list = next;
+    take_links(gone, list);
+    Py_DECREF(reinterpret_cast<PyObject*>(gone));
+  }
 }
 
 }  // namespace pertoken::bindings

@@ -61,9 +61,11 @@ LogitStep logit_step(const StepPlan& plan, uint32_t step) {
   return {step, plan.kind, plan.rows, plan.query_len, plan.past, plan.keep};
 }
 
-// A forward in a step that the user or an engine declares, and that is begun already.
-PyObject* call_in_region(RootCall& call, const StepPlan& plan, PyObject* args, PyObject* kwargs,
-                         ThreadBuffer& buffer, Scope* region, uint32_t step, RootTime& time) {
+// A forward in a step that the user or an engine declares, and that is begun already. The caller
+// holds `region`. Apart, so that other steps pay for no room for it.
+[[gnu::noinline]] PyObject* call_in_region(RootCall& call, const StepPlan& plan, PyObject* args,
+                                           PyObject* kwargs, ThreadBuffer& buffer, Scope* region,
+                                           uint32_t step, RootTime& time) {
   Recorder& recorder = *call.base.recorder;
   ScopeEntry& entry = region->entries[recorder.slot()];
   const uint32_t parent = buffer.open_seq != 0 ? buffer.open_seq : enclosing(recorder).seq;
@@ -110,15 +112,19 @@ PyObject* call_in_region(RootCall& call, const StepPlan& plan, PyObject* args, P
 PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyObject* kwargs,
                     ThreadBuffer& buffer, RootTime& time) {
   Recorder& recorder = *call.base.recorder;
-  Scope* scope = current_scope();
   StepPlan plan = plan_step(call.signature, call.last_cache, recorder, state, args, kwargs);
   const bool keep_known = call.signature.knows(ArgumentRole::kKeep);
-  Scope* request = scope == nullptr ? nullptr : scope->nearest_open(&Scope::request);
-  if (state == nullptr && request != nullptr) {
-    plan.generation = request_generation(request, recorder);
+  Scope* scope = current_scope();
+  if (state == nullptr && scope != nullptr) {
+    if (Scope* request = scope->nearest_open(&Scope::request)) {
+      plan.generation = request_generation(request, recorder);
+      scope = current_scope();  // Python was asked
+    }
   }
   Scope* step_region = scope == nullptr ? nullptr : scope->nearest_open(&Scope::step);
   if (step_region != nullptr) {
+    // Its step may be left meanwhile. Not by a destructor: see begin_slots().
+    Py_INCREF(reinterpret_cast<PyObject*>(step_region));
     const uint32_t step = begin_step_region(
         step_region, recorder, buffer,
         {.rows = narrow(plan.rows), .query_len = narrow(plan.query_len), .past = narrow(plan.past)},
@@ -127,6 +133,7 @@ PyObject* call_step(RootCall& call, GenerationState* state, PyObject* args, PyOb
     if (state != nullptr) note_step(*state, plan, keep_known, kNone32);
     PyObject* result = call_in_region(call, plan, args, kwargs, buffer, step_region, step, time);
     if (state != nullptr) state->last_end_ticks = now_ticks();
+    Py_DECREF(reinterpret_cast<PyObject*>(step_region));
     return result;
   }
 

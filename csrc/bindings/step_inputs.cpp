@@ -3,10 +3,14 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <array>
+#include <cstddef>
 #include <cstring>
+#include <exception>
 #include <new>
 
 #include "bindings/dlpack_tensor.h"
+#include "bindings/host_tensor.h"
 #include "bindings/owned.h"
 #include "bindings/tensor_sizes.h"
 #include "core/record.h"
@@ -20,9 +24,6 @@ struct Names {
   PyObject* dtype = PyUnicode_InternFromString("dtype");
   PyObject* is_floating_point = PyUnicode_InternFromString("is_floating_point");
   PyObject* is_cpu = PyUnicode_InternFromString("is_cpu");
-  PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
-  PyObject* stride = PyUnicode_InternFromString("stride");
-  PyObject* itemsize = PyUnicode_InternFromString("itemsize");
   PyObject* item = PyUnicode_InternFromString("item");
 };
 
@@ -44,20 +45,9 @@ bool is_true(PyObject* object, PyObject* name) {
   return value.get() == Py_True;
 }
 
-// A tuple of `count` integers that a method returns.
-bool read_integers(PyObject* object, PyObject* method, int64_t* values, Py_ssize_t count) {
-  const Owned tuple(PyObject_CallMethodNoArgs(object, method));
-  if (!tuple) discard_error();
-  if (!tuple || !PyTuple_Check(tuple.get()) || PyTuple_GET_SIZE(tuple.get()) != count) return false;
-  for (Py_ssize_t i = 0; i < count; ++i) {
-    values[i] = integer_argument(PyTuple_GET_ITEM(tuple.get(), i), -1);
-  }
-  return true;
-}
-
 // A mask as it lies in host memory; strides in bytes.
 struct HostMask {
-  const char* data = nullptr;
+  const std::byte* data = nullptr;
   int64_t columns = 0;
   int64_t element_bytes = 0;
   int64_t row_stride = 0;
@@ -65,7 +55,7 @@ struct HostMask {
   bool zero_is_valid = false;
 
   uint32_t count(int64_t row, int64_t begin, int64_t end) const {
-    const char* at = data + row * row_stride + begin * column_stride;
+    const std::byte* at = data + row * row_stride + begin * column_stride;
     uint32_t nonzero = 0;
     for (int64_t column = begin; column < end; ++column, at += column_stride) {
       uint64_t bits = 0;
@@ -76,41 +66,24 @@ struct HostMask {
   }
 };
 
-// Where a tensor of `dims` dimensions lies in host memory; false where it does not. Strides are in
-// elements.
-bool read_host_memory(PyObject* tensor, Py_ssize_t dims, const char*& data, int64_t* strides,
-                      int64_t& element_bytes) {
-  if (!is_true(tensor, names().is_cpu)) return false;
-  if (!read_integers(tensor, names().stride, strides, dims)) return false;
-  const Owned address(PyObject_CallMethodNoArgs(tensor, names().data_ptr));
-  const Owned dtype(address ? PyObject_GetAttr(tensor, names().dtype) : nullptr);
-  const Owned itemsize(dtype ? PyObject_GetAttr(dtype.get(), names().itemsize) : nullptr);
-  if (!itemsize) {
-    discard_error();
-    return false;
-  }
-  data = static_cast<const char*>(PyLong_AsVoidPtr(address.get()));
-  element_bytes = integer_argument(itemsize.get(), 0);
-  discard_error();
-  return data != nullptr && element_bytes >= 1 && element_bytes <= 8;
-}
-
 bool read_mask(PyObject* mask, int64_t rows, HostMask& result) {
-  int64_t sizes[4] = {-1, -1, -1, -1};
-  int64_t strides[4] = {};
-  const Py_ssize_t dims = read_shape(mask, sizes, 4);
-  const bool is_attention = dims == 4 && sizes[1] > 0 && sizes[2] > 0;
-  if (dims != 2 && !is_attention) return false;
+  HostItems items;
+  if (!view_host_items(mask, items) || items.bytes < 1 || items.bytes > 8) return false;
+  const std::array<int64_t, HostItems::kMostDims>& sizes = items.shape;
+  const bool is_attention = items.dims == 4 && sizes[1] > 0 && sizes[2] > 0;
+  if (items.dims != 2 && !is_attention) return false;
   if (sizes[0] != rows && !(is_attention && sizes[0] == 1)) return false;
-  if (!read_host_memory(mask, dims, result.data, strides, result.element_bytes)) return false;
-  result.columns = sizes[dims - 1];
-  result.column_stride = strides[dims - 1] * result.element_bytes;
-  result.row_stride = sizes[0] == rows ? strides[0] * result.element_bytes : 0;
+  const auto last = static_cast<size_t>(items.dims - 1);
+  result.data = items.data;
+  result.element_bytes = items.bytes;
+  result.columns = sizes[last];
+  result.column_stride = items.strides_bytes[last];
+  result.row_stride = sizes[0] == rows ? items.strides_bytes[0] : 0;
   if (is_attention) {
     // What the last position sees is the row without its padding. Added to the scores, a mask of
     // floats has zeros there.
-    result.data += (sizes[2] - 1) * strides[2] * result.element_bytes;
-    result.zero_is_valid = is_floating(mask);
+    result.data += (sizes[2] - 1) * items.strides_bytes[2];
+    result.zero_is_valid = items.sort == HostItems::kFloats;
   }
   return true;
 }
@@ -227,31 +200,30 @@ int64_t host_integer(PyObject* value, int64_t otherwise) {
 
 bool read_tokens(PyObject* ids, int64_t rows, int64_t first, int64_t columns,
                  std::vector<int64_t>& tokens) {
-  int64_t sizes[2] = {-1, -1};
-  int64_t strides[2] = {};
-  const Py_ssize_t dims = read_shape(ids, sizes, 2);
-  if (dims != 1 && dims != 2) return false;
-  const char* data = nullptr;
-  int64_t bytes = 0;
-  const int64_t length = sizes[dims - 1];
+  HostItems items;
+  if (first < 0 || !view_host_items(ids, items) || items.sort != HostItems::kIntegers) return false;
+  if (items.dims != 1 && items.dims != 2) return false;
+  if (items.bytes != 4 && items.bytes != 8) return false;
+  const auto last = static_cast<size_t>(items.dims - 1);
+  const int64_t length = items.shape[last];
+  if ((last == 0 ? 1 : items.shape[0]) != rows || first > length) return false;
   if (columns < 0) columns = length - first;
-  if ((dims == 1 ? 1 : sizes[0]) != rows || first < 0 || first + columns > length) return false;
-  if (!read_host_memory(ids, dims, data, strides, bytes) || is_floating(ids)) return false;
-  if (bytes != 4 && bytes != 8) return false;
+  if (columns > length - first) return false;
   try {
     tokens.resize(static_cast<size_t>(rows * columns));
-  } catch (const std::bad_alloc&) {
+  } catch (const std::exception&) {
     return false;
   }
   for (int64_t row = 0, at = 0; row < rows; ++row) {
+    const std::byte* from = items.data + (last == 0 ? 0 : row * items.strides_bytes[0]);
     for (int64_t column = first; column < first + columns; ++column, ++at) {
-      const int64_t place = (dims == 1 ? 0 : row * strides[0]) + column * strides[dims - 1];
+      const std::byte* const item = from + column * items.strides_bytes[last];
       int32_t narrow = 0;
-      if (bytes == 4) {
-        std::memcpy(&narrow, data + place * bytes, sizeof(narrow));
+      if (items.bytes == 4) {
+        std::memcpy(&narrow, item, sizeof(narrow));
         tokens[static_cast<size_t>(at)] = narrow;
       } else {
-        std::memcpy(&tokens[static_cast<size_t>(at)], data + place * bytes, sizeof(int64_t));
+        std::memcpy(&tokens[static_cast<size_t>(at)], item, sizeof(int64_t));
       }
     }
   }
@@ -262,7 +234,7 @@ bool valid_tokens(PyObject* mask, int64_t rows, int64_t past, int64_t query_len,
                   std::vector<RowTokens>& valid) {
   HostMask host;
   if (query_len < 0 || !read_mask(mask, rows, host)) return false;
-  const bool past_is_covered = past >= 0 && host.columns >= past + query_len;
+  const bool past_is_covered = past >= 0 && past <= host.columns - query_len;
   if (!past_is_covered && host.columns != query_len) return false;
   const int64_t begin = past_is_covered ? past : 0;
   try {
@@ -271,7 +243,7 @@ bool valid_tokens(PyObject* mask, int64_t rows, int64_t past, int64_t query_len,
       valid.push_back({past_is_covered ? host.count(row, 0, past) : kNone32,
                        host.count(row, begin, begin + query_len)});
     }
-  } catch (const std::bad_alloc&) {
+  } catch (const std::exception&) {
     valid.clear();
     return false;
   }
@@ -284,7 +256,7 @@ bool valid_runs(PyObject* mask, int64_t rows, int64_t past, int64_t query_len,
   int64_t sizes[2] = {};
   if (query_len < 1 || read_shape(mask, sizes, 2) != 2 || !read_mask(mask, rows, host))
     return false;
-  const bool past_is_covered = past >= 0 && host.columns >= past + query_len;
+  const bool past_is_covered = past >= 0 && past <= host.columns - query_len;
   if (!past_is_covered && host.columns != query_len) return false;
   const int64_t first = past_is_covered ? past : 0;
   try {

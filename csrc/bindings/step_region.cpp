@@ -121,14 +121,15 @@ void step_dealloc(PyObject* self) {
 // One list of ids a row; what is none is unknown. Throws std::bad_alloc.
 ChosenTokens read_chosen(PyObject* rows) {
   ChosenTokens chosen;
-  const Owned listed(PySequence_Fast(rows, "give the tokens of each row"));
+  // Copies: to read one sequence may run code of the user's, which may change another.
+  const Owned listed(PySequence_Tuple(rows));
   if (!listed) discard_error();
   if (!listed) return chosen;
-  for (Py_ssize_t row = 0; row < PySequence_Fast_GET_SIZE(listed.get()); ++row) {
+  for (Py_ssize_t row = 0; row < PyTuple_GET_SIZE(listed.get()); ++row) {
     std::vector<int64_t>& tokens = chosen.emplace_back();
-    const Owned ids(PySequence_Fast(PySequence_Fast_GET_ITEM(listed.get(), row), "give tokens"));
-    for (Py_ssize_t i = 0; ids && i < PySequence_Fast_GET_SIZE(ids.get()); ++i) {
-      tokens.push_back(integer_argument(PySequence_Fast_GET_ITEM(ids.get(), i), -1));
+    const Owned ids(PySequence_Tuple(PyTuple_GET_ITEM(listed.get(), row)));
+    for (Py_ssize_t i = 0; ids && i < PyTuple_GET_SIZE(ids.get()); ++i) {
+      tokens.push_back(integer_argument(PyTuple_GET_ITEM(ids.get(), i), -1));
     }
     if (!ids) discard_error();
   }
@@ -181,15 +182,16 @@ PyObject* step_commit(PyObject* self, PyObject* const* args, Py_ssize_t count) {
     return nullptr;
   }
   auto* opener = reinterpret_cast<StepOpener*>(self);
-  PyObject* items = PySequence_Fast(args[0], "give the tokens of each row");
-  if (items == nullptr) return nullptr;
+  // A copy: to read a count may run code of the user's, which may change the list.
+  const Owned items(PySequence_Tuple(args[0]));
+  if (!items) return nullptr;
   std::vector<uint32_t> committed;
   bool is_read = true;
   try {
-    const Py_ssize_t size = PySequence_Fast_GET_SIZE(items);
+    const Py_ssize_t size = PyTuple_GET_SIZE(items.get());
     committed.resize(static_cast<size_t>(size));
     for (Py_ssize_t i = 0; is_read && i < size; ++i) {
-      is_read = read_count(PySequence_Fast_GET_ITEM(items, i), committed[static_cast<size_t>(i)]);
+      is_read = read_count(PyTuple_GET_ITEM(items.get(), i), committed[static_cast<size_t>(i)]);
     }
     if (is_read && (opener->rows == nullptr || committed.size() != opener->rows->size())) {
       PyErr_SetString(PyExc_ValueError, "give the tokens of each row");
@@ -207,7 +209,6 @@ PyObject* step_commit(PyObject* self, PyObject* const* args, Py_ssize_t count) {
     PyErr_NoMemory();
     is_read = false;
   }
-  Py_DECREF(items);
   if (!is_read) return nullptr;
   Py_RETURN_NONE;
 }
@@ -225,7 +226,7 @@ PyMethodDef step_methods[] = {
 }  // namespace
 
 uint32_t begin_step_region(Scope* step, Recorder& recorder, ThreadBuffer& buffer,
-                           const StepLengths& lengths, uint32_t generation) noexcept {
+                           const StepLengths& lengths, uint32_t generation) {
   ScopeEntry& entry = step->entries[recorder.slot()];
   if (entry.uid != recorder.uid()) {
     entry.uid = recorder.uid();
@@ -252,7 +253,7 @@ uint32_t begin_step_region(Scope* step, Recorder& recorder, ThreadBuffer& buffer
   return entry.step;
 }
 
-uint32_t begin_replayed_step(Scope* step, Recorder& recorder, ThreadBuffer& buffer) noexcept {
+uint32_t begin_replayed_step(Scope* step, Recorder& recorder, ThreadBuffer& buffer) {
   const StepOpener& opener = step_opener(step);
   if (opener.model != 0 && !records_model(recorder, opener.model)) return kNone32;
   Scope* request = step->nearest_open(&Scope::request);
@@ -294,6 +295,7 @@ void end_step_region(Scope* scope, bool failed) {
     ThreadBuffer* buffer = recorder.buffer();
     if (buffer == nullptr) return;
     Scope* request = scope->nearest_open(&Scope::request);
+    const Owned held_request(Py_XNewRef(reinterpret_cast<PyObject*>(request)));
     // No recorded model ran inside: the region itself is all there is to this step.
     if (!begun && (opener.model == 0 || records_model(recorder, opener.model))) {
       const uint32_t generation =
@@ -311,13 +313,15 @@ void end_step_region(Scope* scope, bool failed) {
                   static_cast<uint32_t>(choices), static_cast<uint32_t>(choices >> 32),
                   entry.step});
     if (scope->tokens_committed == kNone32) return;
+    // It was to commit them at its end, which a step that failed has not come to.
+    const uint32_t committed = failed ? 0 : scope->tokens_committed;
     uint64_t before = 0;
     if (request != nullptr) {
       before = request->entries[slot].tokens;
-      request->entries[slot].tokens += scope->tokens_committed;
+      request->entries[slot].tokens += committed;
     }
-    buffer->push({before, scope->tokens_committed, make_tag(RecordType::kCommit, kCommitTotal), 0,
-                  0, entry.step});
+    buffer->push(
+        {before, committed, make_tag(RecordType::kCommit, kCommitTotal), 0, 0, entry.step});
   });
   if (opener.rows != nullptr) end_rows(scope, end_ticks, failed);
 }

@@ -22,12 +22,14 @@ struct StepLengths {
 
 // The number of the step region round the running code in this recorder, begun if it has not yet
 // been. The lengths are those of the forward that asks first; rows that the user gave come before.
+// Python may be asked for the numbers of these: the caller holds the scope, and, as all that may
+// end in Python, this is not noexcept (see owned.h).
 uint32_t begin_step_region(Scope* step, Recorder& recorder, ThreadBuffer& buffer,
-                           const StepLengths& lengths, uint32_t generation) noexcept;
+                           const StepLengths& lengths, uint32_t generation);
 
 // The same for the replay of a graph that holds the model, which tells no lengths; kNone32 where
 // the step is another model's.
-uint32_t begin_replayed_step(Scope* step, Recorder& recorder, ThreadBuffer& buffer) noexcept;
+uint32_t begin_replayed_step(Scope* step, Recorder& recorder, ThreadBuffer& buffer);
 
 // Where the rows that the user told stand in the tensors of a forward, once `observed` has the
 // forward's own lengths: one each, or one after the other in a packed batch, which fills `runs`.

@@ -3,6 +3,8 @@
 #include <array>
 #include <new>
 
+#include "bindings/owned.h"
+
 namespace pertoken::bindings {
 
 namespace {
@@ -47,24 +49,18 @@ StepRows::~StepRows() {
 bool StepRows::read(PyObject* rows, PyObject* requests) {
   static uint64_t last_batch = 0;
   const uint64_t batch = ++last_batch;
-  PyObject* items = PySequence_Fast(rows, "rows are a sequence of Row");
-  if (items == nullptr) {
+  // A copy: to read a row may run code of the user's, which may change the list.
+  const Owned items(PySequence_Tuple(rows));
+  if (!items) {
     PyErr_SetString(PyExc_ValueError, "rows are a sequence of Row");
     return false;
   }
-  bool is_read = true;
-  try {
-    const Py_ssize_t count = PySequence_Fast_GET_SIZE(items);
-    rows_.reserve(static_cast<size_t>(count));
-    for (Py_ssize_t i = 0; is_read && i < count; ++i) {
-      is_read = read_row(PySequence_Fast_GET_ITEM(items, i), requests, batch);
-    }
-  } catch (...) {
-    Py_DECREF(items);
-    throw;
+  const Py_ssize_t count = PyTuple_GET_SIZE(items.get());
+  rows_.reserve(static_cast<size_t>(count));
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    if (!read_row(PyTuple_GET_ITEM(items.get(), i), requests, batch)) return false;
   }
-  Py_DECREF(items);
-  return is_read;
+  return true;
 }
 
 bool StepRows::read_row(PyObject* row, PyObject* requests, uint64_t batch) {

@@ -59,8 +59,8 @@ struct ForkHandlers {
       recorder->observations_.leave_file();
       recorder->observations_.unlock();
       recorder->arrivals_.unlock();
-      recorder->leave_spool_in_child();
       recorder->request_events().unlock();
+      recorder->leave_spool_in_child();
       recorder->mutex_.unlock();
     }
     for (auto& running : registry().running) running.store(nullptr, std::memory_order_release);

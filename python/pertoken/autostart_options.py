@@ -74,10 +74,12 @@ class AutostartOptions:
         return cls(**given)
 
     def text(self) -> str:
-        """The same options as a text that `parse` reads."""
+        """The same options as a text that `parse` reads; no spool is left out."""
         pairs = []
         for field in fields(self):
             value = getattr(self, field.name)
+            if value == field.default == "":
+                continue
             plain = str(int(value)) if isinstance(value, bool) else str(value)
             pairs.append(f"{field.name}={quote(plain, safe='/{}*?[]:~')}")
         return ",".join(pairs)
@@ -115,8 +117,8 @@ def _path(value: str) -> str:
 
 
 def _folder(value: str) -> str:
-    if "\0" in value:
-        raise PertokenError("spool: a path cannot hold a null character; give a folder")
+    if not value or "\0" in value:
+        raise PertokenError("spool is empty or holds a null character; give a folder")
     return value
 
 

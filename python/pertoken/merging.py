@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from pertoken import schema
+from pertoken.analysis.process_names import distinct_names
 from pertoken.clock_alignment import Alignment, AxisMap, ClockFacts, align
 from pertoken.errors import MergeError
 from pertoken.processes import process_columns, process_name
@@ -72,9 +73,18 @@ def merge(profiles: Iterable[Profile]) -> Profile:
         profiles: at least one; merged ones may be among them.
 
     Raises:
-        MergeError: there is none, a recording is there twice, or there is no common time base.
+        MergeError: there is none, or something else; a recording is there twice, or there is no
+            common time base.
     """
-    parts = tuple(profiles)
+    if isinstance(profiles, Profile):
+        raise MergeError("merge() takes a list of profiles: merge([first, second])")
+    try:
+        iterator = iter(profiles)
+    except TypeError:
+        raise MergeError(
+            f"merge() takes a list of profiles, not {name_text(repr(profiles))}"
+        ) from None
+    parts = tuple(iterator)
     for part in parts:
         if not isinstance(part, Profile):
             raise MergeError(
@@ -95,7 +105,7 @@ def _merged(profiles: Sequence[Profile]) -> Profile:
     metas = [meta for part in parts for meta in part.metas]
     losses = [own for part in parts for own in part.losses]
     _check_different(metas)
-    names = [process_name(meta) for meta in metas]
+    names = distinct_names([process_name(meta) for meta in metas], metas)
     alignments = align(
         [ClockFacts.of(m, name, i) for i, (m, name) in enumerate(zip(metas, names, strict=True))]
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import operator
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pertoken import _native, seeds
 from pertoken.device_timing import current_stream_function, devices_of
 from pertoken.errors import SelectionError, UnsupportedTensorError
-from pertoken.selection import ModuleSelection, select_modules
+from pertoken.selection import ModuleSelection, lasting_selection, select_modules
 from pertoken.tensor_memory import TensorMemory, memory_of
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ class Observed:
         logits_every: of so many steps of a kind, in one.
 
     Raises:
-        SelectionError: `every` or `logits_every` is out of its range.
+        SelectionError: `every` or `logits_every` is out of its range, or `by_row` or `logits` is
+            no truth value.
     """
 
     activations: ModuleSelection | None = None
@@ -93,6 +94,11 @@ class Observed:
     def __post_init__(self) -> None:
         _check_every("activation_every", self.every)
         _check_every("logits_every", self.logits_every)
+        if type(self.by_row) is not bool:
+            raise SelectionError(
+                f"activation_rows={self.by_row!r}: give True, and each row is observed by itself, "
+                "or False"
+            )
         if type(self.logits) is not bool:
             raise SelectionError(
                 f"logits={self.logits!r}: give True or False; logits_every sets the rate"
@@ -121,8 +127,8 @@ class Observing:
     ) -> None:
         self.skipped = Skipped()
         activations, output = observed.activations, observed.output
-        if isinstance(activations, Iterable) and not isinstance(activations, str):
-            activations = list(activations)  # selected from again at each start
+        if activations is not None:
+            activations = lasting_selection(activations, argument="activations")
         self._activations = activations
         self.has_sites = activations is not None
         _learn_torch()
@@ -190,16 +196,27 @@ def observe(name: str, tensor: object) -> None:
             stream, without a wait; it may be overwritten on that stream right after.
 
     Raises:
-        SelectionError: the name is no text, or empty.
+        SelectionError: the name is no text, empty, or has no form in UTF-8.
     """
     given: Any = name
-    if not isinstance(given, str) or not given:
-        raise SelectionError(f"observe({name!r}, ...): the name of a site is a text")
+    if not isinstance(given, str) or not given or not (given.isascii() or _is_unicode(given)):
+        raise SelectionError(
+            f"observe({name!r}, ...): give the name of a site, a text that is not empty and has no "
+            "lone surrogates"
+        )
     if not _running:
         return
     site = _native.intern_region(name)
     for observer in tuple(_running.values()):
         observer.observe(site, tensor)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _chooser(output: Any) -> Callable[[Any], Any]:

@@ -50,8 +50,8 @@ def measure_overhead(
             Its call is timed; or it returns `experiment.Measured` with nanoseconds, of each of its
             steps for instance. What else it returns is dropped.
         modules: as `profile` takes it.
-        budget: the margin, as a share of the time without a recording, below 1: 0.01 is 1 %. A
-            `plan` has its own.
+        budget: the margin, as a share of the time without a recording, above 0 and below 1: 0.01
+            is 1 %. A `plan` has its own.
         sampled: whether the recording keeps `budget`, as ``profile(budget=)`` does, so that it is
             proved that it does; else it records everything.
         plan: another plan than "the mean, within `budget`".
@@ -64,16 +64,17 @@ def measure_overhead(
 
     Raises:
         ExperimentError: `PERTOKEN=0` switches recording off, the plan is none or cannot be
-            followed, or `budget` is 1 or more.
+            followed, or `budget` is not above 0 and below 1.
         SelectionError: `model` or `modules` is not what `profile` takes.
         RecordingStateError: as many recordings run as a process can hold.
     """
     given: object = budget  # what is no number is for the plan to refuse
     is_used = plan is None or sampled
-    if is_used and is_number(given) and given >= 1:
+    if is_used and is_number(given) and not 0 < given < 1:
+        # Of a budget of 0, no number of pairs may ever tell on which side the cost is.
         raise ExperimentError(
-            f"budget={budget!r}: give a share of the time, below 1, such as 0.01; 0.01 is 1 %, "
-            "and 1 is 100 %"
+            f"budget={budget!r}: give a share of the time, above 0 and below 1, such as 0.01; 0.01 "
+            "is 1 %, and 1 is 100 %"
         )
     last = None
     for last in overhead_looks(

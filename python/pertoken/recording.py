@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -34,7 +34,7 @@ from pertoken.result import Profile
 from pertoken.retention import retention
 from pertoken.sampling import checked_budget, cost_facts, sample
 from pertoken.scopes import entered_round
-from pertoken.selection import ModuleSelection, select_modules
+from pertoken.selection import ModuleSelection, lasting_selection, select_modules
 from pertoken.spool_folder import SpoolFolder
 from pertoken.spool_notes import SpoolNotes
 from pertoken.status import StatusLog, describe_status
@@ -85,13 +85,11 @@ class Recording:
         self.device_timing = DeviceTiming(device)
         self.budget = checked_budget(budget)
         kept = retention(keep)
-        memory_limit_bytes = kept.memory_bytes or memory_limit_bytes
+        memory_limit_bytes = kept.memory_bytes or int(memory_limit_bytes)
         self.memory_limit_bytes = memory_limit_bytes
         self._dumps: Dumps | None = dumps_by(triggers, dump_folder, dumps_per_hour)
         self.enabled = os.environ.get("PERTOKEN", "") != "0"
-        if isinstance(modules, Iterable) and not isinstance(modules, str):
-            modules = list(modules)  # selected from again at each start
-        self._modules = modules
+        self._modules = modules = lasting_selection(modules)
         selected, self.detail = select_modules(unwrap_compiled(model), self._modules)
         self._holds_model = holds_model
         self._selected: dict[str, torch.nn.Module] | None = selected
@@ -331,8 +329,12 @@ class Recording:
         return self.result().summary()
 
     def export_chrome_trace(self, path: str | os.PathLike[str]) -> None:
-        """Writes what was recorded so far for Perfetto and chrome://tracing."""
-        self.result().export_chrome_trace(Path(path))
+        """Writes what was recorded so far for Perfetto and chrome://tracing.
+
+        Raises:
+            PertokenError: the file cannot be written.
+        """
+        self.result().export_chrome_trace(path)
 
     def dump(self, path: str | os.PathLike[str]) -> None:
         """Writes what is held to a file, which is a profile; at any time, from any thread.

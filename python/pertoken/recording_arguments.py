@@ -16,7 +16,7 @@ def check_arguments(model: object, memory_limit_bytes: object, log_interval_s: o
 
     Args:
         model: must be a ``torch.nn.Module``.
-        memory_limit_bytes: must be an integer that some trace fits into.
+        memory_limit_bytes: must be an integer that some trace fits into, below 2**63.
         log_interval_s: must be a time that a thread can wait for, in seconds, or None.
 
     Raises:
@@ -26,10 +26,10 @@ def check_arguments(model: object, memory_limit_bytes: object, log_interval_s: o
     if torch is None or not isinstance(model, torch.nn.Module):
         raise SelectionError(_not_a_module(model))
     limit = memory_limit_bytes
-    if not (is_number(limit, numbers.Integral) and limit >= MIN_MEMORY_BYTES):
+    if not (is_number(limit, numbers.Integral) and MIN_MEMORY_BYTES <= limit <= sys.maxsize):
         raise SelectionError(
-            f"memory_limit_bytes={memory_limit_bytes!r}: give at least {MIN_MEMORY_BYTES}, as an "
-            "integer"
+            f"memory_limit_bytes={memory_limit_bytes!r}: give at least {MIN_MEMORY_BYTES} and at "
+            f"most {sys.maxsize}, as an integer"
         )
     if log_interval_s is None:
         return

@@ -193,7 +193,10 @@ class Profile:
 
         Args:
             least_share: the share of the median step that a rank surely costs to be called a
-                straggler.
+                straggler, at least 0: 0.05 is 5 %.
+
+        Raises:
+            SelectionError: `least_share` is no such number.
         """
         from pertoken.analysis.stragglers import find_stragglers
 
@@ -215,7 +218,7 @@ class Profile:
                 steps that served nobody else.
 
         Raises:
-            SelectionError: the site was not observed at all.
+            SelectionError: the site was not observed at all, or an argument is not of its form.
         """
         from pertoken.analysis.activation_values import site_histogram
 

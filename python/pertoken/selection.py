@@ -69,10 +69,34 @@ def select_modules(
         patterns = list(modules)
         if patterns and all(isinstance(pattern, str) for pattern in patterns):
             return _matching(model, named, patterns, argument), "custom"
-    raise SelectionError(
+    raise _of_unknown_form(modules, argument)
+
+
+def _of_unknown_form(modules: object, argument: str) -> SelectionError:
+    return SelectionError(
         f"{argument}={modules!r}: give 'root', 'layers', 'all', a glob pattern such as "
         "'model.layers.*.mlp', a list of patterns, or a predicate f(name, module) -> bool"
     )
+
+
+def lasting_selection(modules: ModuleSelection, argument: str = "modules") -> ModuleSelection:
+    """The same selection, of which patterns can be read again and again, also from a generator.
+
+    Args:
+        modules: as `select_modules` takes it.
+        argument: what it is called where it was given.
+
+    Raises:
+        SelectionError: it cannot be iterated over although it looks as if, as a tensor that is one
+            number.
+    """
+    if isinstance(modules, str) or not isinstance(modules, Iterable):
+        return modules
+    try:
+        patterns = iter(modules)
+    except TypeError:
+        raise _of_unknown_form(modules, argument) from None
+    return list(patterns)
 
 
 def layer_names(model: torch.nn.Module, modules: dict[str, torch.nn.Module]) -> frozenset[str]:

@@ -7,6 +7,7 @@ and `summary_html` put that on a terminal and in a notebook.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -18,13 +19,13 @@ from pertoken.analysis.activation_health import first_nonfinite, unhealthy_sites
 from pertoken.analysis.device_times import device_times
 from pertoken.analysis.distribution import Distribution
 from pertoken.analysis.mean_confidence import mean_confidence
+from pertoken.analysis.process_names import distinct_names_of
 from pertoken.analysis.row_index import rows_of
 from pertoken.analysis.since_start import since_start
 from pertoken.analysis.site_times import hottest_sites, site_times
 from pertoken.analysis.slow_tokens import SlowToken, slowest_tokens
 from pertoken.analysis.stragglers import find_stragglers
 from pertoken.analysis.token_confidence import UnsureToken, least_confident_tokens
-from pertoken.processes import names_of_processes
 from pertoken.quantity import plural_text
 from pertoken.summary_cost import stated_costs
 
@@ -77,7 +78,7 @@ class Summary:
                 "failed": int(failed.sum()),
                 "running": int(running.sum()),
             },
-            "steps": {"count": len(profile.steps)},
+            "steps": _steps(profile),
             "tokens": {
                 "count": len(profile.tokens),
                 "per_s": latency.tokens_per_s(profile),
@@ -138,26 +139,26 @@ class Summary:
         """Give the summary as plain data, ready for JSON; durations are integer nanoseconds.
 
         Keys: ``model`` ``device`` ``modules`` ``pertoken_version`` ``duration_ns`` (from the
-        profile's metadata); ``requests`` {count, failed, running}; ``steps`` {count}; ``tokens``
-        {count, per_s}; ``spans`` {count}; ``ttft``, ``tpot``, ``inter_token``: {count, mean_ns,
-        p50_ns, p90_ns, p99_ns, max_ns} or None when there is nothing to measure;
-        ``inter_token_by_kind`` the same by the kind of the committing step; ``step_times`` by kind:
-        {count, time, tokens_in_per_s, tokens_committed_per_s}; ``device_times`` by kind, for steps
-        timed on a GPU: {count, gpu, launch_lag, idle_share}; ``slowest_tokens``, a list of
-        {step, request, request_id, row, position, kind, tokens, itl_ns, median_itl_ns, extra_ns,
-        contributors: [{site, category, own_ns, median_ns, extra_ns}]}; ``confidence``, None where
-        no logits were read: {tokens, means, least_confident_tokens: [{step, request, request_id,
-        row, position, kind, top1_prob, margin, entropy, logprob}]}, where ``means`` has estimates
-        for all tokens by kind: {steps, tokens (both: that were read), top1_prob, margin, entropy,
-        logprob, perplexity}, the signals None or {tokens, mean, low, high} (see `SignalMean`),
-        perplexity exp(-mean logprob) or None; ``hottest_sites`` by kind, a list of {site, category,
-        share, share_low, share_high (the interval of 95 %, where steps were sampled; None where too
-        few were to say), self_ns_per_step, calls_per_step}; ``activations``, None where nothing was
-        observed: {observations, sites, first_nonfinite: None or {site, step, token},
-        unhealthy_sites: [{site, observations, nans, infs, saturated, dead, share}]} (see
-        `SiteHealth`);
-        ``cost``, what each process states of that of its recording, a list of {process, budget,
-        share, low, high, pairs, rates}; ``processes``, a
+        profile's metadata); ``requests`` {count, failed, running}; ``steps`` {count, failed,
+        by_kind}, all of them, with how many there are of each kind; ``tokens`` {count, per_s};
+        ``spans`` {count}; ``ttft``, ``tpot``, ``inter_token``: {count, mean_ns, p50_ns, p90_ns,
+        p99_ns, max_ns} or None when there is nothing to measure; ``inter_token_by_kind`` the same
+        by the kind of the committing step; ``step_times`` by kind, of the steps that ended without
+        an exception: {count, time, tokens_in_per_s, tokens_committed_per_s}; ``device_times`` by
+        kind, for steps timed on a GPU: {count, gpu, launch_lag, idle_share}; ``slowest_tokens``, a
+        list of {step, request, request_id, row, position, kind, tokens, itl_ns, median_itl_ns,
+        extra_ns, contributors: [{site, category, own_ns, median_ns, extra_ns}]}; ``confidence``,
+        None where no logits were read: {tokens, means, least_confident_tokens: [{step, request,
+        request_id, row, position, kind, top1_prob, margin, entropy, logprob}]}, where ``means`` has
+        estimates for all tokens by kind: {steps, tokens (both: that were read), top1_prob, margin,
+        entropy, logprob, perplexity}, the signals None or {tokens, mean, low, high} (see
+        `SignalMean`), perplexity exp(-mean logprob) or None; ``hottest_sites`` by kind, a list of
+        {site, category, share, share_low, share_high (the interval of 95 %, where steps were
+        sampled; None where too few were to say), self_ns_per_step, calls_per_step};
+        ``activations``, None where nothing was observed: {observations, sites, first_nonfinite:
+        None or {site, step, token}, unhealthy_sites: [{site, observations, nans, infs, saturated,
+        dead, share}]} (see `SiteHealth`); ``cost``, what each process states of that of its
+        recording, a list of {process, budget, share, low, high, pairs, rates}; ``processes``, a
         list of {process, name, start_ns, end_ns, clock_basis, clock_offset_ns, clock_error_ns};
         ``stragglers`` as of `Stragglers.as_dict`, None unless the profile was merged;
         ``since_start``, None unless something was evicted: counts and latencies of the whole run by
@@ -212,6 +213,15 @@ class Summary:
         return summary_html(self._data)
 
 
+def _steps(profile: Profile) -> dict[str, Any]:
+    steps = profile.steps
+    return {
+        "count": len(steps),
+        "failed": int((steps["error"] != "").sum()),
+        "by_kind": dict(Counter(steps["kind"].tolist())),
+    }
+
+
 def _activations(profile: Profile) -> dict[str, Any] | None:
     observed = profile.activations
     if not len(observed):
@@ -236,7 +246,7 @@ def _processes(profile: Profile) -> list[dict[str, Any]]:
     rows = zip(*(table[key].tolist() for key in keys), strict=True)
     return [
         {"name": name, **dict(zip(keys, row, strict=True))}
-        for name, row in zip(names_of_processes(profile), rows, strict=True)
+        for name, row in zip(distinct_names_of(profile), rows, strict=True)
     ]
 
 

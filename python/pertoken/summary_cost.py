@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pertoken.processes import names_of_processes
+from pertoken.analysis.process_names import distinct_names_of
 from pertoken.quantity import count_text, name_text, percent_text
 from pertoken.result import Profile
 
@@ -22,7 +22,7 @@ def stated_costs(profile: Profile) -> list[dict[str, Any]]:
     """
     metas = profile.meta.get("processes") or [profile.meta]
     costs = []
-    for name, meta in zip(names_of_processes(profile), metas, strict=False):
+    for name, meta in zip(distinct_names_of(profile), metas, strict=False):
         cost = _mapping(_mapping(meta).get("cost"))
         share = _number(cost.get("share"))
         if share is None:

@@ -54,11 +54,12 @@ def _header(data: Mapping[str, Any]) -> Block:
     asked = plural_text(requests["count"], "request")
     states = [f"{requests[s]} {s}" for s in ("failed", "running") if requests[s]]
     asked += f" ({', '.join(states)})" if states else ""
+    steps = run["steps"]
     kinds = ", ".join(
-        f"{count_text(steps['count'])} {name_text(kind)}"
-        for kind, steps in run["step_times"].items()
+        f"{count_text(count)} {name_text(kind)}" for kind, count in steps["by_kind"].items()
     )
-    stepped = plural_text(run["steps"]["count"], "step") + (f" ({kinds})" if kinds else "")
+    kinds += f"; {count_text(steps['failed'])} failed" if steps["failed"] else ""
+    stepped = plural_text(steps["count"], "step") + (f" ({kinds})" if kinds else "")
     got = plural_text(run["tokens"]["count"], "token")
     line = f"{asked}, {stepped}, {got}"
     if isinstance(data.get("duration_ns"), int):

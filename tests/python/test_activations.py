@@ -78,6 +78,13 @@ def test_a_histogram_of_a_step_and_of_a_request() -> None:
     assert profile.histogram("lm_head", step=3, request=0).count == 0
     with pytest.raises(SelectionError, match="there are lm_head"):
         profile.histogram("model.layers.0")
+    given: tuple[Any, ...] = (None, 3, b"lm_head")
+    for site in given:
+        with pytest.raises(SelectionError, match="give the name of a site"):
+            profile.histogram(site)
+    for number in ({"step": "0"}, {"request": 0.5}):
+        with pytest.raises(SelectionError, match="give the integer"):
+            profile.histogram("lm_head", **number)  # type: ignore[arg-type]
 
 
 def test_totals_have_a_histogram_a_site_and_kind_and_merge() -> None:
@@ -337,6 +344,9 @@ def test_the_root_and_patterns_and_predicates_select() -> None:
     [
         {"activations": "no.such.module"},
         {"activations": 3},
+        {"activations": torch.tensor(2)},
+        {"activation_rows": "x"},
+        {"activation_rows": None},
         {"activations": lambda name, module: False},
         {"activation_every": 0},
         {"activation_every": 1.5},
@@ -373,8 +383,8 @@ def test_observe_by_hand_in_and_outside_of_steps() -> None:
     ]
     assert profile.histogram("outside").sum == 6
     assert sum(profile.losses["observations_skipped"].values()) == 2
-    for name in ("", 3):
-        with pytest.raises(SelectionError):
+    for name in ("", 3, "\ud800"):
+        with recording, pytest.raises(SelectionError, match="give the name of a site"):
             pertoken.observe(name, torch.ones(1))  # type: ignore[arg-type]
 
 

@@ -63,6 +63,12 @@ def test_both_forms_are_understood(text: str, options: AutostartOptions) -> None
     assert AutostartOptions.parse(text) == options
 
 
+@pytest.mark.parametrize("key", ["output", "modules", "spool", "log_interval", "memory_limit"])
+def test_a_value_that_is_empty_is_refused(key: str) -> None:
+    with pytest.raises(PertokenError, match=key):
+        AutostartOptions.parse(f"{key}=")
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+import pertoken
+from models import Regressor
 from pertoken.errors import PertokenError
 from pertoken.result import Profile
 from synthetic import synthetic_profile
@@ -33,6 +35,15 @@ def test_gzip_holds_the_same_trace(tmp_path: Path, profile: Profile) -> None:
 
 def test_any_other_suffix_gives_plain_json(tmp_path: Path) -> None:
     assert export(synthetic_profile(), tmp_path / "trace.pt.trace").slices()
+
+
+def test_a_recording_takes_a_path_in_any_form(tmp_path: Path) -> None:
+    recording = pertoken.profile(Regressor())
+    name = tmp_path / "trace.json"
+    for path in (name, str(name), os.fsencode(name)):
+        recording.export_chrome_trace(path)  # type: ignore[arg-type]
+        assert read_strictly(name)
+        name.unlink()
 
 
 def test_an_old_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:

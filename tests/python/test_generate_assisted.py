@@ -149,17 +149,43 @@ class CountsInTensors(LlamaForCausalLM):
     """Hands on the number of tokens as older versions of transformers did."""
 
     device_of_count = "cpu"
+    keep = 1
 
     def generate(self, inputs: Any, **kwargs: Any) -> Any:
-        out = self(input_ids=inputs, use_cache=True, logits_to_keep=1)
+        out = self(input_ids=inputs, use_cache=True, logits_to_keep=self.keep)
         for _ in range(3):
             count = torch.ones((), dtype=torch.long, device=self.device_of_count)
             self._update_model_kwargs_for_generation(out, {}, num_new_tokens=count)
             inputs = torch.cat([inputs, out.logits[:, -1:].argmax(-1)], dim=1)
             out = self(
-                input_ids=inputs[:, -1:], past_key_values=out.past_key_values, logits_to_keep=1
+                input_ids=inputs[:, -1:],
+                past_key_values=out.past_key_values,
+                logits_to_keep=self.keep,
             )
         return inputs
+
+
+@pytest.mark.parametrize("keep", [5, 1000])
+def test_a_loop_that_keeps_more_than_it_counts_has_verified_nothing(keep: int) -> None:
+    model = CountsInTensors(llama().config).eval()
+    model.keep = keep
+    steps = run_generate(model, prompt(), prompt_len=7).profile.steps
+    assert steps["kind"].tolist() == ["prefill", "decode", "decode", "decode"]
+    assert steps["context_len"].tolist() == [0, 7, 8, 9]
+    assert steps["tokens_committed"].tolist() == [1, 1, 1, 0]
+
+
+def test_what_a_user_keeps_is_not_what_an_assistant_verifies() -> None:
+    run = run_generate(
+        llama(),
+        repeating(),
+        prompt_lookup_num_tokens=3,
+        logits_to_keep=6,
+        max_new_tokens=14,
+        prompt_len=8,
+    )
+    assert_each_verify_committed_what_it_added(run)
+    assert_shapes_are_real(run)
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

@@ -47,6 +47,23 @@ def test_greedy_decoding_is_one_prefill_and_then_decodes() -> None:
     assert run.profile.requests["error"].tolist() == [""]
 
 
+@pytest.mark.parametrize("cache", [None, "static"])
+@pytest.mark.parametrize("keep", [2, 7, 1000])
+def test_what_a_user_keeps_of_the_logits_is_no_verification(keep: int, cache: str | None) -> None:
+    run = run_generate(
+        llama(),
+        prompt(2),
+        max_new_tokens=5,
+        logits_to_keep=keep,
+        cache_implementation=cache,
+        prompt_len=7,
+    )
+    assert_shapes_are_real(run)
+    assert_plain_tokens(run)
+    assert run.profile.steps["kind"].tolist() == ["prefill"] + ["decode"] * 4
+    assert run.profile.steps["context_len"].tolist() == [0, 7, 8, 9, 10]
+
+
 def test_steps_lie_where_the_forwards_were() -> None:
     run = run_generate(llama(), prompt(), max_new_tokens=5, prompt_len=7)
     steps = run.profile.steps

@@ -119,6 +119,11 @@ def test_of_a_verification_each_place(gpu: FakeGpu, ids: bool) -> None:
     assert profile.steps["tokens_committed"].max() > 1
 
 
+def test_of_more_positions_than_choose_the_last_one(gpu: FakeGpu) -> None:
+    model = of_gpu(sharp(models.llama()))
+    check_generated(model, models.prompt(2), max_new_tokens=4, logits_to_keep=5)
+
+
 def test_a_budget_reads_there_in_some_steps(gpu: FakeGpu) -> None:
     model = of_gpu(sharp(models.llama()))
     with pertoken.profile(model, logits=True, budget=1.0) as recording:

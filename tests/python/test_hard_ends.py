@@ -187,6 +187,38 @@ DAEMONS = {
             while True:
                 model(Slow(), past_key_values=Slow(), attention_mask=Slow())
     """,
+    "whose inputs go in Python code": """
+        class Gone(int):
+            def __del__(self):
+                time.sleep(0.002)
+        class Cache:
+            def get_seq_length(self):
+                return Gone(3)
+        class Model(NoTensors):
+            def forward(self, input_ids, past_key_values=None):
+                return 0
+        model, ids = Model(), numbers()
+        recording = pertoken.profile(model, modules="root")
+        recording.start()
+        def work():
+            while True:
+                model(ids, past_key_values=Cache())
+    """,
+    "whose steps are an engine's": """
+        from pertoken.engines import Engine, Row
+        model, ids = NoTensors(), numbers()
+        recording = pertoken.profile(model, modules="root")
+        recording.start()
+        def work():
+            engine, number = Engine(), 0
+            while True:
+                number += 1
+                names = [f"{number} {row}" for row in range(32)]
+                for name in names:
+                    engine.request_arrived(name, tokens_in=1)
+                with engine.step([Row(name, "prefill", 1, 0) for name in names]):
+                    model(ids)
+    """,
     "that read results": """
         model = NoTensors()
         recording = pertoken.profile(model, modules="all")

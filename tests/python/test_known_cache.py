@@ -120,6 +120,17 @@ def test_what_looks_like_no_layer_is_asked_and_may_raise(layer: Any) -> None:
     assert _native.cache_length(cache) == -1
 
 
+@pytest.mark.parametrize("length", [2**63 - 1, 2**32 - 1, -1, -(2**63)])
+def test_what_no_cache_can_hold_is_no_length(length: int) -> None:
+    assert _native.cache_length(SimpleNamespace(get_seq_length=lambda: length)) == -1
+    if length > 0:
+        keys = torch.zeros(1, 1, 1, 1, device="meta").expand(1, 1, length, 1)
+        assert _native.cache_length(((keys, keys),)) == -1
+        cache = DynamicCache()
+        cache.layers = [Odd(keys=keys, is_initialized=True)]
+        assert _native.cache_length(cache) == -1
+
+
 def test_layers_that_are_no_list_are_asked() -> None:
     cache = grown(DynamicCache(), 5)
     cache.layers = tuple(cache.layers)

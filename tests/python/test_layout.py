@@ -43,13 +43,16 @@ ARCHITECTURE = re.compile(r"__x86_64__|__aarch64__|__AVX|__SSE|__ARM_NEON|__CUDA
 
 RESULT_SIDE = {
     "_native", "analysis", "clock_alignment", "errors", "experiment", "export", "histogram",
-    "histogram_exchange", "manifest", "merging", "older_formats", "processes", "quantity", "result",
-    "schema", "storage", "strings", "summary", "summary_activations", "summary_block",
-    "summary_confidence", "summary_cost", "summary_html", "summary_layout", "summary_processes",
-    "summary_text", "table", "tensor_memory", "totals", "totals_json", "version", "whole_file",
+    "histogram_exchange", "manifest", "merging", "number_argument", "older_formats", "processes",
+    "quantity", "result", "schema", "storage", "strings", "summary", "summary_activations",
+    "summary_block", "summary_confidence", "summary_cost", "summary_html", "summary_layout",
+    "summary_processes", "summary_text", "table", "tensor_memory", "totals", "totals_json",
+    "version", "whole_file",
 }  # fmt: skip
 # An experiment compares anything: it knows nothing of profiles.
-EXPERIMENT_MAY_IMPORT = {"errors", "experiment", "quantity", "summary_block", "summary_text"}
+EXPERIMENT_MAY_IMPORT = {
+    "errors", "experiment", "number_argument", "quantity", "summary_block", "summary_text",
+}  # fmt: skip
 OPTIONAL = {"torch", "transformers", "pandas", "pyarrow", "safetensors", "pynvml", "accelerate"}
 TERMINAL = {"rich", "click"}
 SHADOWING = {"profile", "request", "step", "span", "load", "observe"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import ctypes
 import gc
@@ -236,6 +237,36 @@ def test_entries_that_overlap_for_ever_hold_only_the_open_ones(kind: str) -> Non
 
     assert_nothing_grows(roll, 20_000, 8)
     open_now.pop().__exit__(None, None, None)
+
+
+def test_tasks_that_start_each_other_hold_only_what_is_open() -> None:
+    """Each begins inside the scopes of the one before, which then ends in a context of its own."""
+
+    async def serve(turns: int, done: asyncio.Event) -> None:
+        with pertoken.request(id="turn"), pertoken.span("turn"), pertoken.step("decode"):
+            if turns > 1:
+                next_one = asyncio.create_task(serve(turns - 1, done))
+                running.add(next_one)
+                next_one.add_done_callback(running.discard)
+            else:
+                done.set()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+
+    async def serve_all() -> None:
+        done = asyncio.Event()
+        await serve(3000, done)
+        await done.wait()
+        held.append(resident_bytes())
+
+    held: list[int] = []
+    running: set[asyncio.Task[None]] = set()
+    for _ in range(3):
+        before = resident_bytes()
+        asyncio.run(serve_all())
+        if held[-1] - before < 3000 * KIB:  # a scope takes as much, and a turn has three
+            return
+    raise AssertionError(f"bytes more: {held[-1] - before}")
 
 
 def test_spans_that_overlap_keep_their_parents_when_one_between_is_closed() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextvars
 import copy
+import threading
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import LogitsProcessor
 
 import models
 import pertoken
@@ -73,6 +76,8 @@ CASES: dict[str, dict[str, Any]] = {
     "chunks": {"prefill_chunk_size": 3},
     "static cache": {"cache_implementation": "static"},
     "lookup": {"prompt_lookup_num_tokens": 3},
+    "more kept": {"logits_to_keep": 5},
+    "all kept": {"logits_to_keep": 1000},
     "inference": {},
 }
 
@@ -158,6 +163,38 @@ def test_a_beam_search_says_nothing_and_why() -> None:
     assert profile.losses["observations_skipped"] == {
         "logits: a beam search, whose rows are not its sequences": 1
     }
+
+
+def test_of_forwards_of_one_generate_at_once_those_inside_another_are_counted() -> None:
+    """Threads with a copy of the context, as asyncio.to_thread makes one, share a generate()."""
+    model = sharp(models.llama())
+    ran: list[threading.Thread] = []
+
+    def run_in_copy(rows: int) -> None:
+        context = contextvars.copy_context()
+        thread = threading.Thread(target=context.run, args=(model, models.prompt(rows)))
+        ran.append(thread)
+        thread.start()
+        thread.join()
+
+    def inside(*_: Any) -> None:
+        if ran and threading.current_thread() is ran[0]:
+            run_in_copy(5)
+
+    class Guide(LogitsProcessor):
+        def __call__(self, input_ids: Any, scores: Any) -> Any:
+            if not ran:
+                run_in_copy(3)
+            return scores
+
+    model.model.register_forward_pre_hook(inside)
+    profile, _ = generated(model, models.prompt(), max_new_tokens=4, logits_processor=[Guide()])
+    assert len(ran) == 2
+    assert profile.losses["observations_skipped"] == {
+        "logits: another step of the same generate() is running": 1
+    }
+    assert profile.losses["faults"] == {}
+    assert np.isfinite(profile.tokens["entropy"]).tolist() == [True] * 4
 
 
 def test_off_by_default() -> None:

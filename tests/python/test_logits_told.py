@@ -124,6 +124,19 @@ def test_a_declared_verification_reads_what_it_verifies() -> None:
     check_declared(profile, logits[0, :3])
 
 
+def test_a_verification_that_keeps_more_than_it_is_fed_reads_what_that_is() -> None:
+    for keep in (5, 10**9):
+        logits, kwargs = random(1, 4, 50), {"logits_to_keep": keep}
+        profile = declared(
+            logits, models.prompt(1, 4), kind="verify", tokens_committed=3, kwargs=kwargs
+        )
+        check_declared(profile, logits[0, :3])
+        packed = random(1, 7, 50)
+        rows = [Row("a", "verify", 4, 9, 3), Row("b", "verify", 3, 9, 2)]
+        profile = declared(packed, models.prompt(1, 7), rows=rows, kwargs=kwargs)
+        check_declared(profile, packed[0, [0, 1, 2, 4, 5]])
+
+
 def test_more_tokens_than_the_logits_choose_are_of_elsewhere() -> None:
     profile = declared(random(1, 4, 50), models.prompt(1, 4), tokens_committed=3)
     assert len(profile.tokens) == 3
@@ -363,6 +376,26 @@ def test_an_engine_may_say_what_was_chosen(late: bool) -> None:
     profile = engine_step(verified, ids, {"a": 3, "b": 1}, late=late)
     right = signals(verified[[0, 0, 0, 1], [0, 1, 2, 0]], torch.tensor([4, 5, 6, 9]))
     np.testing.assert_allclose(profile.tokens["logprob"], right["logprob"], rtol=2e-5)
+
+
+def test_what_was_chosen_is_what_was_said_whatever_its_reading_changes() -> None:
+    class Clears:
+        def __iter__(self) -> Any:
+            chosen.clear()
+            return iter([7])
+
+    model = Fixed()
+    model.output = random(2, 1, 50)
+    chosen: list[Any] = [Clears(), [49]]
+    engine = Engine(model=model)
+    with pertoken.profile(model, logits=True) as recording:
+        with engine.step([Row(name, "decode", 1, 9) for name in "ab"]) as step:
+            model(torch.ones(2, 1, dtype=torch.int64))
+        step.commit([1, 1], chosen)
+        for name in "ab":
+            engine.request_finished(name)
+    right = signals(model.output[:, 0], torch.tensor([7, 49]))
+    np.testing.assert_allclose(recording.result().tokens["logprob"], right["logprob"], rtol=2e-5)
 
 
 @pytest.mark.parametrize("chosen", [{"a": ["x"]}, {"a": [50]}, {"a": [-1]}, {"a": 5}, {}, None])

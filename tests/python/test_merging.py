@@ -246,6 +246,41 @@ def test_the_same_recording_twice_is_refused() -> None:
         pertoken.merge(["rank0.pertoken"])
     with pytest.raises(MergeError, match="at least one"):
         pertoken.merge([])
+    given: Any = recorded(0)
+    with pytest.raises(MergeError, match=r"takes a list of profiles: merge\(\[first, second\]\)"):
+        pertoken.merge(given)
+    with pytest.raises(MergeError, match="takes a list of profiles, not None"):
+        pertoken.merge(None)  # type: ignore[arg-type]
+
+
+def again(profile: Profile, **meta: Any) -> Profile:
+    """As of a second recording in the same process, which lost something."""
+    meta = {**profile.meta, "boot_origin_ns": profile.meta["boot_origin_ns"] + S, **meta}
+    return Profile(profile.tables, meta, {**profile.losses, "reasons": ["It broke."]})
+
+
+def test_recordings_of_one_process_have_names_that_tell_them_apart() -> None:
+    cost = {"share": 0.01}
+    first, second = (again(recorded(0), boot_origin_ns=at * S, cost=cost) for at in (1, 2))
+    merged = pertoken.merge([first, second, recorded(1)])
+    names = [f"rank 0 (a, pid 100, number {number})" for number in (0, 1)]
+    names.append("rank 1 (a, pid 101)")
+    data = merged.summary().as_dict()
+    assert [own["name"] for own in data["processes"]] == names
+    assert [own["process"] for own in data["cost"]] == names[:2]
+    assert merged.losses["reasons"] == [f"{name}: It broke." for name in names[:2]]
+    text = " ".join(str(merged.summary()).split())
+    assert all(name in text for name in names)
+    assert f"{names[1]}: Recording cost about" in text
+
+
+def test_recordings_of_two_models_in_one_process_are_named_by_model() -> None:
+    model = {"class": "Draft", "parameters": 1, "modules": 1}
+    merged = pertoken.merge([recorded(0), again(recorded(0), model=model)])
+    assert [own["name"] for own in merged.summary().as_dict()["processes"]] == [
+        "rank 0 (a, pid 100, number 0, TinyForCausalLM)",
+        "rank 0 (a, pid 100, number 1, Draft)",
+    ]
 
 
 def test_what_cannot_be_merged_is_refused_with_a_reason() -> None:

@@ -10,6 +10,7 @@ import json
 import math
 import random
 from importlib import import_module
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -274,8 +275,8 @@ def test_what_cannot_be_measured_is_refused(monkeypatch):
     for plan in (0.01, {}, {"margin": 1}):
         with pytest.raises(ExperimentError, match=r"give a pertoken\.experiment\.Plan"):
             pertoken.measure_overhead(Regressor(), lambda: None, plan=plan)
-    for budget in (1, 1.0, 2.5):
-        with pytest.raises(ExperimentError, match=r"below 1.* 0\.01 is 1 %"):
+    for budget in (1, 1.0, 2.5, 0, 0.0, -0.01):
+        with pytest.raises(ExperimentError, match=r"above 0 and below 1.* 0\.01 is 1 %"):
             pertoken.measure_overhead(Regressor(), lambda: None, budget=budget)
     with pytest.raises(ExperimentError, match="below 1"):
         pertoken.measure_overhead(Regressor(), lambda: None, budget=1, sampled=True, plan=Plan())
@@ -312,7 +313,13 @@ def told(monkeypatch):
             )
 
         command = import_module("pertoken.cli.overhead")
-        monkeypatch.setattr(command, "_load", lambda name, threads: asked.update(name=name))
+        planted.model.config = SimpleNamespace(max_position_embeddings=1024)
+
+        def load(name, threads):
+            asked.update(name=name)
+            return planted.model
+
+        monkeypatch.setattr(command, "_load", load)
         monkeypatch.setattr("pertoken.timed_generate.TimedGenerate", Run)
         monkeypatch.setattr("pertoken.overhead_measurement.overhead_looks", looks)
         return asked
@@ -383,19 +390,36 @@ def test_an_interrupt_prints_what_is_known_by_then(told, monkeypatch):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--budget", "much"], ["--budget", "0"], ["--budget", "400%"], ["--tokens", "1"]],
+    [
+        *(["--budget", share] for share in ("much", "0", "nan")),
+        *(["--alpha", share] for share in ("2", "0")),
+        *(["--max-seconds", seconds] for seconds in ("nan", "inf")),
+        *(["--modules", pattern] for pattern in ("", "nope")),
+        *(["--tokens", count] for count in ("1", "100000", "1009")),
+        ["--p99", "301%"],
+    ],
 )
-def test_wrong_usage_exits_with_2(arguments):
-    assert overhead(*arguments).exit_code == 2
+def test_wrong_usage_exits_with_2_and_measures_nothing(told, monkeypatch, arguments):
+    told(0.0)
+    monkeypatch.setattr("pertoken.overhead_measurement.overhead_looks", None)
+    result = overhead(*arguments)
+    assert result.exit_code == 2, result.output
+    assert "Error" in result.stderr
 
 
-@pytest.mark.parametrize("budget", ["1", "100%", "1.5", "3"])
+def test_what_just_fits_the_context_is_measured(told):
+    told(0.0)
+    result = overhead("--budget", "50%", "--tokens", "1008")
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("budget", ["1", "100%", "1.5", "3", "400%"])
 def test_a_budget_of_1_or_more_is_refused_as_it_is_a_share(budget):
     """Whoever writes 1 means 1 %, and any cost would be under 100 %."""
     result = overhead("--budget", budget)
     assert result.exit_code == 2
     told = " ".join(result.output.replace("│", " ").split())
-    assert "% of the time" in told and "0.01 is 1 %" in told
+    assert "% of the time" in told and "0.01 is 1 %" in told and "at most" not in told
 
 
 def test_a_model_that_is_not_there_is_one_line(tmp_path):

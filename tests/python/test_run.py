@@ -139,7 +139,15 @@ def test_a_script_that_is_not_there_is_pythons_error(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["--memory-limit", "much", "x.py"], ["--log-interval", "-1", "x.py"], ["-o", "", "x.py"]],
+    [
+        [],
+        ["--memory-limit", "much", "x.py"],
+        ["--log-interval", "-1", "x.py"],
+        ["--log-interval", "nan", "x.py"],
+        ["-o", "", "x.py"],
+        ["--modules", "", "x.py"],
+        ["--spool=", "x.py"],
+    ],
 )
 def test_wrong_usage_exits_with_2(folder: Path, arguments: list[str]) -> None:
     done = execute(*RUN, *arguments)

@@ -212,6 +212,7 @@ def test_a_shared_module_is_found_by_any_of_its_names(modules: str) -> None:
         (b"head", "give 'root', 'layers', 'all'"),
         (nn.Linear, "give 'root', 'layers', 'all'"),
         (nn.Linear(2, 2), "give 'root', 'layers', 'all'"),
+        (torch.tensor(2), r"modules=tensor\(2\): give 'root', 'layers', 'all'"),
         ("layer", "did you mean 'layers'"),
         ("Layers", "did you mean 'layers'"),
         ("al", "did you mean 'all'"),
@@ -247,7 +248,7 @@ def test_what_is_no_module_is_refused_with_what_to_pass(model: Any, message: str
         pertoken.profile(model)
 
 
-@pytest.mark.parametrize("limit", [10, "64MB", 1e8, None])
+@pytest.mark.parametrize("limit", [10, "64MB", 1e8, None, 2**63, 2**70])
 def test_a_memory_limit_that_is_none_is_refused(limit: Any) -> None:
     with pytest.raises(SelectionError, match="give at least"):
         pertoken.profile(seeded(Stack), memory_limit_bytes=limit)

@@ -21,6 +21,11 @@ from models import NextToken, Regressor, llama, prompt
         {"rows": -1},
         {"tokens_committed": -2},
         {"rows": 2**40},
+        {"rows": 2**24 + 1},
+        {"tokens_committed": 2**24 + 1},
+        {"tokens_committed": 2**70},
+        {"rows": 1.5},
+        {"tokens_committed": "1"},
     ],
 )
 def test_what_cannot_be_a_step_is_refused(arguments: dict[str, Any]) -> None:
@@ -159,6 +164,25 @@ def test_a_step_that_raises_is_closed_and_failed() -> None:
     assert profile.steps["error"].tolist() == ["exception", ""]
     assert profile.steps["kind"].tolist() == ["decode", "other"]
     assert (profile.steps["wall_ns"] > 0).all()
+
+
+def test_a_step_that_raises_commits_nothing() -> None:
+    model = NextToken().eval()
+    recording = pertoken.profile(model)
+    with torch.no_grad(), recording, pertoken.request():
+        with pytest.raises(KeyError), pertoken.step("decode", rows=1, tokens_committed=4):
+            model(prompt(1, 3))
+            raise KeyError
+        with pertoken.step("decode", rows=1, tokens_committed=1):
+            model(prompt(1, 1))
+    profile = recording.result()
+    invariants.check(profile)
+    invariants.check_sequences(profile)
+    assert profile.steps["tokens_committed"].tolist() == [0, 1]
+    assert profile.tokens["step"].tolist() == [1] and profile.tokens["position"].tolist() == [0]
+    assert profile.requests["tokens_out"].tolist() == [1]
+    assert profile.totals is not None
+    assert profile.totals.steps["decode"].tokens_committed == 1
 
 
 def test_a_step_round_generate_is_one_step() -> None:

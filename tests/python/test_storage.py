@@ -269,6 +269,76 @@ def test_saving_replaces_the_target_of_a_link_and_keeps_the_link(tmp_path: Path)
     assert_same(synthetic_profile(), load(target))
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o400, 0o666])
+@pytest.mark.parametrize("how", ["save", "export_chrome_trace"])
+def test_a_file_that_is_replaced_keeps_its_permissions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, mode: int
+) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_bytes(b"old")
+    target.chmod(mode)
+    link.symlink_to(target)
+    meanwhile = []
+    create = os.open
+
+    def noting(path: str, flags: int, mode: int = 0o777) -> int:
+        descriptor = create(path, flags, mode)
+        meanwhile.append(stat.S_IMODE(os.fstat(descriptor).st_mode))
+        return descriptor
+
+    monkeypatch.setattr(os, "open", noting)
+    for path in (target, link):
+        getattr(synthetic_profile(), how)(path)
+        assert stat.S_IMODE(target.stat().st_mode) == mode
+    assert target.read_bytes() != b"old" and link.is_symlink()
+    assert meanwhile == [0o600, 0o600], "and nobody else reads what is unfinished"
+
+
+def test_a_file_that_is_replaced_keeps_its_owner_and_attributes(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_bytes(b"old")
+    try:
+        os.setxattr(target, "user.origin", b"here")
+        os.chown(target, 12345, 54321)
+    except OSError:
+        pytest.skip("the system lets nobody give files away here, or has no attributes")
+    target.chmod(0o640)
+    save(synthetic_profile(), target)
+    status = target.stat()
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (12345, 54321, 0o640)
+    assert os.getxattr(target, "user.origin") == b"here"
+
+
+def test_a_group_that_cannot_be_kept_gives_its_permissions_to_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "target"
+    target.write_bytes(b"old")
+    target.chmod(0o660)
+    status = os.stat
+
+    def of_another_group(path: Any, **options: Any) -> os.stat_result:
+        found = list(status(path, **options))
+        found[stat.ST_GID] += 1
+        return os.stat_result(found)
+
+    def refused(descriptor: int, owner: int, group: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "stat", of_another_group)
+    monkeypatch.setattr(os, "fchown", refused)
+    save(synthetic_profile(), target)
+    monkeypatch.undo()
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("how", ["save", "export_chrome_trace"])
+def test_a_name_that_no_file_can_have_is_one_clear_error(tmp_path: Path, how: str) -> None:
+    with pytest.raises(PertokenError, match=r"cannot write '.*\\ud800.*no file has such a name"):
+        getattr(synthetic_profile(), how)(tmp_path / "\ud800.pertoken")
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_saved_file_has_ordinary_permissions(tmp_path: Path) -> None:
     mask = os.umask(0o027)
     try:

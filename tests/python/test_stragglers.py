@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 import pertoken
 from parallel_ranks import SITES, US, parallel_ranks
 from pertoken.analysis.stragglers import BETWEEN, RankGroup, find_stragglers
+from pertoken.errors import SelectionError
 from pertoken.schema import ID_BITS
 from synthetic import synthetic_profile
 
@@ -83,6 +85,13 @@ def test_the_least_share_of_a_step_decides_who_is_called_a_straggler() -> None:
         [(1, "head")],
         [],
     ]
+
+
+@pytest.mark.parametrize("share", ["5%", None, float("nan"), float("inf"), -1, -0.01, True])
+def test_a_share_that_is_none_is_refused_whatever_the_profile(share: Any) -> None:
+    for profile in (synthetic_profile(), pertoken.merge(parallel_ranks(2, steps=2))):
+        with pytest.raises(SelectionError, match=r"least_share=.*0\.05, which is 5 %"):
+            profile.stragglers(share)
 
 
 def test_too_few_steps_name_nobody() -> None:

@@ -340,6 +340,20 @@ def test_running_and_failed_requests_are_counted_apart() -> None:
     assert "3 requests (1 failed, 1 running)" in header(profile)
 
 
+def test_steps_that_failed_or_run_are_counted_with_their_kinds() -> None:
+    profile = synthetic_profile(requests=1, tokens=8)  # a prefill and seven decode steps
+    error = [""] * 8
+    error[0] = error[3] = "IndexError"
+    wall_ns = profile.steps["wall_ns"].copy()
+    wall_ns[7] = -1
+    profile = with_columns(profile, "steps", error=error, wall_ns=wall_ns)
+    data = profile.summary().as_dict()
+    assert data["steps"] == {"count": 8, "failed": 2, "by_kind": {"prefill": 1, "decode": 7}}
+    assert data["step_times"]["decode"]["count"] == 5
+    assert "8 steps (1 prefill, 7 decode; 2 failed)" in header(profile)
+    assert "failed" not in header(synthetic_profile())
+
+
 def test_kinds_of_commits_are_shown_apart_when_there_are_several() -> None:
     profile = synthetic_profile()
     kind = profile.steps["kind"].tolist()

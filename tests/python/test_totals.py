@@ -122,6 +122,8 @@ def test_what_was_evicted_stays_in_the_totals_and_in_the_summary() -> None:
     data = profile.summary().as_dict()["since_start"]
     assert data["requests"] == {"count": 16, "failed": 0, "running": 0}
     assert data["tokens"] == {"count": 16 * 64}
+    by_kind = {"prefill": 16, "decode": 16 * 63}
+    assert data["steps"] == {"count": 16 * 64, "failed": 0, "by_kind": by_kind}
     assert data["inter_token"]["count"] == 16 * 63
     assert data["step_times"]["decode"]["count"] == 16 * 63
     text = " ".join(str(profile.summary()).split())

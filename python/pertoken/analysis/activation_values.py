@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numbers
+
 import numpy as np
 
 from pertoken.analysis.row_index import holds_text, rows_of
 from pertoken.errors import HistogramError, SelectionError
 from pertoken.histogram import Histogram, from_parts
 from pertoken.histogram_exchange import Buckets, HistogramParts
+from pertoken.number_argument import is_number
 from pertoken.quantity import name_text
 from pertoken.result import Profile
 from pertoken.table import Array
@@ -23,6 +26,7 @@ def site_histogram(
     profile: Profile, site: str, step: int | None = None, request: int | None = None
 ) -> Histogram:
     """The values of a site, merged; see `Profile.histogram`."""
+    _check(site, step, request)
     table = profile.activations
     chosen = holds_text(table, "site", site)
     if not chosen.any():
@@ -37,6 +41,18 @@ def site_histogram(
     if request is not None:
         chosen &= requests_of(profile) == request
     return merged(profile, np.flatnonzero(chosen))
+
+
+def _check(site: object, step: object, request: object) -> None:
+    if not isinstance(site, str):
+        raise SelectionError(
+            f"histogram({site!r}): give the name of a site, as `activations` has it"
+        )
+    for name, number in (("step", step), ("request", request)):
+        if number is not None and not is_number(number, numbers.Integral):
+            raise SelectionError(
+                f"histogram({name}={number!r}): give the integer that the table of {name}s has"
+            )
 
 
 def requests_of(profile: Profile) -> Array:

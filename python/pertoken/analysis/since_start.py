@@ -15,10 +15,10 @@ def since_start(profile: Profile) -> dict[str, Any] | None:
     """Counts and latencies of the whole run, from its totals; None where the tables hold it all.
 
     Returns:
-        ``requests`` {count, failed, running}, ``steps`` {count}, ``tokens`` {count}, ``ttft``,
-        ``tpot``, ``inter_token`` and, by kind, ``inter_token_by_kind`` and ``step_times`` {count,
-        time}. Latencies have the keys of a summary's; their percentiles are estimates, at most 9 %
-        off.
+        ``requests`` {count, failed, running}, ``steps`` {count, failed, by_kind}, ``tokens``
+        {count}, ``ttft``, ``tpot``, ``inter_token`` and, by kind, ``inter_token_by_kind`` and
+        ``step_times`` {count, time}. Latencies have the keys of a summary's; their percentiles are
+        estimates, at most 9 % off.
     """
     totals, losses = profile.totals, profile.losses
     if totals is None or not any(losses.get(name) for name in _EVICTED):
@@ -30,7 +30,11 @@ def since_start(profile: Profile) -> dict[str, Any] | None:
             "failed": requests.failed,
             "running": requests.started - requests.finished - requests.failed,
         },
-        "steps": {"count": steps.begun},
+        "steps": {
+            "count": steps.begun,
+            "failed": steps.failed,
+            "by_kind": {kind: of_kind.begun for kind, of_kind in totals.steps.items()},
+        },
         "tokens": {"count": steps.tokens_committed},
         "ttft": _latency(requests.ttft_ns),
         "tpot": _latency(requests.tpot_ns),

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pertoken.analysis.latency import finished
+from pertoken.analysis.process_names import distinct_names_of
 from pertoken.merging import own_ids
-from pertoken.processes import names_of_processes
 from pertoken.quantity import name_text, share_text
 from pertoken.result import Profile
 from pertoken.table import Array
@@ -66,7 +66,7 @@ def match_steps(profile: Profile) -> tuple[tuple[StepGroup, ...], tuple[str, ...
         The groups of two processes and more, and a sentence for each process that is in none.
     """
     joined = bool((profile.processes["clock_error_ns"] >= 0).all())
-    names = names_of_processes(profile)
+    names = distinct_names_of(profile)
     groups: list[StepGroup] = []
     reasons: dict[int, str] = {}
     waiting = _runs(profile)

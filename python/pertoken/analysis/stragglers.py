@@ -26,9 +26,11 @@ from typing import Any
 
 import numpy as np
 
+from pertoken.analysis.process_names import distinct_names_of
 from pertoken.analysis.row_index import rows_of
 from pertoken.analysis.step_matching import StepGroup, match_steps
-from pertoken.processes import names_of_processes
+from pertoken.errors import SelectionError
+from pertoken.number_argument import is_number
 from pertoken.result import Profile
 from pertoken.table import Array
 
@@ -135,9 +137,18 @@ def find_stragglers(
     Args:
         profile: what was recorded.
         least_share: the share of the median step that the median excess of a straggler surely
-            exceeds.
+            exceeds, at least 0.
         slow_steps: how many of the steps with the largest excess to give for each group.
+
+    Raises:
+        SelectionError: `least_share` is no such number.
     """
+    given: object = least_share
+    if not is_number(given) or given < 0:
+        raise SelectionError(
+            f"least_share={least_share!r}: give a share of a step's time, 0 at least, such as "
+            "0.05, which is 5 %"
+        )
     if len(profile.processes) < 2:
         return Stragglers((), ())
     groups, unmatched = match_steps(profile)
@@ -255,7 +266,7 @@ def _compared(
                 blamed[rank][key] += total
     wall_ns = np.sort(steps["wall_ns"][group.rows].max(axis=1))
     step_ns = int(wall_ns[(count - 1) // 2])
-    names = names_of_processes(profile)
+    names = distinct_names_of(profile)
     texts = profile.spans.strings
 
     def described(key: tuple[int, ...]) -> tuple[str, str]:

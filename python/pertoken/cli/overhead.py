@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pertoken.errors import MissingDependencyError, PertokenError
+from pertoken.cli.arguments import FiniteRange, text_of
+from pertoken.errors import MissingDependencyError, PertokenError, SelectionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pertoken.experiment.plan import Plan
     from pertoken.experiment.result import Result
@@ -25,24 +26,34 @@ REFRESH_INTERVAL_S = 0.5
 PILOT_CALLS = 64
 
 
-def _share(ctx: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
-    """A share, written as ``1%`` or ``0.01``."""
-    if value is None:
-        return None
+def _share(value: str) -> float:
+    """A share above 0, written as ``1%`` or ``0.01``."""
     text = value.strip()
     try:
         share = float(text.removesuffix("%")) / (100.0 if text.endswith("%") else 1.0)
     except ValueError:
-        raise click.BadParameter(f"{text!r} is not a share such as 1% or 0.01") from None
-    if not (math.isfinite(share) and 0.0 < share <= 3.0):
-        raise click.BadParameter(f"{text!r} is not above 0 % and at most 300 %")
+        share = math.nan
+    if not (math.isfinite(share) and share > 0.0):
+        raise click.BadParameter(f"{text!r} is not a share above 0, such as 1% or 0.01")
     return share
 
 
-def _budget(ctx: click.Context, parameter: click.Parameter, value: str) -> float | None:
+def _share_up_to(most: float) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    """A callback for shares of which the largest is `most`."""
+
+    def check(ctx: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
+        share = None if value is None else _share(value)
+        if share is not None and share > most:
+            raise click.BadParameter(f"{value!r} is above {most * 100:.3g} %, the most it can be")
+        return share
+
+    return check
+
+
+def _budget(ctx: click.Context, parameter: click.Parameter, value: str) -> float:
     """A share below 1: who writes ``1`` means 1 %, and any cost would be under 100 %."""
-    share = _share(ctx, parameter, value)
-    if share is not None and share >= 1.0:
+    share = _share(value)
+    if share >= 1.0:
         raise click.BadParameter(
             f"{value!r} is {share * 100:.3g} % of the time: give a share below 1, such as 0.01 or "
             "1%; 0.01 is 1 %"
@@ -60,6 +71,7 @@ def _budget(ctx: click.Context, parameter: click.Parameter, value: str) -> float
     "--modules",
     default="layers",
     show_default=True,
+    callback=text_of,
     help="Which modules get spans: root, layers, all, or a glob pattern.",
 )
 @click.option(
@@ -72,23 +84,31 @@ def _budget(ctx: click.Context, parameter: click.Parameter, value: str) -> float
 @click.option(
     "--sampled", is_flag=True, help="Record within that budget, as profile(budget=) does."
 )
-@click.option("--p99", callback=_share, help="Test the p99 of decode steps, too, at this margin.")
 @click.option(
-    "--alpha", callback=_share, default="5%", show_default=True, help="Probability of an error."
+    "--p99",
+    callback=_share_up_to(3.0),
+    help="Test the p99 of decode steps, too, at this margin, 300% at most.",
+)
+@click.option(
+    "--alpha",
+    callback=_share_up_to(0.5),
+    default="5%",
+    show_default=True,
+    help="Probability of an error, 50% at most.",
 )
 @click.option(
     "--tokens",
     type=click.IntRange(min=2),
     default=32,
     show_default=True,
-    help="Tokens to generate in a call.",
+    help="Tokens to generate in a call; with the prompt they must fit the model's context.",
 )
 @click.option(
     "--prompt-tokens", type=click.IntRange(min=1), default=16, show_default=True, help="Of a call."
 )
 @click.option(
     "--max-seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     default=600,
     show_default=True,
     help="When to end undecided.",
@@ -132,6 +152,8 @@ def command(
         raise PertokenError("PERTOKEN=0 switches recording off: unset it to measure its cost")
     plan = _plan(**planned)
     model = _load(name, threads)
+    _check_modules(model, modules)
+    _check_length(model, prompt_tokens, tokens)
     from pertoken.overhead_measurement import overhead_looks
     from pertoken.timed_generate import TimedGenerate
 
@@ -205,6 +227,26 @@ def _load(name: str | None, threads: int) -> Any:
         raise PertokenError(f"cannot load the model {name!r}: check {where}; {error}") from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device).eval()
+
+
+def _check_modules(model: Any, modules: str) -> None:
+    from pertoken.selection import select_modules
+
+    try:
+        select_modules(model, modules)
+    except SelectionError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _check_length(model: Any, prompt_tokens: int, tokens: int) -> None:
+    """Refuses what is longer than the context: it would mean nothing, and take no end."""
+    config = getattr(model.config, "text_config", model.config)
+    context = getattr(config, "max_position_embeddings", None)
+    if isinstance(context, int) and prompt_tokens + tokens > context:
+        raise click.UsageError(
+            f"a prompt of {prompt_tokens} tokens and {tokens} more do not fit the model's context "
+            f"of {context}: --prompt-tokens and --tokens can be {context} together"
+        )
 
 
 def _last_look(looks: Iterator[Result]) -> tuple[Result | None, bool]:

@@ -18,6 +18,7 @@ import click
 
 import pertoken
 from pertoken.autostart_options import VARIABLE, AutostartOptions, memory_size
+from pertoken.cli.arguments import FiniteRange, text_of
 from pertoken.errors import PertokenError
 
 AUTOSTART_FILE = "pertoken_autostart.pth"
@@ -30,12 +31,6 @@ def _check_memory(ctx: click.Context, parameter: click.Parameter, value: str) ->
         raise click.BadParameter(str(error)) from error
 
 
-def _check_text(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
-    if not value:
-        raise click.BadParameter("is empty")
-    return value
-
-
 @click.command(context_settings={"allow_interspersed_args": False})
 @click.option("-m", "--module", is_flag=True, help="SCRIPT is a module, as with python -m.")
 @click.option(
@@ -43,14 +38,14 @@ def _check_text(ctx: click.Context, parameter: click.Parameter, value: str) -> s
     "--output",
     default=AutostartOptions.output,
     show_default=True,
-    callback=_check_text,
+    callback=text_of,
     help="Where the profiles go: a file that ends in .pertoken, else a folder.",
 )
 @click.option(
     "--modules",
     default=AutostartOptions.modules,
     show_default=True,
-    callback=_check_text,
+    callback=text_of,
     help="Which modules get spans: root, layers, all, or a glob pattern.",
 )
 @click.option(
@@ -69,14 +64,14 @@ def _check_text(ctx: click.Context, parameter: click.Parameter, value: str) -> s
 )
 @click.option(
     "--log-interval",
-    type=click.FloatRange(min=0, max=1e9),
+    type=FiniteRange(min=0, max=1e9),
     default=0,
     metavar="SECONDS",
     help="How often to log a line of status, with what recording costs.",
 )
 @click.option(
     "--spool",
-    default="",
+    callback=text_of,
     metavar="DIR",
     help="Leave what is recorded in DIR as well, for pertoken recover when SCRIPT is killed.",
 )
