@@ -89,7 +89,7 @@ class GraphCaptures:
 
     def remove(self) -> None:
         """Takes the wrappers out again, and switches off what stays in the graphs."""
-        # While the wrappers still see what other threads launch, which must not be changed meanwhile.
+        # First, while the wrappers see what other threads launch, which must stay as it is.
         for key in list(self._captured):
             self._release(key, is_there=True)
         for cls, name, wrapper in reversed(self._installed):
