@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -81,6 +82,12 @@ def system_errors(verb: str, name: str) -> Iterator[None]:
     """
     if "\0" in name:
         raise PertokenError(f"cannot {verb} {name!r}: a path cannot hold a null character")
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError as error:
+        raise PertokenError(
+            f"cannot {verb} {name!r}: no file has such a name ({error.reason})"
+        ) from error
     try:
         yield
     except OSError as error:

@@ -231,7 +231,8 @@ def _estimated_share(site: Mapping[str, Any]) -> str:
     share, low, high = (site[key] for key in ("share", "share_low", "share_high"))
     if low is None:
         return f"{share_text(share)} ± ?"
-    return share_text(share) + (f" ± {share_text((high - low) / 2)}" if high > share else "")
+    half = max(high - share, share - low)  # the interval ends at 0 and at 1
+    return share_text(share) + (f" ± {share_text(half)}" if half > 0 else "")
 
 
 def _losses(data: Mapping[str, Any]) -> Block:

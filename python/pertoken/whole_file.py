@@ -29,10 +29,6 @@ def written_aside(name: str, *, durable: bool) -> Iterator[BinaryIO]:
     Raises:
         OSError: the place cannot be written, or is not a regular file.
     """
-    try:
-        os.fsencode(name)
-    except UnicodeEncodeError as error:
-        raise OSError(errno.EINVAL, f"no file has such a name ({error.reason})", name) from error
     target = os.path.realpath(name)
     replaced = _status(target)
     if replaced is not None and stat.S_ISDIR(replaced.st_mode):

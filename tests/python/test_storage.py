@@ -339,6 +339,11 @@ def test_a_name_that_no_file_can_have_is_one_clear_error(tmp_path: Path, how: st
     assert os.listdir(tmp_path) == []
 
 
+def test_a_name_that_no_file_has_cannot_be_read() -> None:
+    with pytest.raises(PertokenError, match=r"cannot read '.*\\ud800.*no file has such a name"):
+        load("\ud800.pertoken")
+
+
 def test_a_saved_file_has_ordinary_permissions(tmp_path: Path) -> None:
     mask = os.umask(0o027)
     try:

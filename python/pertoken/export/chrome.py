@@ -38,9 +38,9 @@ import numpy as np
 
 from pertoken import _native
 from pertoken.analysis.activation_values import site_percentiles
+from pertoken.analysis.process_names import distinct_names_of
 from pertoken.analysis.token_confidence import confidence_by_step
 from pertoken.errors import system_errors
-from pertoken.processes import names_of_processes
 from pertoken.whole_file import written_aside
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _write(profile: Profile, name: str, target: object) -> None:
 def _shown_processes(profile: Profile) -> list[tuple[int, str]]:
     """Give each process an id of its own to be shown under, and its name."""
     shown: dict[int, str] = {}
-    names = names_of_processes(profile)
+    names = distinct_names_of(profile)
     for pid, name in zip(profile.processes["pid"].tolist(), names, strict=True):
         unusable = pid in shown or not 0 <= pid <= _INT32_MAX
         shown[max((_FIRST_MADE_UP_PID, *shown)) + 1 if unusable else pid] = name
