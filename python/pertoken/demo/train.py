@@ -238,7 +238,7 @@ def _readme(options: Options, outcome: Outcome, stored: Stored, versions: str) -
 A Llama of {stored.parameters:,} parameters over single characters ({options.layers} layers of width
 {options.hidden}, tied embeddings, vocabulary {VOCABULARY_SIZE}).
 Its safetensors ({stored.size_bytes:,} bytes) hold each matrix as int8, whole numbers
-from -{LARGEST_NUMBER} to {LARGEST_NUMBER}, with a float16 scale for each row: five bits a weight,
+from -{LARGEST_NUMBER} to {LARGEST_NUMBER}, with a float16 scale for each row: 4.4 bits a weight,
 once a wheel has deflated them. It was trained from nothing on the prose of Python's own
 documentation
 (`pydoc_data.topics` and the docstrings of the standard library; Python Software Foundation License)
