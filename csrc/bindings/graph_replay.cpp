@@ -70,10 +70,9 @@ void with_stamps(Recorder& recorder, uint64_t number, Use&& use) {
 }
 
 // What torch does, for which it gives up the GIL: meanwhile the graph's nodes stay as they are.
-PyObject* launch(const GraphReplayCall& call, PyObject* args, PyObject* kwargs, uint64_t observed) {
+PyObject* launch(const GraphReplayCall& call, PyObject* args, PyObject* kwargs,
+                 const GraphHandle& handle, uint64_t observed) {
   Recorder& recorder = *call.base.recorder;
-  const uint64_t number = number_of(call.graphs, args);
-  const GraphHandle handle = unpacked(number);
   DeviceCalls* calls = recorder.device_calls();
   const bool has_stamps = calls != nullptr && handle.graph != 0;
   cuda::GraphStamps* stamps = has_stamps ? calls->stamps->stamps(handle.device) : nullptr;
@@ -82,7 +81,7 @@ PyObject* launch(const GraphReplayCall& call, PyObject* args, PyObject* kwargs, 
   PyObject* result = call.base.inner.call(args, kwargs);
   if (observed != 0) call.base.observer->end_launch(observed);
   if (stamps != nullptr && stamps->end_launch(handle.graph)) {
-    with_stamps(recorder, number,
+    with_stamps(recorder, packed(handle),
                 [](cuda::GraphStamps& of, uint32_t graph) { of.rest_now(graph); });
   }
   return result;
@@ -90,11 +89,11 @@ PyObject* launch(const GraphReplayCall& call, PyObject* args, PyObject* kwargs, 
 
 // Observed where the step is. No time of the replay's own is in it.
 PyObject* replay(const GraphReplayCall& call, PyObject* args, PyObject* kwargs,
-                 ThreadBuffer& buffer) {
+                 ThreadBuffer& buffer, const GraphHandle& handle) {
   const uint64_t observed = number_of(call.observed, args);
-  if (observed == 0) return launch(call, args, kwargs, 0);
+  if (observed == 0) return launch(call, args, kwargs, handle, 0);
   const cuda::GpuPlace place = call.base.observer->begin_replay(buffer, observed);
-  PyObject* result = launch(call, args, kwargs, observed);
+  PyObject* result = launch(call, args, kwargs, handle, observed);
   call.base.observer->end_replay(place, observed, result != nullptr);
   return result;
 }
@@ -149,7 +148,7 @@ PyObject* timed_replay(const GraphReplayCall& call, PyObject* args, PyObject* kw
   Recorder& recorder = *call.base.recorder;
   const int device = handle.graph == 0 ? calls.devices.front() : handle.device;
   cuda::EventLane* lane = calls.timer->lane(buffer, device);
-  if (lane == nullptr) return replay(call, args, kwargs, buffer);
+  if (lane == nullptr) return replay(call, args, kwargs, buffer, handle);
   if (handle.graph == 0) calls.stamps->count_bare_replay();
   const uint32_t seq = tls_thread_state->next_seq();
   const uint32_t first_seq = tls_thread_state->next_seqs(handle.calls);
@@ -168,7 +167,7 @@ PyObject* timed_replay(const GraphReplayCall& call, PyObject* args, PyObject* kw
                                     .device = static_cast<int16_t>(device)};
   const bool is_awaited = announced.opened.number != 0 && interval.has_start();
   if (is_awaited) calls.stamps->await(stamped);
-  PyObject* result = replay(call, args, kwargs, buffer);
+  PyObject* result = replay(call, args, kwargs, buffer, handle);
   lane->note_launch();
   if (is_awaited && result == nullptr) calls.stamps->withdraw(stamped);
   interval.end(calls, recorder, {call.base.site, seq, 0, step, false});
@@ -191,7 +190,7 @@ PyObject* replay_in_region(const GraphReplayCall& call, PyObject* args, PyObject
   buffer.open_detail = sampled.open_detail();
   const uint64_t start_ticks = now_ticks();
   PyObject* result = (buffer.open_detail & call.base.left_out) != 0
-                         ? replay(call, args, kwargs, buffer)
+                         ? replay(call, args, kwargs, buffer, handle)
                          : timed_replay(call, args, kwargs, buffer, calls, handle, step);
   sampled.settle(buffer, now_ticks() - start_ticks, 0, {});
   buffer.open_detail = outer_detail;
@@ -204,11 +203,13 @@ PyObject* graph_replay_call(PyObject* self, PyObject* args, PyObject* kwargs) {
   Recorder& recorder = *call.base.recorder;
   DeviceCalls* calls = recorder.device_calls();
   ThreadBuffer* buffer = recorder.active() ? recorder.buffer() : nullptr;
-  if (buffer == nullptr || calls == nullptr || calls->devices.empty()) {
-    return launch(call, args, kwargs, number_of(call.observed, args));
-  }
-  if ((buffer->open_detail & call.base.left_out) != 0) return replay(call, args, kwargs, *buffer);
   const GraphHandle handle = handle_of(call, args);
+  if (buffer == nullptr || calls == nullptr || calls->devices.empty()) {
+    return launch(call, args, kwargs, handle, number_of(call.observed, args));
+  }
+  if ((buffer->open_detail & call.base.left_out) != 0) {
+    return replay(call, args, kwargs, *buffer, handle);
+  }
   if (buffer->open_seq != 0) {
     return timed_replay(call, args, kwargs, *buffer, *calls, handle, buffer->open_step);
   }
